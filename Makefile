@@ -1,0 +1,55 @@
+# make bench | make test: each sets everything up from a fresh clone, then does its job.
+
+ENV := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(CURDIR)/.venv)
+PY := $(ENV)/bin/python
+INSTALLED := $(ENV)/.fusednn-installed
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install build bench test test-full lint cpp wheel results clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+$(PY):
+	python3 -m venv $(ENV)
+
+# The marker names this checkout: an environment that serves another one is set up anew.
+$(INSTALLED): $(PY) pyproject.toml setup.py tools/install.py
+	$(PY) tools/install.py
+	@echo $(CURDIR) > $@
+
+install: $(INSTALLED) ## environment, torch, fusednn (editable) and what bench and tests need
+	@[ "$$(cat $(INSTALLED))" = "$(CURDIR)" ] || { $(PY) tools/install.py && echo $(CURDIR) > $(INSTALLED); }
+
+build: install ## compile what changed in csrc
+	@$(PY) tools/build.py
+
+bench: build ## the benchmark: report in build/report/index.html
+	$(PY) -m pytest bench
+
+test: build ## the tests
+	$(PY) -m pytest tests -m "not slow"
+
+test-full: build ## all tests, and the built module under the oldest and the newest torch
+	$(PY) -m pytest tests
+	$(PY) tools/torch_versions.py
+
+lint: install ## ruff, clang-format, pyright
+	$(PY) -m pip install -q '.[lint]' --no-build-isolation --dry-run >/dev/null 2>&1 || true
+	$(PY) tools/lint.py
+
+cpp: ## the C++ tests: no torch, no Python
+	cmake -S . -B build/cpp -G Ninja
+	cmake --build build/cpp
+	ctest --test-dir build/cpp --output-on-failure
+
+wheel: install ## wheel and sdist in dist/
+	$(PY) -m pip install -q build
+	$(PY) -m build --no-isolation
+
+results: bench ## keep this machine's results in bench/results, and bring README's table and picture up to date
+	$(PY) -m bench.publish
+
+clean: ## remove what was built
+	rm -rf build dist pyext/fusednn/_C*.so $(INSTALLED)

@@ -1,0 +1,25 @@
+"""Fused recurrent and attention kernels for PyTorch, as layers that take the place of torch.nn's."""
+
+from . import functional
+from .conversion import convert
+from .explanation import explain
+from .layers.attention import MultiheadAttention
+from .layers.cells import GRUCell, LSTMCell, RNNCell
+from .layers.recurrent import GRU, LSTM, RNN
+from .layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
+
+__version__ = "0.1.0"
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "MultiheadAttention",
+    "RNNCell",
+    "TransformerDecoderLayer",
+    "TransformerEncoderLayer",
+    "convert",
+    "explain",
+    "functional",
+]

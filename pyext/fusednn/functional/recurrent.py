@@ -1,0 +1,150 @@
+"""One layer of a recurrent network over a whole sequence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import operators  # noqa: F401  (registers torch.ops.fusednn)
+from ..plan import Request, plan
+from ..reference import recurrent as reference_recurrent
+from ..reference.cells import CELLS
+
+
+def recurrent(
+    cell: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    w_hr: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    strategy: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run one recurrent layer, in one or both directions, over all steps of a batch of sequences.
+
+    The operator under ``fusednn.RNN``, ``LSTM`` and ``GRU``. Differentiable to any order; second-order gradients
+    recompute the sequence in plain PyTorch. Under autocast all tensors are cast to autocast's dtype; sums are
+    accumulated in fp32 (fp64 for fp64), gates and the cell state within a call are computed in fp32.
+
+    Args:
+        cell: name of the cell: ``rnn_tanh``, ``rnn_relu``, ``lstm``, ``gru`` (reset after the recurrent product, as
+            torch's) or ``gru_reset_before``.
+        x: input of all steps, time-major rows, ``[N, I]`` with N = T * B, or the data of a PackedSequence.
+        h0: initial hidden state, ``[D, B, P]``; D = 2 adds the reverse direction.
+        c0: initial cell state, ``[D, B, H]``, for cells that have one; else None.
+        w_ih: input weights, ``[D, G * H, I]``, gates in torch's order.
+        w_hh: recurrent weights, ``[D, G * H, P]``.
+        b_ih: input bias, ``[D, G * H]``, or None.
+        b_hh: recurrent bias, ``[D, G * H]``, or None.
+        w_hr: projection of h, ``[D, P, H]``, for ``lstm`` with ``proj_size``; else None.
+        batch_sizes: rows of each step, int64 on the CPU, not increasing, as in PackedSequence; None if all have B.
+        strategy: a name of the plan table (``fusednn.plan``); ``auto`` takes the best that can serve the request.
+
+    Returns:
+        ``(y, h_n, c_n)``: the output of all steps ``[N, D * P]`` and the states after each row's last step,
+        ``[D, B, P]`` and ``[D, B, H]`` (None for cells without a cell state). The same bits from run to run.
+
+    Raises:
+        TypeError: tensors of different dtype or device.
+        ValueError: shapes that do not fit, an unknown cell or strategy, or a strategy that cannot serve the request.
+
+    Example:
+        >>> import torch, fusednn
+        >>> x, h0 = torch.randn(5 * 2, 3), torch.zeros(1, 2, 4)  # T = 5, B = 2
+        >>> y, h_n, _ = fusednn.functional.recurrent(
+        ...     "rnn_tanh", x, h0, None, torch.randn(1, 4, 3), torch.randn(1, 4, 4))
+        >>> y.shape, h_n.shape
+        (torch.Size([10, 4]), torch.Size([1, 2, 4]))
+    """
+    tensors = {"x": x, "h0": h0, "c0": c0, "w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh, "w_hr": w_hr}
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        low = torch.get_autocast_dtype(device)
+        tensors = {k: t if t is None or t.dtype == torch.float64 else t.to(low) for k, t in tensors.items()}
+        x = tensors["x"]
+    chosen = plan(Request(cell, device, str(x.dtype).removeprefix("torch.")), strategy).strategy.name
+    _check(cell, tensors, batch_sizes)
+    run = {"reference": _reference, "loop": _loop}.get(chosen, _operator)
+    y, h_n, c_n = run(*tensors.values(), batch_sizes, cell, chosen)
+    return y, h_n, c_n if c0 is not None else None
+
+
+def _operator(*args):
+    return torch.ops.fusednn.recurrent(*args)
+
+
+def _reference(*args):
+    with torch.autocast(args[0].device.type, enabled=False):
+        return reference_recurrent.recurrent(*args[:-1])
+
+
+def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy):
+    """One operator call a step and direction: what a user's loop over a cell does."""
+    batch, rows = h0.shape[1], x.shape[0]
+    sizes = batch_sizes.tolist() if batch_sizes is not None else [batch] * (rows // batch if batch else 0)
+    steps = x.split(sizes)
+    outputs, last_h, last_c = [], [], []
+    for d in range(h0.shape[0]):
+        only = slice(d, d + 1)
+        weights = [None if t is None else t[only] for t in (w_ih, w_hh, b_ih, b_hh, w_hr)]
+        h, c = h0[only], None if c0 is None else c0[only]
+        output = [x] * len(steps)
+        for t in reversed(range(len(steps))) if d else range(len(steps)):
+            n = sizes[t]
+            y, h_t, c_t = _operator(steps[t], h[:, :n], None if c is None else c[:, :n], *weights, None, cell, strategy)
+            output[t] = y
+            h = h_t if n == batch else torch.cat([h_t, h[:, n:]], dim=1)
+            if c is not None:
+                c = c_t if n == batch else torch.cat([c_t, c[:, n:]], dim=1)
+        outputs.append(torch.cat(output) if output else x.new_empty(0, h0.shape[2]))
+        last_h.append(h)
+        last_c.append(c)
+    c_n = x.new_empty(0) if c0 is None else torch.cat(last_c)
+    return torch.cat(outputs, dim=1), torch.cat(last_h), c_n
+
+
+def _check(cell: str, tensors: dict[str, Tensor | None], batch_sizes: Tensor | None) -> None:
+    """Raise unless dtypes, devices and shapes fit together."""
+    x, h0, w_ih, w_hh = (tensors[name] for name in ("x", "h0", "w_ih", "w_hh"))
+    assert x is not None and h0 is not None and w_ih is not None and w_hh is not None
+    for name, tensor in tensors.items():
+        if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
+            raise TypeError(
+                f"{name} must have the dtype and device of x ({x.dtype}, {x.device}), got {tensor.dtype}, {tensor.device}"
+            )
+    if x.dim() != 2 or h0.dim() != 3 or w_hh.dim() != 3:
+        raise ValueError(
+            f"expected x [N, I], h0 [D, B, P] and w_hh [D, G * H, P], got {x.dim()}, {h0.dim()} and {w_hh.dim()} dimensions"
+        )
+    definition = CELLS[cell]
+    gates = len(definition.gates)
+    directions, batch, width = h0.shape
+    units = w_hh.shape[1] // gates
+    if definition.has_cell_state != (tensors["c0"] is not None):
+        raise ValueError(f"cell {cell} {'needs' if definition.has_cell_state else 'takes no'} c0")
+    if tensors["w_hr"] is not None and not definition.has_cell_state:
+        raise ValueError(f"cell {cell} takes no w_hr: projections exist for lstm")
+    if directions not in (1, 2):
+        raise ValueError(f"h0 must have 1 or 2 directions, got shape {list(h0.shape)}")
+    expected = {
+        "c0": (directions, batch, units),
+        "w_ih": (directions, gates * units, x.shape[1]),
+        "w_hh": (directions, gates * units, width),
+        "b_ih": (directions, gates * units),
+        "b_hh": (directions, gates * units),
+        "w_hr": (directions, width, units),
+    }
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must have shape {list(shape)} for cell {cell}, got {list(tensor.shape)}")
+    if tensors["w_hr"] is None and width != units:
+        raise ValueError(f"h0 must have {units} units without w_hr, got {width}")
+    if batch_sizes is None and batch and x.shape[0] % batch:
+        raise ValueError(f"x must have a multiple of B = {batch} rows, got {x.shape[0]}")
+    if batch_sizes is not None and (batch_sizes.device.type != "cpu" or batch_sizes.dtype != torch.int64):
+        raise TypeError(f"batch_sizes must be int64 on the CPU, got {batch_sizes.dtype} on {batch_sizes.device}")

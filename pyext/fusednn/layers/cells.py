@@ -1,0 +1,131 @@
+"""RNNCell, LSTMCell and GRUCell: one step, torch.nn's constructors and semantics."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .. import plan
+from ..functional import recurrent
+
+
+class _Cell:
+    """One step through the same operator as a sequence, at T = 1."""
+
+    strategy: str = "auto"
+    cell: str
+
+    def _step(self: nn.RNNCellBase, input: Tensor, states: tuple[Tensor, ...] | None, count: int):
+        name = self._get_name()
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        for i, state in enumerate(states or ()):
+            if state.dim() not in (1, 2):
+                which = "hidden" if count == 1 else f"hx[{i}]"
+                raise ValueError(f"{name}: Expected {which} to be 1D or 2D, got {state.dim()}D instead")
+        batched = input.dim() == 2
+        x = input if batched else input.unsqueeze(0)
+        if states is None:
+            states = (x.new_zeros(x.shape[0], self.hidden_size),) * count
+        elif not batched:
+            states = tuple(state.unsqueeze(0) for state in states)
+        self._check(x, states)
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        start = [state.unsqueeze(0) for state in states]
+        _, h, c = recurrent(
+            self.cell,
+            x,
+            start[0],
+            start[1] if count == 2 else None,
+            *(None if w is None else w.unsqueeze(0) for w in weights),
+            strategy=self.strategy,
+        )
+        result = (h[0],) if c is None else (h[0], c[0])
+        return result if batched else tuple(state.squeeze(0) for state in result)
+
+    def _check(self: nn.RNNCellBase, x: Tensor, states: tuple[Tensor, ...]) -> None:
+        """Raise as torch.nn does where sizes do not fit."""
+        if x.shape[1] != self.input_size:
+            raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
+        for i, state in enumerate(states):
+            if tuple(state.shape) != (x.shape[0], self.hidden_size):
+                raise RuntimeError(
+                    f"hidden{i} must have shape {[x.shape[0], self.hidden_size]} for this input, got {list(state.shape)}"
+                )
+
+    def _set_strategy(self, strategy: str) -> None:
+        if strategy not in plan.NAMES:
+            raise ValueError(f"strategy must be one of {', '.join(plan.NAMES)}, got {strategy!r}")
+        self.strategy = strategy
+
+
+class RNNCell(_Cell, nn.RNNCell):
+    """One Elman step, as ``torch.nn.RNNCell``; ``strategy`` as in ``fusednn.RNN``.
+
+    Example:
+        >>> import torch, fusednn
+        >>> fusednn.RNNCell(10, 20)(torch.randn(3, 10)).shape
+        torch.Size([3, 20])
+    """
+
+    def __init__(self, *args, strategy: str = "auto", **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._set_strategy(strategy)
+
+    @property
+    def cell(self) -> str:
+        """Name of the cell in the registry."""
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return f"rnn_{self.nonlinearity}"
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """``[B, I]`` or ``[I]``, and h ``[B, H]`` or ``[H]``, to the next h."""
+        return self._step(input, None if hx is None else (hx,), 1)[0]
+
+
+class LSTMCell(_Cell, nn.LSTMCell):
+    """One LSTM step, as ``torch.nn.LSTMCell``; ``strategy`` as in ``fusednn.LSTM``.
+
+    Example:
+        >>> import torch, fusednn
+        >>> h, c = fusednn.LSTMCell(10, 20)(torch.randn(3, 10))
+        >>> h.shape, c.shape
+        (torch.Size([3, 20]), torch.Size([3, 20]))
+    """
+
+    cell = "lstm"
+
+    def __init__(self, *args, strategy: str = "auto", **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._set_strategy(strategy)
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """``[B, I]`` or ``[I]``, and (h, c), to the next (h, c)."""
+        h, c = self._step(input, hx, 2)
+        return h, c
+
+
+class GRUCell(_Cell, nn.GRUCell):
+    """One GRU step, as ``torch.nn.GRUCell``; ``strategy`` and ``reset_after`` as in ``fusednn.GRU``.
+
+    Example:
+        >>> import torch, fusednn
+        >>> fusednn.GRUCell(10, 20)(torch.randn(3, 10)).shape
+        torch.Size([3, 20])
+    """
+
+    reset_after: bool = True
+
+    def __init__(self, *args, strategy: str = "auto", reset_after: bool = True, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._set_strategy(strategy)
+        self.reset_after = reset_after
+
+    @property
+    def cell(self) -> str:
+        """``gru``, or ``gru_reset_before``."""
+        return "gru" if self.reset_after else "gru_reset_before"
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """``[B, I]`` or ``[I]``, and h ``[B, H]`` or ``[H]``, to the next h."""
+        return self._step(input, None if hx is None else (hx,), 1)[0]

@@ -1,0 +1,325 @@
+"""RNN, LSTM and GRU: torch.nn's constructors, parameters and semantics on fusednn's kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import plan
+from ..functional import recurrent
+from ..reference.cells import CELLS
+
+Hidden = Tensor | tuple[Tensor, Tensor]
+
+
+class RecurrentLayer(nn.RNNBase):
+    """What RNN, LSTM and GRU share. A new cell's layer needs a name for its mode and ``cell``; see ``LSTM``.
+
+    The base is ``torch.nn.RNNBase``, not ``torch.nn.LSTM`` and so on: torch.compile refuses to trace instances of those
+    three. Parameters, their names and their initialisation are those of the base.
+    """
+
+    strategy: str = "auto"  # on the class, so that a torch.nn instance can take this class over
+
+    def __init__(self, mode: str, *args, strategy: str = "auto", **kwargs) -> None:
+        if strategy not in plan.NAMES:
+            raise ValueError(f"strategy must be one of {', '.join(plan.NAMES)}, got {strategy!r}")
+        known_to_torch = mode in ("RNN_TANH", "RNN_RELU", "LSTM", "GRU")
+        super().__init__(mode if known_to_torch else "RNN_TANH", *args, **kwargs)
+        self.strategy = strategy
+        if not known_to_torch:
+            self.mode = mode
+            self._widen_gates()
+
+    def _widen_gates(self) -> None:
+        """Give a cell that torch does not know its own number of gates."""
+        gates = len(CELLS[self.cell].gates)
+        for name in self._flat_weights_names:
+            parameter = getattr(self, name)
+            if not name.startswith("weight_hr"):
+                shape = (gates * self.hidden_size, *parameter.shape[1:])
+                setattr(self, name, nn.Parameter(parameter.new_empty(shape)))
+        self._init_flat_weights()
+        self.reset_parameters()
+
+    @property
+    def cell(self) -> str:
+        """Name of the cell in the registry."""
+        return self.mode.lower()
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: fusednn's kernels take the parameters where they lie."""
+
+    def extra_repr(self) -> str:
+        """As torch.nn's, with the strategy where one was asked for."""
+        base = super().extra_repr()
+        return base if self.strategy == "auto" else f"{base}, strategy={self.strategy!r}"
+
+    def check_forward_args(self, input: Tensor, hidden: Hidden, batch_sizes: Tensor | None) -> None:
+        """Raise as torch.nn does unless input and initial states fit the layer."""
+        self.check_input(input, batch_sizes)
+        expected = self.get_expected_hidden_size(input, batch_sizes)
+        if isinstance(hidden, Tensor):
+            self.check_hidden_size(hidden, expected)
+            return
+        self.check_hidden_size(hidden[0], expected, "Expected hidden[0] size {}, got {}")
+        cell_size = (*expected[:2], self.hidden_size)
+        self.check_hidden_size(hidden[1], cell_size, "Expected hidden[1] size {}, got {}")
+
+    def permute_hidden(self, hx: Hidden, permutation: Tensor | None) -> Hidden:
+        """Reorder the batch of the states."""
+        if permutation is None:
+            return hx
+        if isinstance(hx, Tensor):
+            return hx.index_select(1, permutation)
+        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+
+    def forward(self, input, hx=None):
+        """Run the layer over whole sequences; arguments, results and errors are those of torch.nn.
+
+        Args:
+            input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a PackedSequence.
+            hx: initial state ``h0``, or ``(h0, c0)`` for LSTM; zeros if None. ``[L * D, B, P]``, ``[L * D, B, H]``.
+
+        Returns:
+            ``(output, h_n)``, or ``(output, (h_n, c_n))`` for LSTM.
+
+        Raises:
+            ValueError: input of a wrong rank or dtype.
+            RuntimeError: sizes that do not fit, or a sequence of length 0.
+        """
+        self._update_flat_weights()
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx)
+        if input.dim() not in (2, 3):
+            raise ValueError(f"{self._get_name()}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
+        batched = input.dim() == 3
+        self._check_state_rank(hx, batched)
+        if not batched:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+            hx = _map(hx, lambda state: state.unsqueeze(1))
+        hx = self._initial(input, input.shape[0 if self.batch_first else 1]) if hx is None else hx
+        self.check_forward_args(input, hx, None)
+        x = input.transpose(0, 1) if self.batch_first else input
+        if x.shape[0] == 0:
+            raise RuntimeError(f"Expected sequence length to be larger than 0 in {self._get_name()}")
+        y, hidden = self._run(x.flatten(0, 1), hx, None)
+        y = y.view(*x.shape[:2], -1) if x.shape[1] else y.new_empty(*x.shape[:2], y.shape[1])
+        y = y.transpose(0, 1) if self.batch_first else y
+        if not batched:
+            y = y.squeeze(0 if self.batch_first else 1)
+            hidden = _map(hidden, lambda state: state.squeeze(1))
+        return y, hidden
+
+    def _forward_packed(self, packed: PackedSequence, hx):
+        data, batch_sizes, sorted_indices, unsorted_indices = packed
+        if hx is None:
+            hx = self._initial(data, int(batch_sizes[0]))
+        else:
+            hx = self.permute_hidden(hx, sorted_indices)
+        self.check_forward_args(data, hx, batch_sizes)
+        y, hidden = self._run(data, hx, batch_sizes)
+        output = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
+        return output, self.permute_hidden(hidden, unsorted_indices)
+
+    def step(self, x_t: Tensor, state: Hidden | None = None) -> tuple[Tensor, Hidden]:
+        """Advance every layer by one time step, for streaming.
+
+        Args:
+            x_t: input of the step, ``[B, I]``.
+            state: what the previous call returned, or None to start from zeros.
+
+        Returns:
+            ``(y_t, state)`` with ``y_t`` ``[B, P]``.
+
+        Raises:
+            ValueError: the layer is bidirectional (the future is not known), or ``x_t`` is not ``[B, I]``.
+        """
+        if self.bidirectional:
+            raise ValueError("step() needs a layer with one direction: bidirectional=True reads the future")
+        if x_t.dim() != 2:
+            raise ValueError(f"step() expects x_t of shape [B, I], got {x_t.dim()} dimensions")
+        self._update_flat_weights()
+        state = self._initial(x_t, x_t.shape[0]) if state is None else state
+        self.check_forward_args(x_t.unsqueeze(1 if self.batch_first else 0), state, None)
+        return self._run(x_t, state, None)
+
+    def _check_state_rank(self, hx, batched: bool) -> None:
+        if hx is None:
+            return
+        rank, name = (3, "batched 3-D") if batched else (2, "unbatched 2-D")
+        states = (hx,) if isinstance(hx, Tensor) else hx
+        if any(state.dim() != rank for state in states):
+            got = ", ".join(f"{state.dim()}-D" for state in states)
+            what = "hx" if isinstance(hx, Tensor) else "hx and cx"
+            raise RuntimeError(f"For {name} input, {what} should also be {rank}-D but got {got} tensor")
+
+    def _initial(self, input: Tensor, batch: int) -> Hidden:
+        stack = self.num_layers * (2 if self.bidirectional else 1)
+        h0 = input.new_zeros(stack, batch, self.proj_size or self.hidden_size)
+        return (h0, input.new_zeros(stack, batch, self.hidden_size)) if CELLS[self.cell].has_cell_state else h0
+
+    def _weights(self, layer: int) -> list[Tensor | None]:
+        """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, each with its directions in front."""
+        suffixes = ("", "_reverse") if self.bidirectional else ("",)
+
+        def directions(name: str) -> Tensor:
+            found = [getattr(self, f"{name}_l{layer}{suffix}") for suffix in suffixes]
+            return found[0].unsqueeze(0) if len(found) == 1 else torch.stack(found)
+
+        biases = [directions(name) if self.bias else None for name in ("bias_ih", "bias_hh")]
+        projection = directions("weight_hr") if self.proj_size else None
+        return [directions("weight_ih"), directions("weight_hh"), *biases, projection]
+
+    def _run(self, x: Tensor, hx: Hidden, batch_sizes: Tensor | None) -> tuple[Tensor, Hidden]:
+        """All layers over rows ``[N, I]``."""
+        h0, c0 = hx if isinstance(hx, tuple) else (hx, None)
+        directions = 2 if self.bidirectional else 1
+        last_h, last_c = [], []
+        for layer in range(self.num_layers):
+            if layer and self.dropout:
+                x = nn.functional.dropout(x, self.dropout, self.training)
+            part = slice(layer * directions, (layer + 1) * directions)
+            start_c = None if c0 is None else c0[part]
+            x, h_n, c_n = recurrent(
+                self.cell, x, h0[part], start_c, *self._weights(layer), batch_sizes, strategy=self.strategy
+            )
+            last_h.append(h_n)
+            last_c.append(c_n)
+        h_n = last_h[0] if len(last_h) == 1 else torch.cat(last_h)
+        if c0 is None:
+            return x, h_n
+        return x, (h_n, last_c[0] if len(last_c) == 1 else torch.cat(last_c))
+
+
+def _map(hidden, function):
+    """Apply a function to each state tensor."""
+    if hidden is None:
+        return None
+    return tuple(map(function, hidden)) if isinstance(hidden, tuple) else function(hidden)
+
+
+class RNN(RecurrentLayer):
+    r"""Elman network, as ``torch.nn.RNN``: :math:`h_t = \tanh(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})`.
+
+    Differs from torch in ``strategy``, ``step()``, torch.compile without a graph break, second-order gradients, and
+    backward in eval mode on every device. Under autocast outputs have autocast's dtype.
+
+    Args:
+        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype:
+            as ``torch.nn.RNN``.
+        strategy: how to run (``fusednn.plan.STRATEGIES``); ``auto`` takes the best that can serve the request.
+
+    Shape:
+        as ``torch.nn.RNN``.
+
+    Raises:
+        TypeError, ValueError: as ``torch.nn.RNN``; ValueError for an unknown strategy.
+
+    Example:
+        >>> import torch, fusednn
+        >>> rnn = fusednn.RNN(10, 20, num_layers=2)
+        >>> output, h_n = rnn(torch.randn(5, 3, 10))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+
+    Source: Elman, Finding structure in time, 1990.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", *args, **kwargs
+    ) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        self.nonlinearity = nonlinearity
+        super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, *args, **kwargs)
+
+
+class LSTM(RecurrentLayer):
+    r"""Long short-term memory, as ``torch.nn.LSTM``, projections (``proj_size``) included.
+
+    .. math::
+        i, f, o = \sigma(W x_t + b + U h_{t-1} + b'), \quad g = \tanh(\ldots), \quad
+        c_t = f c_{t-1} + i g, \quad h_t = o \tanh(c_t)
+
+    Differs from torch in ``strategy``, ``step()``, torch.compile without a graph break, second-order gradients, and
+    backward in eval mode on every device. Under autocast outputs have autocast's dtype.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
+            as ``torch.nn.LSTM``.
+        strategy: how to run (``fusednn.plan.STRATEGIES``); ``auto`` takes the best that can serve the request.
+
+    Shape:
+        as ``torch.nn.LSTM``.
+
+    Raises:
+        TypeError, ValueError: as ``torch.nn.LSTM``; ValueError for an unknown strategy.
+
+    Example:
+        >>> import torch, fusednn
+        >>> lstm = fusednn.LSTM(10, 20, batch_first=True)
+        >>> output, (h_n, c_n) = lstm(torch.randn(3, 5, 10))
+        >>> output.shape, c_n.shape
+        (torch.Size([3, 5, 20]), torch.Size([1, 3, 20]))
+
+    Source: Hochreiter and Schmidhuber, 1997; forget gate by Gers, Schmidhuber and Cummins, 2000; projection by Sak,
+    Senior and Beaufays, 2014.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+
+
+class GRU(RecurrentLayer):
+    r"""Gated recurrent unit, as ``torch.nn.GRU``.
+
+    .. math::
+        r, z = \sigma(W x_t + b + U h_{t-1} + b'), \quad n = \tanh(W_n x_t + b_n + r (U_n h_{t-1} + b'_n)), \quad
+        h_t = (1 - z) n + z h_{t-1}
+
+    Differs from torch in ``strategy``, ``reset_after``, ``step()``, torch.compile without a graph break, second-order
+    gradients, and backward in eval mode on every device. Under autocast outputs have autocast's dtype.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype:
+            as ``torch.nn.GRU``.
+        reset_after: True for torch's form above; False for the form of most texts, with the reset before the product,
+            :math:`n = \tanh(W_n x_t + b_n + U_n (r h_{t-1}) + b'_n)` and :math:`h_t = (1 - z) h_{t-1} + z n`.
+        strategy: how to run (``fusednn.plan.STRATEGIES``); ``auto`` takes the best that can serve the request.
+
+    Shape:
+        as ``torch.nn.GRU``.
+
+    Raises:
+        TypeError, ValueError: as ``torch.nn.GRU``; ValueError for an unknown strategy.
+
+    Example:
+        >>> import torch, fusednn
+        >>> gru = fusednn.GRU(10, 20, bidirectional=True)
+        >>> output, h_n = gru(torch.randn(5, 3, 10))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 40]), torch.Size([2, 3, 20]))
+
+    Source: Cho et al., Learning phrase representations using RNN encoder-decoder, 2014.
+    """
+
+    reset_after: bool = True
+
+    def __init__(self, *args, reset_after: bool = True, **kwargs) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        super().__init__("GRU", *args, **kwargs)
+        self.reset_after = reset_after
+
+    @property
+    def cell(self) -> str:
+        """``gru``, or ``gru_reset_before``."""
+        return "gru" if self.reset_after else "gru_reset_before"
+
+    def extra_repr(self) -> str:
+        """As torch.nn's, with ``reset_after`` where it is not torch's."""
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")

@@ -1,0 +1,233 @@
+"""The operator library ``torch.ops.fusednn``: schemas, shapes for tracing, gradients, and what runs on which device.
+
+Letters: B batch, T time, I input size, H hidden size, P size of h (H, or ``proj_size``), G gates, S values saved per
+unit, D directions (1, or 2 with the second one in reverse time). Rows: N = T * B time-major, or the sum of
+``batch_sizes`` in the layout of ``torch.nn.utils.rnn.PackedSequence``.
+
+``recurrent`` is the operator that everything calls. It is differentiable to any order:
+
+* where a compiled kernel exists for the device, forward is one library GEMM for the input product of all steps and one
+  ``recurrent_forward``; backward is one ``recurrent_backward``, which walks the steps in reverse and yields the
+  gradients of the pre-activations, and library GEMMs over all rows for weights and inputs;
+* where none exists, the plain PyTorch reference is registered for the device, and autograd differentiates that;
+* second-order gradients always differentiate the reference.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .native import compiled_devices
+from .reference import recurrent as reference_recurrent
+from .reference.cells import CELLS, Cell
+
+LIBRARY = torch.library.Library("fusednn", "DEF")
+
+_WEIGHTS = "Tensor w_hh, Tensor? b_hh, Tensor? w_hr, Tensor? batch_sizes, str cell, str strategy"
+LIBRARY.define(
+    "recurrent(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr,"
+    " Tensor? batch_sizes, str cell, str strategy) -> (Tensor y, Tensor h_n, Tensor c_n)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+LIBRARY.define(
+    f"recurrent_forward(Tensor gates, Tensor h0, Tensor? c0, {_WEIGHTS}, bool save)"
+    " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+LIBRARY.define(
+    "recurrent_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor y, Tensor saved, Tensor h0,"
+    f" Tensor? c0, {_WEIGHTS})"
+    " -> (Tensor d_gates, Tensor d_recurrent, Tensor d_h0, Tensor d_c0, Tensor d_proj)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@torch.library.register_fake("fusednn::recurrent", lib=LIBRARY)
+def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy):
+    y = x.new_empty(x.shape[0], h0.shape[0] * h0.shape[2])
+    return y, torch.empty_like(h0), x.new_empty(0) if c0 is None else torch.empty_like(c0)
+
+
+@torch.library.register_fake("fusednn::recurrent_forward", lib=LIBRARY)
+def _(gates, h0, c0, w_hh, b_hh, w_hr, batch_sizes, cell, strategy, save):
+    rows, directions, units = gates.shape[0], h0.shape[0], _units(cell, w_hh)
+    saved = directions * len(CELLS[cell].saved) * units
+    return (
+        gates.new_empty(rows, directions * h0.shape[2]),
+        torch.empty_like(h0),
+        gates.new_empty(0) if c0 is None else torch.empty_like(c0),
+        gates.new_empty(rows, saved) if save and saved else gates.new_empty(0),
+    )
+
+
+@torch.library.register_fake("fusednn::recurrent_backward", lib=LIBRARY)
+def _(grad_y, grad_h_n, grad_c_n, y, saved, h0, c0, w_hh, b_hh, w_hr, batch_sizes, cell, strategy):
+    d_gates = y.new_empty(y.shape[0], h0.shape[0] * w_hh.shape[1])
+    return (
+        d_gates,
+        torch.empty_like(d_gates) if CELLS[cell].split else y.new_empty(0),
+        torch.empty_like(h0),
+        y.new_empty(0) if c0 is None else torch.empty_like(c0),
+        y.new_empty(0) if w_hr is None else torch.empty_like(y),
+    )
+
+
+def _units(cell: str, w_hh: Tensor) -> int:
+    """H, from the weights ``[D, G * H, P]``."""
+    return w_hh.shape[1] // len(CELLS[cell].gates)
+
+
+def _project(x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
+    """Input part of all pre-activations, both directions in one GEMM.  # [N, D * G * H]"""
+    return torch.nn.functional.linear(x, w_ih.flatten(0, 1), None if b_ih is None else b_ih.flatten())
+
+
+def _forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, save):
+    gates = _project(x, w_ih, b_ih)
+    return torch.ops.fusednn.recurrent_forward(gates, h0, c0, w_hh, b_hh, w_hr, batch_sizes, cell, strategy, save)
+
+
+def _inference(*args):
+    return _forward(*args, False)[:3]
+
+
+def _reference(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy):
+    return reference_recurrent.recurrent(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell)
+
+
+def _previous(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Tensor:
+    """The h that each row's step started from, in the layout of y.  # [N, P]"""
+    batch, rows = h0.shape[0], y.shape[0]
+    if batch_sizes is None:
+        return torch.cat([y[batch:], h0]) if reverse else torch.cat([h0, y[: rows - batch]])
+    row = torch.arange(rows, device=batch_sizes.device)
+    if reverse:  # row b of step t continues row b of step t + 1, if that step has one
+        start = torch.cumsum(batch_sizes, 0) - batch_sizes
+        following = torch.cat([batch_sizes[1:], batch_sizes.new_zeros(1)])
+        spread = lambda per_step: per_step.repeat_interleave(batch_sizes, output_size=rows)  # noqa: E731
+        b = row - spread(start)
+        source = torch.where(b < spread(following), row + spread(batch_sizes), rows + b)
+        return torch.cat([y, h0])[source.to(y.device)]
+    before = torch.cat([batch_sizes[:1], batch_sizes[:-1]])  # rows of the step before; step 0 starts from h0
+    source = row + batch - before.repeat_interleave(batch_sizes, output_size=rows)
+    return torch.cat([h0, y])[source.to(y.device)]
+
+
+def _recurrent_weight_gradient(cell: Cell, d_recurrent: Tensor, previous: Tensor, saved: Tensor) -> Tensor:
+    """dW_hh of one direction from [N, G * H], [N, P] and [N, S * H].  # [G * H, P]"""
+    if not cell.late:
+        return d_recurrent.t() @ previous
+    units = previous.shape[1]
+    early = (len(cell.gates) - len(cell.late)) * units
+    values = dict(zip(cell.saved, saved.split(units, dim=1), strict=True))
+    assert cell.late_input is not None
+    late_input = cell.late_input(values, previous)
+    return torch.cat([d_recurrent[:, :early].t() @ previous, d_recurrent[:, early:].t() @ late_input])
+
+
+def _projection_weight_gradient(cell: Cell, d_h: Tensor, saved: Tensor, units: int) -> Tensor:
+    """dW_hr of one direction; the projected vector is o * tanh(c).  # [P, H]"""
+    values = dict(zip(cell.saved, saved.split(units, dim=1), strict=True))
+    return d_h.t() @ (values["o"] * torch.tanh(values["c"]))
+
+
+class _Recurrent(torch.autograd.Function):
+    """``recurrent`` where a compiled kernel does forward and backward."""
+
+    @staticmethod
+    def forward(ctx, *args):
+        x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy = args
+        y, h_n, c_n, saved = _forward(*args, True)
+        ctx.save_for_backward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, y, saved)
+        ctx.cell, ctx.strategy = cell, strategy
+        ctx.set_materialize_grads(False)
+        if c0 is None:
+            ctx.mark_non_differentiable(c_n)
+        return y, h_n, c_n
+
+    @staticmethod
+    def backward(ctx, *grads):  # pyright: ignore[reportIncompatibleMethodOverride]
+        *inputs, y, saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable_backward(ctx, inputs, grads)
+        x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes = inputs
+        cell = CELLS[ctx.cell]
+        d_gates, d_recurrent, d_h0, d_c0, d_proj = torch.ops.fusednn.recurrent_backward(
+            *(None if g is None else g.contiguous() for g in grads),
+            *(y, saved, h0, c0, w_hh, b_hh, w_hr, batch_sizes, ctx.cell, ctx.strategy),
+        )
+        d_recurrent = d_recurrent if cell.split else d_gates
+        directions, width = h0.shape[0], w_hh.shape[1]
+        need = dict(zip(("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr"), ctx.needs_input_grad, strict=False))
+
+        def each_direction(tensor: Tensor) -> tuple[Tensor, ...]:
+            return tensor.chunk(directions, dim=1)
+
+        d_w_hh = d_w_hr = None
+        if need["w_hh"]:
+            saved_parts = each_direction(saved) if cell.saved else [saved] * directions
+            d_w_hh = torch.stack(
+                [
+                    _recurrent_weight_gradient(cell, d, _previous(h, h0[k], batch_sizes, k == 1), s)
+                    for k, (d, h, s) in enumerate(
+                        zip(each_direction(d_recurrent), each_direction(y), saved_parts, strict=True)
+                    )
+                ]
+            )
+        if need["w_hr"]:
+            d_w_hr = torch.stack(
+                [
+                    _projection_weight_gradient(cell, d, s, _units(ctx.cell, w_hh))
+                    for d, s in zip(each_direction(d_proj), each_direction(saved), strict=True)
+                ]
+            )
+        d_b_ih = d_gates.sum(0).view(directions, width) if need["b_ih"] or need["b_hh"] else None
+        d_b_hh = d_recurrent.sum(0).view(directions, width) if need["b_hh"] and cell.split else d_b_ih
+        return (
+            d_gates @ w_ih.flatten(0, 1) if need["x"] else None,
+            d_h0 if need["h0"] else None,
+            d_c0 if need["c0"] else None,
+            (d_gates.t() @ x).view_as(w_ih) if need["w_ih"] else None,
+            d_w_hh,
+            d_b_ih if need["b_ih"] else None,
+            d_b_hh if need["b_hh"] else None,
+            d_w_hr,
+            *(None, None, None),
+        )
+
+
+def _differentiable_backward(ctx, inputs, grads):
+    """Gradients that can be differentiated again: autograd through the reference, recomputed from the inputs."""
+    # Views, so that each gradient is the partial one even where one input was computed from another.
+    views = [None if t is None else t.view_as(t) for t in inputs]
+    outputs = reference_recurrent.recurrent(*views, ctx.cell)
+    wanted = [v for v, needed in zip(views, ctx.needs_input_grad, strict=False) if needed]
+    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
+    found = iter(
+        torch.autograd.grad(
+            [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
+        )
+    )
+    return *(next(found) if needed else None for needed in ctx.needs_input_grad[: len(views)]), None, None
+
+
+def _autograd(keyset, *args):
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        return _Recurrent.apply(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.fusednn.recurrent.default.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+def _register() -> None:
+    """Compiled kernels where they exist, the reference on every other device."""
+    for device in ("CPU", "CUDA", "XPU", "MPS"):
+        if device.lower() in compiled_devices():
+            LIBRARY.impl("recurrent", _inference, device)
+            LIBRARY.impl("recurrent", _autograd, f"Autograd{device}", with_keyset=True)
+        else:
+            LIBRARY.impl("recurrent", _reference, device)
+            LIBRARY.impl("recurrent", _reference, f"Autograd{device}")
+
+
+_register()

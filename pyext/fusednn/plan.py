@@ -1,0 +1,122 @@
+"""The plan table: every strategy for a recurrent sequence, what it needs, what it costs, and why one is chosen.
+
+``auto``, ``explain``, the tests and the benchmarks all read this table and nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .native import HOW_TO_BUILD, compiled_devices
+from .reference.cells import CELLS
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call asks for: the cell, the device type and the floating-point type, as torch names them."""
+
+    cell: str
+    device: str
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One rung of the ladder.
+
+    Attributes:
+        name: what ``strategy=`` takes.
+        idea: one sentence on how it works.
+        launches: operator calls for a sequence of T steps, a formula in T.
+        refuse: why the request cannot run this way, or None if it can.
+        automatic: whether ``auto`` may choose it.
+        evidence: the result file, or the prediction labelled as such, that puts it where it stands.
+    """
+
+    name: str
+    idea: str
+    launches: str
+    refuse: Callable[[Request], str | None]
+    evidence: str
+    automatic: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The outcome for one request: the strategy, the reason, and why each other one was not taken."""
+
+    request: Request
+    strategy: Strategy
+    reason: str
+    refused: tuple[tuple[str, str], ...]
+
+
+COMPILED_DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def _needs_kernel(request: Request) -> str | None:
+    if request.device not in compiled_devices():
+        if request.device == "cpu":
+            return f"no compiled kernel: {HOW_TO_BUILD}"
+        return f"this version of fusednn has no compiled kernel for {request.device} tensors"
+    if request.dtype not in COMPILED_DTYPES:
+        return f"dtype must be one of {', '.join(COMPILED_DTYPES)}, got {request.dtype}"
+    return None
+
+
+# Best first: ``auto`` takes the first one that does not refuse.
+STRATEGIES = (
+    Strategy(
+        "sequence",
+        "one operator call for all steps: threads stay, weights are packed once, gates are fused",
+        "1",
+        _needs_kernel,
+        "bench_launch in bench/results",
+    ),
+    Strategy(
+        "loop",
+        "one operator call a step: the same kernel at T = 1, kept to measure what a launch a step costs",
+        "T",
+        _needs_kernel,
+        "bench_launch in bench/results",
+        automatic=False,
+    ),
+    Strategy(
+        "reference",
+        "plain PyTorch, several operators a step: the definition of correct, differentiable to any order",
+        "several T",
+        lambda request: None,
+        "bench_launch in bench/results",
+    ),
+)
+NAMES = ("auto", *(s.name for s in STRATEGIES))
+
+
+@functools.cache
+def plan(request: Request, strategy: str = "auto") -> Plan:
+    """Choose a strategy for a request.
+
+    Raises:
+        ValueError: an unknown cell or strategy, or an explicit strategy that cannot serve the request.
+    """
+    if request.cell not in CELLS:
+        raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {request.cell!r}")
+    if strategy not in NAMES:
+        raise ValueError(f"strategy must be one of {', '.join(NAMES)}, got {strategy!r}")
+    refusals = {s.name: s.refuse(request) for s in STRATEGIES}
+    if strategy != "auto" and refusals[strategy] is not None:
+        raise ValueError(f"strategy {strategy!r} is impossible for {request}: {refusals[strategy]}")
+    chosen = next(
+        s
+        for s in STRATEGIES
+        if s.name == strategy or (strategy == "auto" and s.automatic and refusals[s.name] is None)
+    )
+    reason = "asked for by name" if strategy != "auto" else f"first in the plan table that can serve it; {chosen.evidence}"
+    others = tuple(
+        (s.name, refusals[s.name] or ("kept for measurement" if not s.automatic else "slower in the plan table"))
+        for s in STRATEGIES
+        if s is not chosen
+    )
+    return Plan(request, chosen, reason, others)

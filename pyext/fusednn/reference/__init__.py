@@ -1,0 +1,1 @@
+"""Plain PyTorch definitions: what every compiled kernel is checked against, and what runs where there is none."""

@@ -1,0 +1,72 @@
+"""A whole recurrent sequence in plain PyTorch: differentiable to any order, on any device, in any dtype."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cells import CELLS, Cell
+
+
+def _direction(
+    cell: Cell,
+    gates: list[Tensor],
+    h: Tensor,
+    c: Tensor | None,
+    w_hh: Tensor,
+    b_hh: Tensor | None,
+    w_hr: Tensor | None,
+    reverse: bool,
+) -> tuple[list[Tensor], Tensor, Tensor | None]:
+    """One direction over a list of steps, each ``[rows, G * H]``; the first rows of the batch are the active ones."""
+
+    def recurrent(h: Tensor, rows: slice = slice(None)) -> Tensor:
+        return F.linear(h, w_hh[rows], None if b_hh is None else b_hh[rows])
+
+    outputs = [h] * len(gates)
+    for t in reversed(range(len(gates))) if reverse else range(len(gates)):
+        rows = gates[t].shape[0]
+        state = (h[:rows],) if c is None else (h[:rows], c[:rows])
+        state = cell.step(gates[t], recurrent, state)
+        outputs[t] = state[0] if w_hr is None else F.linear(state[0], w_hr)
+        h = torch.cat([outputs[t], h[rows:]]) if rows < h.shape[0] else outputs[t]
+        if c is not None:
+            c = torch.cat([state[1], c[rows:]]) if rows < c.shape[0] else state[1]
+    return outputs, h, c
+
+
+def recurrent(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    w_hr: Tensor | None,
+    batch_sizes: Tensor | None,
+    cell: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition of the operator ``fusednn::recurrent``; shapes and meaning are given there."""
+    definition = CELLS[cell]
+    batch, rows = h0.shape[1], x.shape[0]
+    sizes = batch_sizes.tolist() if batch_sizes is not None else [batch] * (rows // batch if batch else 0)
+    outputs, last_h, last_c = [], [], []
+    for d in range(h0.shape[0]):
+        gates = list(F.linear(x, w_ih[d], None if b_ih is None else b_ih[d]).split(sizes))
+        steps, h, c = _direction(
+            definition,
+            gates,
+            h0[d],
+            None if c0 is None else c0[d],
+            w_hh[d],
+            None if b_hh is None else b_hh[d],
+            None if w_hr is None else w_hr[d],
+            reverse=d == 1,
+        )
+        outputs.append(torch.cat(steps) if steps else x.new_empty(0, h0.shape[2]))
+        last_h.append(h)
+        last_c.append(c)
+    c_n = x.new_empty(0) if c0 is None else torch.stack(last_c)
+    return torch.cat(outputs, dim=1), torch.stack(last_h), c_n

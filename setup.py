@@ -1,0 +1,69 @@
+"""Build fusednn._C, and nothing else; all metadata is in pyproject.toml.
+
+Three cases, decided here and nowhere else: a C++ compiler and torch (build), no C++ compiler (a pure Python package
+that says so at import), no torch (an isolated build: stop, with two lines that say what to do).
+"""
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ISOLATED = """\
+fusednn compiles against the torch that will load it, and build isolation hides that torch. Run:
+  pip install torch setuptools wheel pybind11 ninja && pip install --no-build-isolation ."""
+
+SOURCES = sorted(str(p) for folder in ("csrc/cpu", "csrc/bindings") for p in Path(folder).glob("*.cpp"))
+HEADERS = sorted(str(p) for p in Path("csrc").rglob("*.h"))
+FLAGS = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Icsrc"]
+OPENMP = ["-fopenmp"] if platform.system() == "Linux" else []  # Apple's clang has none: one thread there
+
+
+def compiler() -> str | None:
+    """The C++ compiler that setuptools will call, or None."""
+    asked = os.environ.get("CXX")
+    if asked is not None:
+        return asked  # a compiler asked for by name and not found is the builder's error to see
+    return next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
+
+
+class NeedsTorch(build_ext):
+    """What runs in place of the build where torch cannot be imported."""
+
+    def run(self) -> None:
+        raise SystemExit(ISOLATED)
+
+
+def extension() -> dict:
+    """Arguments of ``setup`` for the extension module."""
+    if compiler() is None:
+        print("fusednn: no C++ compiler found, building without kernels; install g++ or clang++", file=sys.stderr)
+        return {}
+    try:
+        import pybind11
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
+        return {"ext_modules": [Extension("fusednn._C", [])], "cmdclass": {"build_ext": NeedsTorch}}
+    module = CppExtension(
+        "fusednn._C",
+        SOURCES,
+        include_dirs=["csrc", pybind11.get_include()],
+        depends=HEADERS,
+        extra_compile_args=FLAGS + OPENMP,
+        extra_link_args=OPENMP,
+    )
+    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=True)}}
+
+
+def packages() -> dict:
+    """``triton_kernels`` lies at the top and is installed inside fusednn; a checkout without the link maps it."""
+    if Path("pyext/fusednn/triton_kernels/__init__.py").exists():
+        return {}
+    return {"package_dir": {"": "pyext", "fusednn.triton_kernels": "triton_kernels"}}
+
+
+setup(**extension(), **packages())
