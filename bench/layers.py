@@ -1,0 +1,98 @@
+"""What can be measured: every implementation under its name, from one table. Public API only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+try:
+    import fusednn
+except ImportError as error:  # the suites still measure torch, and the record says why the rest is missing
+    fusednn = None
+    MISSING = f"fusednn is not importable: {type(error).__name__}"
+else:
+    MISSING = ""
+
+TORCH = "torch.nn"
+OURS = "fusednn"
+CELLS = ("RNN", "LSTM", "GRU")
+
+
+def rungs() -> tuple[str, ...]:
+    """The ladder, slowest first, and torch's own layer at the end. A rung added to the plan table appears here."""
+    if fusednn is None:
+        return ("reference", "loop", "sequence", TORCH)
+    return (*(s.name for s in reversed(fusednn.plan.STRATEGIES)), TORCH)
+
+
+def recurrent(impl: str, cell: str, inputs: int, width: int, **options: Any) -> nn.Module:
+    """A recurrent layer: ``torch.nn``, ``fusednn`` (its automatic choice) or a rung of the ladder by name.
+
+    Skips the test, with the reason, where the implementation can't serve the request.
+    """
+    if impl == TORCH:
+        return getattr(nn, cell)(inputs, width, **options)
+    if fusednn is None:
+        pytest.skip(MISSING)
+    return getattr(fusednn, cell)(inputs, width, strategy="auto" if impl == OURS else impl, **options)
+
+
+def encoder_layer(impl: str, d: int, heads: int, ff: int, **options: Any) -> nn.Module:
+    """A transformer encoder layer, batch first, without dropout."""
+    options = {"batch_first": True, "dropout": 0.0, **options}
+    if impl == TORCH:
+        return nn.TransformerEncoderLayer(d, heads, ff, **options)
+    if fusednn is None or not hasattr(fusednn, "TransformerEncoderLayer"):
+        pytest.skip(MISSING or "fusednn has no TransformerEncoderLayer yet")
+    return fusednn.TransformerEncoderLayer(d, heads, ff, **options)
+
+
+def probe(layer: nn.Module, *inputs: Tensor) -> None:
+    """Skip, with the layer's own words, where it refuses these inputs."""
+    try:
+        with torch.no_grad():
+            layer(*inputs)
+    except (ValueError, NotImplementedError) as error:
+        pytest.skip(str(error))
+
+
+def _pinned(backend: SDPBackend) -> Callable[..., Tensor]:
+    def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        with sdpa_kernel(backend):
+            return nn.functional.scaled_dot_product_attention(q, k, v, **options)
+
+    return attend
+
+
+def _ours(backend: str) -> Callable[..., Tensor]:
+    def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        return fusednn.functional.scaled_dot_product_attention(q, k, v, backend=backend, **options)  # type: ignore
+
+    return attend
+
+
+ATTENTION: dict[str, Callable[..., Tensor]] = {
+    "fusednn-torch": _ours("torch"),
+    "sdpa-flash": _pinned(SDPBackend.FLASH_ATTENTION),
+    "sdpa-math": _pinned(SDPBackend.MATH),
+}
+CUDA_ONLY: dict[str, Callable[..., Tensor]] = {
+    "fusednn-triton": _ours("triton"),
+    "sdpa-efficient": _pinned(SDPBackend.EFFICIENT_ATTENTION),
+    "sdpa-cudnn": _pinned(SDPBackend.CUDNN_ATTENTION),
+}
+
+
+def attention(impl: str, device: torch.device) -> Callable[..., Tensor]:
+    """An attention function ``f(q, k, v, is_causal=...)`` on ``[B, N, T, E]``; skips where it can't run."""
+    if impl in CUDA_ONLY and device.type != "cuda":
+        pytest.skip(f"{impl} needs a CUDA device")
+    if impl.startswith("fusednn"):
+        if fusednn is None or not hasattr(fusednn.functional, "scaled_dot_product_attention"):
+            pytest.skip(MISSING or "fusednn has no scaled_dot_product_attention yet")
+    return {**ATTENTION, **CUDA_ONLY}[impl]

@@ -1,0 +1,69 @@
+"""The record on disk: one JSON line a test, appended at once, so that a killed run loses nothing and can resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+KINDS = ("measured", "skipped", "wrong", "failed")
+
+
+def clean(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(k): clean(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean(v) for v in value]
+    return value
+
+
+class Lines:
+    """An append-only file of finished tests."""
+
+    def __init__(self, path: Path, resume: bool, key: dict[str, Any]) -> None:
+        self.path = path
+        self.key = key
+        self.lines: dict[str, dict[str, Any]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if resume and path.exists():
+            self._load()
+        else:
+            path.unlink(missing_ok=True)
+        if not path.exists():
+            self._append({"key": key})
+
+    def _load(self) -> None:
+        rows = []
+        for text in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue  # the line a killed run was writing
+        if not rows or rows[0].get("key") != self.key:
+            raise ValueError(f"{self.path.name} was written with other settings; run without --bench-resume")
+        self.lines = {row["fullname"]: row for row in rows[1:] if row["kind"] == "measured"}
+        body = "".join(json.dumps(row) + "\n" for row in [{"key": self.key}, *self.lines.values()])
+        self.path.write_text(body, encoding="utf-8")
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(clean(row), allow_nan=False) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+
+    def add(self, kind: str, bench: dict[str, Any], series: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Append one finished test."""
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+        row = clean({"kind": kind, "fullname": bench["fullname"], "bench": bench, "series": series or {}})
+        self.lines[bench["fullname"]] = row
+        self._append(row)
+        return row
+
+    def __contains__(self, fullname: str) -> bool:
+        return fullname in self.lines

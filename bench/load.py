@@ -1,0 +1,167 @@
+"""Foreign load: how much CPU other processes took while we measured.
+
+Under foreign load medians were up to 78 times wrong, so rounds measured under it are thrown away and repeated. The
+figure is (busy time of the machine - time of our own processes) / wall time, in CPUs. Ours are this process, its
+children, and its ancestors: the shell, make or the editor that shows our progress works for us.
+
+The kernel counts busy time in ticks of 10 ms, so one round of a millisecond can't be judged. Rounds are therefore
+collected into windows of at least `WINDOW` seconds, and a window is kept or rejected as a whole.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import psutil
+
+THRESHOLD = 0.1  # CPUs taken by others above which a window is rejected
+WINDOW = 0.25  # seconds; ticks are 10 ms, so the figure is good to about 0.05 CPU
+
+
+def machine_busy() -> float:
+    """Seconds of CPU time spent on this machine by anyone, time stolen by the hypervisor included."""
+    t = psutil.cpu_times()
+    parts = ("user", "nice", "system", "irq", "softirq", "steal", "interrupt", "dpc")
+    return sum(getattr(t, part, 0.0) for part in parts)
+
+
+def _family() -> list[psutil.Process]:
+    me = psutil.Process()
+    try:
+        return [*me.parents(), *me.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+class OwnTime:
+    """Seconds of CPU time spent by this process and its family."""
+
+    def __init__(self) -> None:
+        self.family = _family()
+
+    def __call__(self) -> float:
+        total = time.process_time()
+        for process in self.family:
+            try:
+                used = process.cpu_times()
+            except psutil.Error:
+                continue
+            total += used.user + used.system
+        return total
+
+
+@dataclass
+class Watch:
+    """Measures foreign load between `start` and `read`. The three sources can be replaced in tests."""
+
+    busy: object = machine_busy
+    own: object = field(default_factory=OwnTime)
+    wall: object = time.perf_counter
+    _at: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def start(self) -> None:
+        self._at = (self.busy(), self.own(), self.wall())  # type: ignore[operator]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since `start`."""
+        return self.wall() - self._at[2]  # type: ignore[operator]
+
+    def read(self) -> float:
+        """CPUs that others used since `start`; never negative."""
+        busy, own, wall = self.busy(), self.own(), self.wall()  # type: ignore[operator]
+        elapsed = max(wall - self._at[2], 1e-9)
+        return max(0.0, (busy - self._at[0] - (own - self._at[1])) / elapsed)
+
+
+@dataclass
+class Window:
+    """Some consecutive rounds that were judged together."""
+
+    durations: list[float]
+    foreign: float
+    hosts: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Judge:
+    """Collects rounds into windows, keeps the clean ones, and says when to stop.
+
+    It stops when at least ``rounds`` clean rounds over at least ``seconds`` are in hand, or when ``limit`` seconds have
+    passed whatever happened. A cell that never got enough clean rounds falls back on its least disturbed windows and
+    is flagged as disturbed: it is recorded, but no verdict rests on it.
+    """
+
+    rounds: int
+    seconds: float
+    limit: float
+    threshold: float = THRESHOLD
+    window: float = WINDOW
+    watch: Watch = field(default_factory=Watch)
+    kept: list[Window] = field(default_factory=list)
+    rejected: list[Window] = field(default_factory=list)
+    _pending: list[float] = field(default_factory=list)
+    _hosts: list[float] = field(default_factory=list)
+    _begun: float | None = None
+
+    def before(self) -> None:
+        """Call before a round."""
+        if self._begun is None:
+            self._begun = self.watch.wall()  # type: ignore[operator]
+        if not self._pending:
+            self.watch.start()
+
+    def after(self, duration: float, host: float | None = None) -> bool:
+        """Call after a round; returns True when measuring is done."""
+        self._pending.append(duration)
+        self._hosts.append(duration if host is None else host)
+        spent = self.watch.wall() - (self._begun or 0.0)  # type: ignore[operator]
+        if self.watch.seconds >= self.window:
+            self._close()
+        if self.clean_rounds >= self.rounds and self.clean_seconds >= self.seconds:
+            return True
+        return spent >= self.limit
+
+    def _close(self) -> None:
+        window = Window(self._pending, self.watch.read(), self._hosts)
+        (self.kept if window.foreign <= self.threshold else self.rejected).append(window)
+        self._pending, self._hosts = [], []
+
+    @property
+    def clean_rounds(self) -> int:
+        return sum(len(w.durations) for w in self.kept)
+
+    @property
+    def clean_seconds(self) -> float:
+        return sum(sum(w.durations) for w in self.kept)
+
+    def finish(self) -> Verdict:
+        """The rounds that count. Call once, after the last round."""
+        if self._pending:
+            self._close()
+        rejected = sum(len(w.durations) for w in self.rejected)
+        chosen, disturbed = list(self.kept), False
+        least = min(self.rounds, 3)
+        if self.clean_rounds < least:
+            disturbed = True
+            for window in sorted(self.rejected, key=lambda w: w.foreign):
+                if sum(len(w.durations) for w in chosen) >= least:
+                    break
+                chosen.append(window)
+                rejected -= len(window.durations)
+        rounds = [d for w in chosen for d in w.durations]
+        weight = sum(rounds)
+        foreign = sum(w.foreign * sum(w.durations) for w in chosen) / weight if weight else 0.0
+        return Verdict(rounds, [h for w in chosen for h in w.hosts], foreign, rejected, disturbed)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge let through."""
+
+    durations: list[float]
+    hosts: list[float]
+    foreign_cpus: float
+    rejected_rounds: int
+    disturbed: bool

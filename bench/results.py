@@ -1,0 +1,63 @@
+"""The results file: a pytest-benchmark file with our fields, the skipped cells, the series, and the claims."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.claims import judge_all
+from bench.lines import clean
+
+SCHEMA = 1
+
+
+def assemble(
+    rows: list[dict[str, Any]],
+    machine_info: dict[str, Any],
+    tier: dict[str, Any],
+    commit: dict[str, Any],
+    when: str,
+) -> dict[str, Any]:
+    """Put the lines of a run together. ``benchmarks`` holds only what was timed, so that other tools can read it."""
+    import pytest_benchmark
+
+    measured = [row for row in rows if row["kind"] == "measured"]
+    results: dict[str, Any] = {
+        "machine_info": machine_info,
+        "commit_info": commit,
+        "benchmarks": [row["bench"] for row in measured],
+        "datetime": when,
+        "version": pytest_benchmark.__version__,
+        "schema": SCHEMA,
+        "tier": tier,
+        "not_measured": [
+            {
+                "fullname": row["fullname"],
+                "kind": row["kind"],
+                "params": row["bench"].get("params"),
+                "extra_info": row["bench"]["extra_info"],
+            }
+            for row in rows
+            if row["kind"] != "measured"
+        ],
+        "series": {row["fullname"]: row["series"] for row in measured if row["series"]},
+    }
+    results["claims"] = judge_all(results)
+    return clean(results)
+
+
+def write(results: dict[str, Any], path: Path) -> None:
+    """Write atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a results file and refuse one that is not ours."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    if results.get("schema") != SCHEMA:
+        raise ValueError(f"{path.name}: schema {results.get('schema')!r}, expected {SCHEMA}")
+    return results

@@ -1,0 +1,42 @@
+"""How much is measured: smoke (20 s, part of the tests), standard (the default, 6 minutes on two cores), full."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Tier:
+    """Rounds and seconds of clean measuring a cell wants, and the seconds after which it takes what it has."""
+
+    name: str
+    rounds: int
+    seconds: float
+    limit: float
+    seeds: int  # repetitions of the gradient measurements
+    lm_steps: int  # training steps of a byte model
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+SMOKE = Tier("smoke", rounds=3, seconds=0.0, limit=0.3, seeds=3, lm_steps=30)
+STANDARD = Tier("standard", rounds=7, seconds=0.25, limit=3.0, seeds=20, lm_steps=500)
+FULL = Tier("full", rounds=15, seconds=1.0, limit=30.0, seeds=20, lm_steps=2000)
+TIERS = {tier.name: tier for tier in (SMOKE, STANDARD, FULL)}
+
+
+def tiers(**values: dict[str, tuple[Any, ...]]) -> pytest.MarkDecorator:
+    """Parametrise by tier: ``@tiers(T=dict(smoke=(8,), standard=(50, 100), full=(50, 100, 1000)))``.
+
+    A tier without values leaves the benchmark out.
+    """
+    return pytest.mark.tiers(**values)
+
+
+def cost(seconds: float) -> pytest.MarkDecorator:
+    """About how long one case takes in the standard tier; only the time left in the progress bar depends on it."""
+    return pytest.mark.cost(seconds)
