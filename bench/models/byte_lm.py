@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from bench.models.factory import Factory
+from bench.models.positions import LearnedPositions
 
 BYTES = 256
 EMBEDDING = 64  # width of the byte embedding, and of the transformer
@@ -33,7 +33,7 @@ class TransformerLM(nn.Module):
     def __init__(self, factory: Factory) -> None:
         super().__init__()
         self.embedding = nn.Embedding(BYTES, EMBEDDING)
-        self.positions = nn.Parameter(torch.randn(LONGEST, EMBEDDING) * 0.02)
+        self.positions = LearnedPositions(LONGEST, EMBEDDING)
         self.layers = nn.ModuleList(
             factory.encoder_layer(EMBEDDING, HEADS, 4 * EMBEDDING, norm_first=True) for _ in range(DEPTH)
         )
@@ -43,8 +43,8 @@ class TransformerLM(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, T] -> [B, T, 256], position t sees bytes 0 to t."""
         T = tokens.shape[1]
-        mask = nn.Transformer.generate_square_subsequent_mask(T, device=tokens.device, dtype=self.positions.dtype)
-        x = self.embedding(tokens) + self.positions[:T]
+        mask = nn.Transformer.generate_square_subsequent_mask(T, device=tokens.device, dtype=self.out.weight.dtype)
+        x = self.positions(self.embedding(tokens))
         for layer in self.layers:
             x = layer(x, src_mask=mask, is_causal=True)
         return self.out(self.norm(x))

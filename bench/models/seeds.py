@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from bench.models.factory import Factory
+from bench.models.positions import LearnedPositions
 
 VOCABULARY, WIDTH, LAYERS, HEADS, LONGEST = 10_000, 512, 6, 8, 1024
 
@@ -34,13 +34,13 @@ class SeedTransformer(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
-        self.positions = nn.Parameter(torch.randn(longest, width) * 0.02)
+        self.positions = LearnedPositions(longest, width)
         self.layers = nn.ModuleList(factory.encoder_layer(width, heads, 4 * width) for _ in range(layers))
         self.out = nn.Linear(width, vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, T] -> [B, T, vocabulary]."""
-        x = self.embedding(tokens) + self.positions[: tokens.shape[1]]
+        x = self.positions(self.embedding(tokens))
         for layer in self.layers:
             x = layer(x)
         return self.out(x)

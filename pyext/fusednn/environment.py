@@ -34,7 +34,7 @@ def facts() -> dict[str, str]:
     """Name and value of each fact; no host name, no user name, no path."""
     from .triton_kernels import status
 
-    built = native.module()
+    built = native.MODULE
     found = {
         "fusednn": _version("fusednn"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",

@@ -33,7 +33,7 @@ def describe(chosen: Plan, steps: int | None = None, calls: int = 1) -> str:
         f"why        {chosen.reason}",
         f"calls      {launches}",
     ]
-    built = native.module()
+    built = native.MODULE
     if request.device == "cpu" and chosen.strategy.name != "reference" and built is not None:
         info = built.build_info()
         lines.append(f"kernel     {info['isa']}, {torch.get_num_threads()} threads")

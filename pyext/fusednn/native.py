@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import warnings
 from types import ModuleType
@@ -10,17 +9,15 @@ from types import ModuleType
 HOW_TO_BUILD = "install a C++20 compiler (g++ 11 or clang 14, or newer), then run `make build` in the source tree"
 
 
-@functools.cache
-def module() -> ModuleType | None:
+def _load() -> ModuleType | None:
     """``fusednn._C``, or None where the package was installed without a compiler.
 
-    Raises:
-        ImportError: the module was built but does not load, which no fallback should hide.
+    A module that was built but does not load raises ImportError, which no fallback should hide.
     """
     if importlib.util.find_spec("fusednn._C") is None:
         warnings.warn(
             f"fusednn has no compiled kernels here and runs on plain PyTorch, slower. To change that, {HOW_TO_BUILD}.",
-            stacklevel=2,
+            stacklevel=3,
         )
         return None
     import torch  # noqa: F401  (its libraries must be loaded first)
@@ -30,7 +27,5 @@ def module() -> ModuleType | None:
     return _C
 
 
-@functools.cache
-def compiled_devices() -> frozenset[str]:
-    """Device types that have a compiled recurrent kernel, as torch names them."""
-    return frozenset() if module() is None else frozenset({"cpu"})
+MODULE = _load()
+COMPILED_DEVICES = frozenset() if MODULE is None else frozenset({"cpu"})  # as torch names device types

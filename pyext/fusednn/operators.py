@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .native import compiled_devices
+from .native import COMPILED_DEVICES
 from .reference import recurrent as reference_recurrent
 from .reference.cells import CELLS, Cell
 
@@ -222,7 +222,7 @@ def _autograd(keyset, *args):
 def _register() -> None:
     """Compiled kernels where they exist, the reference on every other device."""
     for device in ("CPU", "CUDA", "XPU", "MPS"):
-        if device.lower() in compiled_devices():
+        if device.lower() in COMPILED_DEVICES:
             LIBRARY.impl("recurrent", _inference, device)
             LIBRARY.impl("recurrent", _autograd, f"Autograd{device}", with_keyset=True)
         else:

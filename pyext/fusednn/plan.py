@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .native import HOW_TO_BUILD, compiled_devices
+from .native import COMPILED_DEVICES, HOW_TO_BUILD
 from .reference.cells import CELLS
 
 
@@ -57,7 +57,7 @@ COMPILED_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 def _needs_kernel(request: Request) -> str | None:
-    if request.device not in compiled_devices():
+    if request.device not in COMPILED_DEVICES:
         if request.device == "cpu":
             return f"no compiled kernel: {HOW_TO_BUILD}"
         return f"this version of fusednn has no compiled kernel for {request.device} tensors"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -21,6 +23,7 @@ class RecurrentLayer(nn.RNNBase):
     """
 
     strategy: str = "auto"  # on the class, so that a torch.nn instance can take this class over
+    variants: ClassVar[dict[str, dict]] = {}  # each cell that the layer runs, with the arguments that select it
 
     def __init__(self, mode: str, *args, strategy: str = "auto", **kwargs) -> None:
         if strategy not in plan.NAMES:
@@ -200,6 +203,11 @@ def _map(hidden, function):
     return tuple(map(function, hidden)) if isinstance(hidden, tuple) else function(hidden)
 
 
+def layer_of(cell: str) -> tuple[type[RecurrentLayer], dict]:
+    """The layer class that runs a cell, and the arguments that select the cell."""
+    return next((c, c.variants[cell]) for c in RecurrentLayer.__subclasses__() if cell in c.variants)
+
+
 class RNN(RecurrentLayer):
     r"""Elman network, as ``torch.nn.RNN``: :math:`h_t = \tanh(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})`.
 
@@ -226,6 +234,8 @@ class RNN(RecurrentLayer):
 
     Source: Elman, Finding structure in time, 1990.
     """
+
+    variants: ClassVar = {"rnn_tanh": {}, "rnn_relu": {"nonlinearity": "relu"}}
 
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", *args, **kwargs
@@ -270,6 +280,8 @@ class LSTM(RecurrentLayer):
     Senior and Beaufays, 2014.
     """
 
+    variants: ClassVar = {"lstm": {}}
+
     def __init__(self, *args, **kwargs) -> None:
         super().__init__("LSTM", *args, **kwargs)
 
@@ -307,6 +319,7 @@ class GRU(RecurrentLayer):
     Source: Cho et al., Learning phrase representations using RNN encoder-decoder, 2014.
     """
 
+    variants: ClassVar = {"gru": {}, "gru_reset_before": {"reset_after": False}}
     reset_after: bool = True
 
     def __init__(self, *args, reset_after: bool = True, **kwargs) -> None:

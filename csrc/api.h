@@ -1,0 +1,98 @@
+// The C++ API of the kernels, free of torch. A provider (cpu, cuda, emulated) is a table of functions over these structs.
+//
+// Letters: B batch, T time, H hidden size, P size of h (H, or the projection's size), D directions (the second runs
+// in reverse time), N rows in all: T * B padded and time-major, or the sum of batch_sizes. G gates and S saved values
+// are the cell's. Every tensor is contiguous, in the dtype of the call; nothing may alias; every pointer is borrowed
+// for the call. The provider writes each element of each output.
+#pragma once
+
+#include <cstdint>
+
+namespace fusednn {
+
+enum class Dtype : int { kFloat64, kFloat32, kBFloat16, kFloat16 };
+
+// c[m, n] = a[m, k] b[k, n], or a b^T with b [n, k] where transpose_b. Row-major with the given distances between rows.
+struct Gemm {
+  const void* a;
+  const void* b;
+  void* c;
+  int64_t m, n, k;
+  int64_t lda, ldb, ldc;
+  bool transpose_b;
+  Dtype dtype;
+};
+
+struct RecurrentShape {
+  const char* cell;  // a name of cells/registry.h
+  Dtype dtype;
+  int64_t batch, steps, rows, hidden, proj, directions;  // B, T, N, H, P, D
+  const int64_t* batch_sizes;                            // [T] on the host, non-increasing; null: padded
+  int threads;                                           // at most this many (cpu)
+  void (*gemm)(const Gemm&);  // a library GEMM for single steps; null: the provider does without
+};
+
+struct RecurrentForward {
+  RecurrentShape shape;
+  const void* gates;  // [N, D*G*H] W_ih x + b_ih
+  const void* h0;     // [D, B, P]
+  const void* c0;     // [D, B, H]; null where the cell has no c
+  const void* w_hh;   // [D, G*H, P]
+  const void* b_hh;   // [D, G*H] or null
+  const void* w_hr;   // [D, P, H] or null
+  void* y;            // [N, D*P]
+  void* h_n;          // [D, B, P]
+  void* c_n;          // [D, B, H]; null where the cell has no c
+  void* saved;        // [N, D*S*H]; null: inference
+};
+
+struct RecurrentBackward {
+  RecurrentShape shape;
+  const void* grad_y;    // [N, D*P] or null, which means zero; so too the next two
+  const void* grad_h_n;  // [D, B, P]
+  const void* grad_c_n;  // [D, B, H]
+  const void* y;         // of forward, with saved, and forward's arguments
+  const void* saved;
+  const void* h0;
+  const void* c0;
+  const void* w_hh;
+  const void* w_hr;
+  void* d_gates;      // [N, D*G*H] gradient of gates
+  void* d_recurrent;  // [N, D*G*H] gradient of the recurrent part; null unless the cell is split
+  void* d_h0;         // [D, B, P]
+  void* d_c0;         // [D, B, H]; null where the cell has no c
+  void* d_proj;       // [N, D*P] the whole gradient that reaches h_t; null without w_hr
+};
+
+// Each function returns null, or a message that lives until the thread's next call.
+struct Provider {
+  const char* name;
+  const char* (*forward)(const RecurrentForward&);
+  const char* (*backward)(const RecurrentBackward&);
+};
+
+const Provider& cpu_provider();
+
+// What the registry knows of a cell.
+struct CellInfo {
+  const char* name;
+  int gates;
+  int saved;
+  bool cell_state;
+  bool split;
+  int second_gates;
+};
+
+int cell_count();
+const CellInfo& cell_info(int index);
+const CellInfo* find_cell(const char* name);  // null: no such cell
+
+// The instruction sets of the CPU provider.
+int isa_count();
+const char* isa_name(int index);
+bool isa_supported(int index);      // by the machine that runs this
+const char* isa_chosen();           // what the next call uses
+const char* set_isa(const char* name);  // returns null or a message; "" or null: the best one
+bool built_with_openmp();
+
+}  // namespace fusednn

@@ -1,0 +1,63 @@
+// The Python module fusednn._C: questions about the build and the machine. The operators are in torch_ops.cpp.
+#include <pybind11/pybind11.h>
+
+#include <cstdlib>
+#include <stdexcept>
+
+#include "api.h"
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::list compiled, supported;
+  for (int i = 0; i < fusednn::isa_count(); ++i) {
+    compiled.append(fusednn::isa_name(i));
+    if (fusednn::isa_supported(i)) supported.append(fusednn::isa_name(i));
+  }
+  py::dict info;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "gcc " __VERSION__;
+#endif
+  info["cplusplus"] = static_cast<long>(__cplusplus);
+  info["openmp"] = fusednn::built_with_openmp();
+  info["isas_compiled"] = compiled;
+  info["isas_supported"] = supported;
+  info["isa"] = fusednn::isa_chosen();
+  return info;
+}
+
+py::list cells() {
+  py::list out;
+  for (int i = 0; i < fusednn::cell_count(); ++i) {
+    const fusednn::CellInfo& cell = fusednn::cell_info(i);
+    py::dict entry;
+    entry["name"] = cell.name;
+    entry["gates"] = cell.gates;
+    entry["saved"] = cell.saved;
+    entry["cell_state"] = cell.cell_state;
+    entry["split"] = cell.split;
+    entry["second_gates"] = cell.second_gates;
+    out.append(entry);
+  }
+  return out;
+}
+
+void set_isa(const std::string& name) {
+  const char* error = fusednn::set_isa(name.c_str());
+  if (error != nullptr) throw std::invalid_argument(error);  // ValueError in Python
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of fusednn.";
+  m.def("build_info", &build_info, "How this module was built, and the CPU instruction set it uses.");
+  m.def("cells", &cells, "The compiled cells, as the registry in csrc/cells has them.");
+  m.def("set_isa", &set_isa, py::arg("name"),
+        "Use this CPU instruction set from the next call on; \"\" is the best one. ValueError where the CPU lacks it.");
+  if (const char* name = std::getenv("FUSEDNN_CPU_ISA")) set_isa(name);  // so that a wrong name is an error at import
+}

@@ -1,0 +1,224 @@
+// Registers the CPU implementations of the operators whose schemas are in pyext/fusednn/operators.py. The only file
+// that includes torch, and of torch only its stable ABI: one build loads on torch 2.11 and later.
+//
+// Python checks what users pass; the checks here keep a wrong call from reading out of bounds.
+#ifndef TORCH_TARGET_VERSION
+#define TORCH_TARGET_VERSION ((2ULL << 56) | (11ULL << 48))
+#endif
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "api.h"
+
+namespace fusednn {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+void require(bool condition, const std::string& message) {
+  if (!condition) throw std::runtime_error("fusednn: " + message);
+}
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      throw std::runtime_error("fusednn: expected float64, float32, bfloat16 or float16");
+  }
+}
+
+ScalarType scalar_type(Dtype dtype) {
+  constexpr ScalarType types[] = {ScalarType::Double, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half};
+  return types[static_cast<int>(dtype)];
+}
+
+std::string text(const std::vector<int64_t>& sizes) {
+  std::string out = "[";
+  for (size_t i = 0; i < sizes.size(); ++i) out += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
+  return out + "]";
+}
+
+// The arguments of a call, contiguous and alive until it ends.
+class Inputs {
+ public:
+  explicit Inputs(const Tensor& like) : type_(like.scalar_type()) {}
+
+  const void* get(const char* name, const Tensor& tensor, const std::vector<int64_t>& sizes) {
+    require(tensor.is_cpu(), std::string(name) + " must be on the CPU");
+    require(tensor.scalar_type() == type_, std::string(name) + " differs in dtype from the other tensors");
+    std::vector<int64_t> got(tensor.sizes().begin(), tensor.sizes().end());
+    require(got == sizes, std::string(name) + ": expected size " + text(sizes) + ", got " + text(got));
+    if (tensor.is_contiguous()) return tensor.const_data_ptr();
+    kept_.push_back(torch::stable::contiguous(tensor));
+    return kept_.back().const_data_ptr();
+  }
+
+  const void* get(const char* name, const OptionalTensor& tensor, const std::vector<int64_t>& sizes) {
+    return tensor.has_value() ? get(name, *tensor, sizes) : nullptr;
+  }
+
+ private:
+  ScalarType type_;
+  std::vector<Tensor> kept_;
+};
+
+const CellInfo& info(const std::string& cell) {
+  const CellInfo* found = find_cell(cell.c_str());
+  require(found != nullptr, "unknown cell '" + cell + "'");
+  return *found;
+}
+
+// Library GEMM for single steps.
+void gemm(const Gemm& g) {
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  const auto matrix = [&](const void* p, int64_t rows, int64_t columns, int64_t row, bool transpose) {
+    const int64_t sizes[] = {transpose ? columns : rows, transpose ? rows : columns};
+    const int64_t strides[] = {transpose ? 1 : row, transpose ? row : 1};
+    return torch::stable::from_blob(const_cast<void*>(p), {sizes, 2}, {strides, 2}, cpu, scalar_type(g.dtype));
+  };
+  const Tensor a = matrix(g.a, g.m, g.k, g.lda, false);
+  const Tensor b = g.transpose_b ? matrix(g.b, g.n, g.k, g.ldb, true) : matrix(g.b, g.k, g.n, g.ldb, false);
+  Tensor c = matrix(g.c, g.m, g.n, g.ldc, false);
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(c)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference
+}
+
+// Sizes of a call from those tensors that hold them all.
+RecurrentShape shape_of(const std::string& cell, const std::string& strategy, int64_t rows, const Tensor& h0,
+                        const Tensor& w_hh, const OptionalTensor& batch_sizes) {
+  require(strategy == "sequence",
+          "strategy '" + strategy + "' does not run on CPU tensors in compiled code; expected 'sequence'");
+  require(h0.dim() == 3 && w_hh.dim() == 3, "h0 [D, B, P] and w_hh [D, G*H, P] must have 3 dimensions");
+  RecurrentShape s{};
+  s.cell = cell.c_str();
+  s.dtype = dtype_of(h0);
+  s.directions = h0.size(0), s.batch = h0.size(1), s.proj = h0.size(2);
+  s.rows = rows;
+  s.hidden = w_hh.size(1) / info(cell).gates;
+  s.threads = static_cast<int>(torch::stable::get_num_threads());
+  s.gemm = gemm;
+  if (!batch_sizes.has_value()) {
+    s.steps = s.batch == 0 ? 0 : rows / s.batch;
+    require(s.steps * s.batch == rows, "the number of rows must be a multiple of the batch size");
+    return s;
+  }
+  require(batch_sizes->is_cpu() && batch_sizes->is_contiguous() && batch_sizes->scalar_type() == ScalarType::Long,
+          "batch_sizes must be a contiguous int64 tensor on the CPU");
+  s.steps = batch_sizes->numel();
+  s.batch_sizes = static_cast<const int64_t*>(batch_sizes->const_data_ptr());
+  int64_t sum = 0;
+  for (int64_t t = 0, last = s.batch; t < s.steps; last = s.batch_sizes[t++]) {
+    require(s.batch_sizes[t] >= 0 && s.batch_sizes[t] <= last,
+            "batch_sizes must not increase, nor exceed the batch size of h0");
+    sum += s.batch_sizes[t];
+  }
+  require(sum == rows, "batch_sizes must add up to the number of rows");
+  return s;
+}
+
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) { return torch::stable::new_empty(like, sizes); }
+
+Tensor empty_if(bool wanted, const Tensor& like, const std::vector<int64_t>& sizes) {
+  return empty(like, wanted ? sizes : std::vector<int64_t>{0});
+}
+
+void* data_if(bool wanted, const Tensor& tensor) { return wanted ? tensor.mutable_data_ptr() : nullptr; }
+
+void check(const char* error) { require(error == nullptr, error == nullptr ? "" : error); }
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor gates, Tensor h0, OptionalTensor c0, Tensor w_hh,
+                                                   OptionalTensor b_hh, OptionalTensor w_hr, OptionalTensor batch_sizes,
+                                                   std::string cell, std::string strategy, bool save) {
+  require(gates.dim() == 2, "gates [N, D*G*H] must have 2 dimensions");
+  RecurrentForward args{};
+  args.shape = shape_of(cell, strategy, gates.size(0), h0, w_hh, batch_sizes);
+  const RecurrentShape& s = args.shape;
+  const CellInfo& c = info(cell);
+  require(c0.has_value() == c.cell_state, "c0 must be given for cells with a cell state, and for no other");
+  const int64_t width = c.gates * s.hidden;
+  save = save && c.saved > 0;
+
+  Inputs in(h0);
+  args.gates = in.get("gates", gates, {s.rows, s.directions * width});
+  args.h0 = in.get("h0", h0, {s.directions, s.batch, s.proj});
+  args.c0 = in.get("c0", c0, {s.directions, s.batch, s.hidden});
+  args.w_hh = in.get("w_hh", w_hh, {s.directions, width, s.proj});
+  args.b_hh = in.get("b_hh", b_hh, {s.directions, width});
+  args.w_hr = in.get("w_hr", w_hr, {s.directions, s.proj, s.hidden});
+
+  Tensor y = empty(h0, {s.rows, s.directions * s.proj});
+  Tensor h_n = empty(h0, {s.directions, s.batch, s.proj});
+  Tensor c_n = empty_if(c.cell_state, h0, {s.directions, s.batch, s.hidden});
+  Tensor saved = empty_if(save, h0, {s.rows, s.directions * c.saved * s.hidden});
+  args.y = y.mutable_data_ptr();
+  args.h_n = h_n.mutable_data_ptr();
+  args.c_n = data_if(c.cell_state, c_n);
+  args.saved = data_if(save, saved);
+  check(cpu_provider().forward(args));
+  return {y, h_n, c_n, saved};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor grad_y, OptionalTensor grad_h_n,
+                                                            OptionalTensor grad_c_n, Tensor y, Tensor saved, Tensor h0,
+                                                            OptionalTensor c0, Tensor w_hh, OptionalTensor b_hh,
+                                                            OptionalTensor w_hr, OptionalTensor batch_sizes,
+                                                            std::string cell, std::string strategy) {
+  (void)b_hh;  // in the schema so that both operators take the same weights; backward does not need its value
+  require(y.dim() == 2, "y [N, D*P] must have 2 dimensions");
+  RecurrentBackward args{};
+  args.shape = shape_of(cell, strategy, y.size(0), h0, w_hh, batch_sizes);
+  const RecurrentShape& s = args.shape;
+  const CellInfo& c = info(cell);
+  require(c0.has_value() == c.cell_state, "c0 must be given for cells with a cell state, and for no other");
+  const int64_t width = c.gates * s.hidden;
+
+  Inputs in(h0);
+  args.grad_y = in.get("grad_y", grad_y, {s.rows, s.directions * s.proj});
+  args.grad_h_n = in.get("grad_h_n", grad_h_n, {s.directions, s.batch, s.proj});
+  if (c.cell_state) args.grad_c_n = in.get("grad_c_n", grad_c_n, {s.directions, s.batch, s.hidden});
+  args.y = in.get("y", y, {s.rows, s.directions * s.proj});
+  if (c.saved > 0) args.saved = in.get("saved", saved, {s.rows, s.directions * c.saved * s.hidden});
+  args.h0 = in.get("h0", h0, {s.directions, s.batch, s.proj});
+  args.c0 = in.get("c0", c0, {s.directions, s.batch, s.hidden});
+  args.w_hh = in.get("w_hh", w_hh, {s.directions, width, s.proj});
+  args.w_hr = in.get("w_hr", w_hr, {s.directions, s.proj, s.hidden});
+
+  Tensor d_gates = empty(h0, {s.rows, s.directions * width});
+  Tensor d_recurrent = empty_if(c.split, h0, {s.rows, s.directions * width});
+  Tensor d_h0 = empty(h0, {s.directions, s.batch, s.proj});
+  Tensor d_c0 = empty_if(c.cell_state, h0, {s.directions, s.batch, s.hidden});
+  Tensor d_proj = empty_if(w_hr.has_value(), h0, {s.rows, s.directions * s.proj});
+  args.d_gates = d_gates.mutable_data_ptr();
+  args.d_recurrent = data_if(c.split, d_recurrent);
+  args.d_h0 = d_h0.mutable_data_ptr();
+  args.d_c0 = data_if(c.cell_state, d_c0);
+  args.d_proj = data_if(w_hr.has_value(), d_proj);
+  check(cpu_provider().backward(args));
+  return {d_gates, d_recurrent, d_h0, d_c0, d_proj};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fusednn, CPU, m) {
+  m.impl("recurrent_forward", TORCH_BOX(&forward));
+  m.impl("recurrent_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace
+}  // namespace fusednn

@@ -1,0 +1,320 @@
+// A whole sequence backward. Included after sequence.h.
+//
+// From the last step to the first. A step of a thread: the cell's backward on its own units gives the gradients of the
+// gates, which go out and into a tile that all threads of the group see; they meet; the product of the tile with W_hh,
+// for the thread's own units of h, gives dh of the step before. Everything else a thread touches is its own.
+
+namespace fusednn::cpu::FUSEDNN_ISA {
+
+template <class Cell, class T>
+class Backward {
+ public:
+  explicit Backward(const RecurrentBackward& args) : a(args), sizes(args.shape) {
+    time = {a.shape.batch, a.shape.steps, a.shape.batch_sizes, nullptr};
+    lay_out();
+    space.allocate();
+    lay_out();
+    time.fill_offsets();
+  }
+
+  static void run(const RecurrentBackward& args) {
+    Backward job(args);
+    run_team(args.shape.threads, [](void* job, int i, int n) { static_cast<Backward*>(job)->thread(i, n); }, &job);
+  }
+
+ private:
+  using A = AccOf<T>;
+  using V = Vec<A>;
+  static constexpr long kLanes = Lanes<A>::kCount;
+  static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
+
+  struct Direction {
+    Panels<A> first, second, proj;
+    A* dh;      // [B, proj_row] reaches h_t from later steps
+    A* dc;      // [B, hidden_row]
+    A* dm;      // [B, hidden_row] reaches what the second product or the projection took
+    A* tile[2];  // [B, tile_row] gradients of the first gates
+    A* second_tile;  // [B, second_row] of the last gates, or of the projection's output
+  };
+
+  // ------- memory
+
+  A* take(long n) { return static_cast<A*>(space.take(sizeof(A) * static_cast<size_t>(n))); }
+  long tile_row() const { return sizes.padded(kFirst * sizes.hidden); }
+  long second_row() const { return sizes.padded(kSecond > 0 ? kSecond * sizes.hidden : sizes.proj); }
+
+  void lay_out() {
+    const long batch = sizes.batch;
+    for (long i = 0; i < sizes.directions; ++i) {
+      Direction& d = directions[i];
+      d.first = take_panels<A>(space, sizes.proj, kFirst * sizes.hidden, 1);
+      d.dh = take(batch * sizes.proj_row);
+      if (Cell::kCellState) d.dc = take(batch * sizes.hidden_row);
+      for (A*& tile : d.tile) tile = take(batch * tile_row());
+      if (kSecond > 0 || a.w_hr != nullptr) d.dm = take(batch * sizes.hidden_row);
+      if (kSecond > 0 || a.w_hr != nullptr) d.second_tile = take(batch * second_row());
+      if (kSecond > 0) d.second = take_panels<A>(space, sizes.hidden, kSecond * sizes.hidden, 1);
+      if (a.w_hr != nullptr) d.proj = take_panels<A>(space, sizes.hidden, sizes.proj, 1);
+    }
+    if (time.sizes != nullptr) time.offsets = static_cast<long*>(space.take(sizeof(long) * static_cast<size_t>(sizes.steps)));
+    team_barrier = take_barriers(space, 1);
+    barriers = take_barriers(space, static_cast<int>(sizes.directions) * a.shape.threads);
+  }
+
+  // ------- before the first step
+
+  void prepare(int i, int thread, int threads) {
+    Direction& d = directions[i];
+    const T* w = static_cast<const T*>(a.w_hh) + i * G * sizes.hidden * sizes.proj;
+    pack(Sums::kColumns, w, sizes.proj, d.first, thread, threads);
+    if (kSecond > 0) {
+      pack(Sums::kColumns, w + kFirst * sizes.hidden * sizes.proj, sizes.hidden, d.second, thread, threads);
+    }
+    if (a.w_hr != nullptr) {
+      pack(Sums::kColumns, static_cast<const T*>(a.w_hr) + i * sizes.proj * sizes.hidden, sizes.hidden, d.proj, thread,
+           threads);
+    }
+    const Range rows = share_of(sizes.batch, thread, threads);
+    for (long b = rows.begin; b < rows.end; ++b) prepare_row(i, b);
+  }
+
+  void prepare_row(int i, long b) {
+    const long row = i * sizes.batch + b;
+    widen_or_zero(directions[i].dh + b * sizes.proj_row, a.grad_h_n, row, sizes.proj);
+    if (Cell::kCellState) widen_or_zero(directions[i].dc + b * sizes.hidden_row, a.grad_c_n, row, sizes.hidden);
+  }
+
+  static void widen_or_zero(A* to, const void* from, long row, long n) {
+    if (from != nullptr) return widen(to, static_cast<const T*>(from) + row * n, n);
+    for (long u = 0; u < n; ++u) to[u] = 0;
+  }
+
+  // ------- the steps
+
+  void thread(int thread, int threads) {
+    for (int i = 0; i < sizes.directions; ++i) prepare(i, thread, threads);
+    team_barrier->wait(threads);
+    const Share share = make_share(cost(), static_cast<int>(sizes.directions), thread, threads);
+    for (int i = share.first_direction; i < share.last_direction; ++i) {
+      const Part part = make_part(sizes, share, i, barriers, a.shape.threads);
+      sequence(i, part);
+      for (long b = part.rows.begin; b < part.rows.end; ++b) finish(i, part, b);
+    }
+  }
+
+  StepCost cost() const {
+    const double weights = static_cast<double>(sizes.proj) * G * kLanes;
+    return {sizes.batch, sizes.hidden_blocks, 2 * weights, weights * sizeof(A)};
+  }
+
+  struct BackStep : Step {
+    long prev_offset, prev_count;  // of the step that gave h_{t-1}: rows from prev_count on took it from h0
+  };
+
+  void sequence(int i, const Part& part) {
+    for (long s = 0; s < sizes.steps; ++s) {
+      const long t = i == 0 ? sizes.steps - 1 - s : s;
+      const long prev = i == 0 ? t - 1 : t + 1;
+      const long prev_count = time.count(prev);
+      const BackStep step{{t, time.offset(t), part.rows.first(time.count(t)), s % 2 == 1},
+                          prev_count > 0 ? time.offset(prev) : 0,
+                          prev_count};
+      if (kSecond > 0) {
+        two_product_step(i, step, part);
+      } else {
+        if (a.w_hr != nullptr) unproject(i, step, part);
+        one_product_step(i, step, part);
+      }
+    }
+  }
+
+  void one_product_step(int i, const BackStep& step, const Part& part) {
+    const Direction& d = directions[i];
+    if constexpr (kSecond == 0) {
+      for_blocks(part.blocks, [&](auto lanes, long block) { one_cells(i, step, lanes, block); });
+    }
+    part.barrier->wait(part.team);
+    product(d.first, {d.tile[step.odd], tile_row()}, {d.dh, sizes.proj_row, kLanes}, step, part.proj_blocks);
+  }
+
+  void two_product_step(int i, const BackStep& step, const Part& part) {
+    const Direction& d = directions[i];
+    if constexpr (kSecond > 0) {
+      for_blocks(part.blocks, [&](auto lanes, long block) { second_cells(i, step, lanes, block); });
+      part.barrier->wait(part.team);
+      product(d.second, {d.second_tile, second_row()}, {d.dm, sizes.hidden_row, kLanes}, step, part.blocks);
+      for_blocks(part.blocks, [&](auto lanes, long block) { first_cells(i, step, lanes, block); });
+      part.barrier->wait(part.team);
+      product(d.first, {d.tile[0], tile_row()}, {d.dh, sizes.proj_row, kLanes}, step, part.proj_blocks);
+    }
+  }
+
+  // dh of the projection's output, and from it that of its input.
+  void unproject(int i, const BackStep& step, const Part& part) {
+    const Direction& d = directions[i];
+    for (long block = part.proj_blocks.begin; block < part.proj_blocks.end; ++block) {
+      projection(i, step, Block<false>{sizes.lanes(sizes.proj, block)}, block);
+    }
+    for (long b = step.rows.begin; b < step.rows.end; ++b) clear(d.dm + b * sizes.hidden_row, part.blocks);
+    part.barrier->wait(part.team);
+    product(d.proj, {d.second_tile, second_row()}, {d.dm, sizes.hidden_row, kLanes}, step, part.blocks);
+  }
+
+  static void clear(A* row, Range blocks) {
+    for (long block = blocks.begin; block < blocks.end; ++block) store(row + block * kLanes, V{});
+  }
+
+  void product(const Panels<A>& w, Rows<A> from, Tile<A> to, const Step& step, Range blocks) const {
+    for_row_groups(step.rows, [&](Range rows) {
+      walk_panels<1>(rows.size(), blocks, step.odd, [&](long block, long count) {
+        multiply_group<A, 1>(rows.size(), {from.data + rows.begin * from.row, from.row}, w, block, count,
+                             {to.data + rows.begin * to.row + block * kLanes, to.row, to.panel});
+      });
+    });
+  }
+
+  template <class Visit>
+  FUSEDNN_FN void for_blocks(Range blocks, Visit visit) const {
+    for (long block = blocks.begin; block < blocks.end; ++block) {
+      const int lanes = sizes.lanes(sizes.hidden, block);
+      if (lanes == kLanes) {
+        visit(Block<true>{lanes}, block);
+      } else {
+        visit(Block<false>{lanes}, block);
+      }
+    }
+  }
+
+  // ------- the cells of one block
+
+  // Element (row of N, direction i, unit) of a tensor [N, D * size].
+  template <class P>
+  FUSEDNN_FN P at(P base, long row, int i, long size, long block) const {
+    return base + (row * sizes.directions + i) * size + block * kLanes;
+  }
+
+  const T* h_prev_at(int i, const BackStep& step, long block, long b) const {
+    if (b < step.prev_count) return at(static_cast<const T*>(a.y), step.prev_offset + b, i, sizes.proj, block);
+    return static_cast<const T*>(a.h0) + (i * sizes.batch + b) * sizes.proj + block * kLanes;
+  }
+
+  const T* c_prev_at(int i, const BackStep& step, long block, long b) const {
+    if (b >= step.prev_count) return static_cast<const T*>(a.c0) + (i * sizes.batch + b) * sizes.hidden + block * kLanes;
+    return saved_at(i, step.prev_offset + b, block) + Cell::kSavedC * sizes.hidden;
+  }
+
+  const T* saved_at(int i, long row, long block) const {
+    return at(static_cast<const T*>(a.saved), row, i, S * sizes.hidden, block);
+  }
+
+  template <class Lane>
+  FUSEDNN_FN void load_saved(int i, const Step& step, Lane lanes, long block, long b, V* saved) const {
+    if constexpr (S > 0) {
+      const T* from = saved_at(i, step.offset + b, block);
+      for (int k = 0; k < S; ++k) saved[k] = lanes.load(from + k * sizes.hidden);
+    }
+  }
+
+  template <class Lane>
+  FUSEDNN_FN V whole_dh(int i, const Step& step, Lane lanes, long block, long b) const {
+    const V dh = load(directions[i].dh + b * sizes.proj_row + block * kLanes);
+    if (a.grad_y == nullptr) return dh;
+    return dh + lanes.load(at(static_cast<const T*>(a.grad_y), step.offset + b, i, sizes.proj, block));
+  }
+
+  // Gradients of gates [kFrom, kTo): to the tensors, and the recurrent ones to the tile.
+  template <int kFrom, int kTo, class Lane>
+  FUSEDNN_FN void put_gates(int i, const Step& step, Lane lanes, long block, long b, const V* dx, const V* dr,
+                            A* tile) const {
+    T* to = at(static_cast<T*>(a.d_gates), step.offset + b, i, G * sizes.hidden, block);
+    for (int g = kFrom; g < kTo; ++g) lanes.store(to + g * sizes.hidden, dx[g]);
+    for (int g = kFrom; g < kTo; ++g) lanes.store(tile + (g - kFrom) * sizes.hidden + block * kLanes, dr[g]);
+    if constexpr (Cell::kSplit) {
+      T* rec = at(static_cast<T*>(a.d_recurrent), step.offset + b, i, G * sizes.hidden, block);
+      for (int g = kFrom; g < kTo; ++g) lanes.store(rec + g * sizes.hidden, dr[g]);
+    }
+  }
+
+  template <class Lane>
+  __attribute__((noinline)) void one_cells(int i, const BackStep& step, Lane lanes, long block) const {
+    const Direction& d = directions[i];
+    for (long b = step.rows.begin; b < step.rows.end; ++b) {
+      V saved[S + 1], dx[G], dr[G], h{}, h_prev{}, c_prev{}, dc{};
+      load_saved(i, step, lanes, block, b, saved);
+      if constexpr (Cell::kCellState) {
+        c_prev = lanes.load(c_prev_at(i, step, block, b));
+        dc = load(d.dc + b * sizes.hidden_row + block * kLanes);
+      } else {
+        h = lanes.load(at(static_cast<const T*>(a.y), step.offset + b, i, sizes.proj, block));
+        h_prev = lanes.load(h_prev_at(i, step, block, b));
+      }
+      const V dh = a.w_hr != nullptr ? load(d.dm + b * sizes.hidden_row + block * kLanes)
+                                     : whole_dh(i, step, lanes, block, b);
+      const V direct = Cell::backward(saved, h, h_prev, c_prev, dh, dc, dx, dr);
+      put_gates<0, G>(i, step, lanes, block, b, dx, dr, d.tile[step.odd] + b * tile_row());
+      if (Cell::kCellState) store(d.dc + b * sizes.hidden_row + block * kLanes, dc);
+      if (a.w_hr == nullptr) store(d.dh + b * sizes.proj_row + block * kLanes, direct);
+    }
+  }
+
+  template <class Lane>
+  __attribute__((noinline)) void second_cells(int i, const BackStep& step, Lane lanes, long block) const {
+    const Direction& d = directions[i];
+    for (long b = step.rows.begin; b < step.rows.end; ++b) {
+      V saved[S + 1], dx[G], dr[G];
+      load_saved(i, step, lanes, block, b, saved);
+      const V h_prev = lanes.load(h_prev_at(i, step, block, b));
+      const V dh = whole_dh(i, step, lanes, block, b);
+      Cell::backward_second(saved, h_prev, dh, dx, dr);
+      put_gates<kFirst, G>(i, step, lanes, block, b, dx, dr, d.second_tile + b * second_row());
+      store(d.dh + b * sizes.proj_row + block * kLanes, dh);
+      store(d.dm + b * sizes.hidden_row + block * kLanes, V{});
+    }
+  }
+
+  template <class Lane>
+  __attribute__((noinline)) void first_cells(int i, const BackStep& step, Lane lanes, long block) const {
+    const Direction& d = directions[i];
+    for (long b = step.rows.begin; b < step.rows.end; ++b) {
+      V saved[S + 1], dx[G], dr[G];
+      load_saved(i, step, lanes, block, b, saved);
+      const V h_prev = lanes.load(h_prev_at(i, step, block, b));
+      A* dh = d.dh + b * sizes.proj_row + block * kLanes;
+      const V dm = load(d.dm + b * sizes.hidden_row + block * kLanes);
+      const V direct = Cell::backward_first(saved, h_prev, load(dh), dm, dx, dr);
+      put_gates<0, kFirst>(i, step, lanes, block, b, dx, dr, d.tile[0] + b * tile_row());
+      store(dh, direct);
+    }
+  }
+
+  void projection(int i, const Step& step, Block<false> lanes, long block) const {
+    const Direction& d = directions[i];
+    for (long b = step.rows.begin; b < step.rows.end; ++b) {
+      const V dh = whole_dh(i, step, lanes, block, b);
+      lanes.store(at(static_cast<T*>(a.d_proj), step.offset + b, i, sizes.proj, block), dh);
+      lanes.store(d.second_tile + b * second_row() + block * kLanes, dh);
+      store(d.dh + b * sizes.proj_row + block * kLanes, V{});
+    }
+  }
+
+  void finish(int i, const Part& part, long b) const {
+    const Direction& d = directions[i];
+    const long row = i * sizes.batch + b;
+    const Range h = units(part.proj_blocks, sizes.proj), c = units(part.blocks, sizes.hidden);
+    narrow(static_cast<T*>(a.d_h0) + row * sizes.proj + h.begin, d.dh + b * sizes.proj_row + h.begin, h.size());
+    if (!Cell::kCellState) return;
+    narrow(static_cast<T*>(a.d_c0) + row * sizes.hidden + c.begin, d.dc + b * sizes.hidden_row + c.begin, c.size());
+  }
+
+  static Range units(Range blocks, long size) { return Range{blocks.begin * kLanes, blocks.end * kLanes}.first(size); }
+
+  const RecurrentBackward& a;
+  const Sizes<A> sizes;
+  Timeline time;
+  Workspace space;
+  Direction directions[2] = {};
+  Barrier* team_barrier = nullptr;
+  Barrier* barriers = nullptr;
+};
+
+}  // namespace fusednn::cpu::FUSEDNN_ISA

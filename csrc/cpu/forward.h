@@ -1,0 +1,286 @@
+// A whole sequence forward. Included after sequence.h.
+//
+// A step of a thread, for its rows and its blocks of units: products over h_{t-1}, then at once, while they lie in L1,
+// the cell; h_t goes to y and to the other one of two buffers; then the threads that share rows meet.
+
+namespace fusednn::cpu::FUSEDNN_ISA {
+
+template <class Cell, class T>
+class Forward {
+ public:
+  explicit Forward(const RecurrentForward& args) : a(args), sizes(args.shape) {
+    time = {a.shape.batch, a.shape.steps, a.shape.batch_sizes, nullptr};
+    lay_out();
+    space.allocate();
+    lay_out();
+    time.fill_offsets();
+  }
+
+  static void run(const RecurrentForward& args) {
+    Forward job(args);
+    run_team(args.shape.threads, [](void* job, int i, int n) { static_cast<Forward*>(job)->thread(i, n); }, &job);
+  }
+
+ private:
+  using A = AccOf<T>;
+  using V = Vec<A>;
+  static constexpr long kLanes = Lanes<A>::kCount;
+  static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
+  static constexpr long kTile = kRowGroup * kLanes * largest(Blocking<kFirst>::kGroup * kFirst, 8);
+
+  struct Direction {
+    Panels<A> first, second, proj;
+    A* bias;    // [G, hidden_row]
+    A* h[2];    // [B, proj_row] of this and the next step
+    A* c;       // [B, hidden_row]
+    A* middle;  // [B, hidden_row] what the second product or the projection takes
+    A* kept;    // [B, hidden_blocks, S] vectors, from the first to the second half of a two-product step
+  };
+
+  // ------- memory
+
+  A* take(long n) { return static_cast<A*>(space.take(sizeof(A) * static_cast<size_t>(n))); }
+
+  void lay_out() {
+    const long batch = sizes.batch;
+    for (long i = 0; i < sizes.directions; ++i) {
+      Direction& d = directions[i];
+      d.first = take_panels<A>(space, sizes.hidden, sizes.proj, kFirst);
+      d.bias = take(G * sizes.hidden_row);
+      for (A*& h : d.h) h = take(batch * sizes.proj_row);
+      if (Cell::kCellState) d.c = take(batch * sizes.hidden_row);
+      if (kSecond > 0 || a.w_hr != nullptr) d.middle = take(batch * sizes.hidden_row);
+      if (kSecond > 0) d.second = take_panels<A>(space, sizes.hidden, sizes.hidden, kSecond);
+      if (kSecond > 0) d.kept = take(batch * sizes.hidden_blocks * kLanes * S);
+      if (a.w_hr != nullptr) d.proj = take_panels<A>(space, sizes.proj, sizes.hidden, 1);
+    }
+    tiles = take(kTile * a.shape.threads);
+    if (time.sizes != nullptr) time.offsets = static_cast<long*>(space.take(sizeof(long) * static_cast<size_t>(sizes.steps)));
+    team_barrier = take_barriers(space, 1);
+    barriers = take_barriers(space, static_cast<int>(sizes.directions) * a.shape.threads);
+  }
+
+  // ------- before the first step
+
+  void prepare(int i, int thread, int threads) {
+    Direction& d = directions[i];
+    const T* w = static_cast<const T*>(a.w_hh) + i * G * sizes.hidden * sizes.proj;
+    pack(Sums::kRows, w, sizes.hidden, d.first, thread, threads);
+    if (kSecond > 0) pack(Sums::kRows, w + kFirst * sizes.hidden * sizes.proj, sizes.hidden, d.second, thread, threads);
+    if (a.w_hr != nullptr) {
+      pack(Sums::kRows, static_cast<const T*>(a.w_hr) + i * sizes.proj * sizes.hidden, sizes.proj, d.proj, thread,
+           threads);
+    }
+    if (thread == 0) prepare_bias(i);
+    const Range rows = share_of(sizes.batch, thread, threads);
+    for (long b = rows.begin; b < rows.end; ++b) prepare_row(i, b);
+  }
+
+  void prepare_bias(int i) {
+    A* bias = directions[i].bias;
+    for (long u = 0; u < G * sizes.hidden_row; ++u) bias[u] = 0;
+    if (a.b_hh == nullptr) return;
+    const T* b = static_cast<const T*>(a.b_hh) + i * G * sizes.hidden;
+    for (int g = 0; g < G; ++g) widen(bias + g * sizes.hidden_row, b + g * sizes.hidden, sizes.hidden);
+  }
+
+  // Both buffers start from h0: a row that joins later (packed, reverse) reads either. A row that takes part in no step
+  // leaves with the state it came with.
+  void prepare_row(int i, long b) {
+    Direction& d = directions[i];
+    const long h_at = (i * sizes.batch + b) * sizes.proj, c_at = (i * sizes.batch + b) * sizes.hidden;
+    for (A* h : d.h) widen(h + b * sizes.proj_row, static_cast<const T*>(a.h0) + h_at, sizes.proj);
+    narrow(static_cast<T*>(a.h_n) + h_at, d.h[0] + b * sizes.proj_row, sizes.proj);
+    if (!Cell::kCellState) return;
+    widen(d.c + b * sizes.hidden_row, static_cast<const T*>(a.c0) + c_at, sizes.hidden);
+    narrow(static_cast<T*>(a.c_n) + c_at, d.c + b * sizes.hidden_row, sizes.hidden);
+  }
+
+  // ------- the steps
+
+  void thread(int thread, int threads) {
+    for (int i = 0; i < sizes.directions; ++i) prepare(i, thread, threads);
+    team_barrier->wait(threads);
+    const Share share = make_share(cost(), static_cast<int>(sizes.directions), thread, threads);
+    for (int i = share.first_direction; i < share.last_direction; ++i) {
+      sequence(i, make_part(sizes, share, i, barriers, a.shape.threads), tiles + thread * kTile);
+    }
+  }
+
+  StepCost cost() const {
+    const double weights = static_cast<double>(sizes.proj) * G * kLanes;
+    return {sizes.batch, sizes.hidden_blocks, 2 * weights, weights * sizeof(A)};
+  }
+
+  void sequence(int i, const Part& part, A* tile) {
+    for (long s = 0; s < sizes.steps; ++s) {
+      const long t = i == 0 ? s : sizes.steps - 1 - s;
+      const long next = i == 0 ? t + 1 : t - 1;
+      const Step step{t, time.offset(t), part.rows.first(time.count(t)), s % 2 == 1};
+      first_product(i, step, part, tile);
+      if (kSecond > 0 || a.w_hr != nullptr) {
+        part.barrier->wait(part.team);
+        if constexpr (kSecond > 0) second_product(i, step, part, tile);
+        if (a.w_hr != nullptr) project(i, step, part, tile);
+      }
+      const long stay = step.rows.first(next < 0 ? 0 : time.count(next)).end;
+      for (long b = stay > step.rows.begin ? stay : step.rows.begin; b < step.rows.end; ++b) finish(i, step, part, b);
+      part.barrier->wait(part.team);
+    }
+  }
+
+  void first_product(int i, const Step& step, const Part& part, A* tile) {
+    const Direction& d = directions[i];
+    const Rows<A> h{d.h[step.odd], sizes.proj_row};
+    product<kFirst>(d.first, h, d.bias, step, part.blocks, tile, [&](long block, Range rows, const A* r) {
+      if (sizes.lanes(sizes.hidden, block) == kLanes) {
+        first_cells(i, step, Block<true>{kLanes}, block, rows, r);
+      } else {
+        first_cells(i, step, Block<false>{sizes.lanes(sizes.hidden, block)}, block, rows, r);
+      }
+    });
+  }
+
+  void second_product(int i, const Step& step, const Part& part, A* tile) {
+    const Direction& d = directions[i];
+    const Rows<A> middle{d.middle, sizes.hidden_row};
+    const A* bias = d.bias + kFirst * sizes.hidden_row;
+    product<largest(kSecond, 1)>(d.second, middle, bias, step, part.blocks, tile, [&](long block, Range rows, const A* r) {
+      if (sizes.lanes(sizes.hidden, block) == kLanes) {
+        second_cells(i, step, Block<true>{kLanes}, block, rows, r);
+      } else {
+        second_cells(i, step, Block<false>{sizes.lanes(sizes.hidden, block)}, block, rows, r);
+      }
+    });
+  }
+
+  void project(int i, const Step& step, const Part& part, A* tile) {
+    const Direction& d = directions[i];
+    const Rows<A> middle{d.middle, sizes.hidden_row};
+    product<1>(d.proj, middle, nullptr, step, part.proj_blocks, tile, [&](long block, Range rows, const A* r) {
+      const Block<false> lanes{sizes.lanes(sizes.proj, block)};
+      for (long b = rows.begin; b < rows.end; ++b) put_h(i, step, lanes, block, b, load(r + (b - rows.begin) * kLanes));
+    });
+  }
+
+  // Tiles of bias + a W, each handed to visit(block, rows, tile) with tile [rows, kGates] vectors.
+  template <int kGates, class Visit>
+  FUSEDNN_FN void product(const Panels<A>& w, Rows<A> from, const A* bias, const Step& step, Range blocks, A* tile,
+                          Visit visit) {
+    for_row_groups(step.rows, [&](Range rows) {
+      walk_panels<kGates>(rows.size(), blocks, step.odd, [&](long block, long count) {
+        const Tile<A> c{tile, kGates * kLanes, rows.size() * kGates * kLanes};
+        for (long q = 0; q < count; ++q) fill_bias<kGates>(c.data + q * c.panel, bias, block + q, rows.size());
+        multiply_group<A, kGates>(rows.size(), {from.data + rows.begin * from.row, from.row}, w, block, count, c);
+        for (long q = 0; q < count; ++q) visit(block + q, rows, c.data + q * c.panel);
+      });
+    });
+  }
+
+  template <int kGates>
+  void fill_bias(A* tile, const A* bias, long block, long rows) const {
+    V v[kGates];
+    for (int g = 0; g < kGates; ++g) v[g] = bias ? load(bias + g * sizes.hidden_row + block * kLanes) : V{};
+    for (long b = 0; b < rows; ++b) {
+      for (int g = 0; g < kGates; ++g) store(tile + (b * kGates + g) * kLanes, v[g]);
+    }
+  }
+
+  // ------- the cells of one block
+
+  const T* gates_at(int i, const Step& step, long block, long b) const {
+    return static_cast<const T*>(a.gates) + ((step.offset + b) * sizes.directions + i) * G * sizes.hidden + block * kLanes;
+  }
+
+  template <class Lane>
+  __attribute__((noinline)) void first_cells(int i, const Step& step, Lane lanes, long block, Range rows, const A* r) {
+    for (long b = rows.begin; b < rows.end; ++b, r += kFirst * kLanes) {
+      const T* gates = gates_at(i, step, block, b);
+      V x[G], rec[G], saved[S + 1] = {};
+      for (int g = 0; g < kFirst; ++g) {
+        x[g] = lanes.load(gates + g * sizes.hidden);
+        rec[g] = load(r + g * kLanes);
+      }
+      if constexpr (kSecond > 0) {
+        const V h = load(directions[i].h[step.odd] + b * sizes.proj_row + block * kLanes);
+        store(directions[i].middle + b * sizes.hidden_row + block * kLanes, Cell::forward_first(x, rec, h, saved));
+        for (int k = 0; k < S; ++k) store(kept_at(i, block, b) + k * kLanes, saved[k]);
+      } else {
+        one_cell(i, step, lanes, block, b, x, rec, saved);
+      }
+    }
+  }
+
+  template <class Lane>
+  FUSEDNN_FN void one_cell(int i, const Step& step, Lane lanes, long block, long b, const V* x, const V* rec, V* saved) {
+    const Direction& d = directions[i];
+    A* at_c = Cell::kCellState ? d.c + b * sizes.hidden_row + block * kLanes : nullptr;
+    V c = Cell::kCellState ? load(at_c) : V{};
+    const V h_prev = Cell::kCellState ? V{} : load(d.h[step.odd] + b * sizes.proj_row + block * kLanes);
+    const V h = Cell::forward(x, rec, h_prev, c, saved);
+    if (Cell::kCellState) store(at_c, c);
+    save(i, step, lanes, block, b, saved);
+    if (a.w_hr != nullptr) {
+      store(d.middle + b * sizes.hidden_row + block * kLanes, h);
+    } else {
+      put_h(i, step, lanes, block, b, h);
+    }
+  }
+
+  template <class Lane>
+  __attribute__((noinline)) void second_cells(int i, const Step& step, Lane lanes, long block, Range rows, const A* r) {
+    for (long b = rows.begin; b < rows.end; ++b, r += kSecond * kLanes) {
+      const T* gates = gates_at(i, step, block, b);
+      V x[G], rec[G], saved[S + 1] = {};
+      for (int g = kFirst; g < G; ++g) {
+        x[g] = lanes.load(gates + g * sizes.hidden);
+        rec[g] = load(r + (g - kFirst) * kLanes);
+      }
+      for (int k = 0; k < S; ++k) saved[k] = load(kept_at(i, block, b) + k * kLanes);
+      const V h_prev = load(directions[i].h[step.odd] + b * sizes.proj_row + block * kLanes);
+      if constexpr (kSecond > 0) put_h(i, step, lanes, block, b, Cell::forward_second(x, rec, h_prev, saved));
+      save(i, step, lanes, block, b, saved);
+    }
+  }
+
+  A* kept_at(int i, long block, long b) const {
+    return directions[i].kept + (b * sizes.hidden_blocks + block) * S * kLanes;
+  }
+
+  template <class Lane>
+  FUSEDNN_FN void save(int i, const Step& step, Lane lanes, long block, long b, const V* saved) const {
+    if (a.saved == nullptr) return;
+    T* to = static_cast<T*>(a.saved) + ((step.offset + b) * sizes.directions + i) * S * sizes.hidden + block * kLanes;
+    for (int k = 0; k < S; ++k) lanes.store(to + k * sizes.hidden, saved[k]);
+  }
+
+  template <class Lane>
+  FUSEDNN_FN void put_h(int i, const Step& step, Lane lanes, long block, long b, V h) const {
+    T* y = static_cast<T*>(a.y) + ((step.offset + b) * sizes.directions + i) * sizes.proj + block * kLanes;
+    lanes.store(y, h);
+    store(directions[i].h[!step.odd] + b * sizes.proj_row + block * kLanes, rounded<T>(h));
+  }
+
+  // This was the row's last step: its states go out.
+  void finish(int i, const Step& step, const Part& part, long b) const {
+    const Direction& d = directions[i];
+    const long row = i * sizes.batch + b;
+    const Range h = units(part.proj_blocks, sizes.proj), c = units(part.blocks, sizes.hidden);
+    narrow(static_cast<T*>(a.h_n) + row * sizes.proj + h.begin, d.h[!step.odd] + b * sizes.proj_row + h.begin, h.size());
+    if (!Cell::kCellState) return;
+    narrow(static_cast<T*>(a.c_n) + row * sizes.hidden + c.begin, d.c + b * sizes.hidden_row + c.begin, c.size());
+  }
+
+  static Range units(Range blocks, long size) { return Range{blocks.begin * kLanes, blocks.end * kLanes}.first(size); }
+
+  const RecurrentForward& a;
+  const Sizes<A> sizes;
+  Timeline time;
+  Workspace space;
+  Direction directions[2] = {};
+  A* tiles = nullptr;
+  Barrier* team_barrier = nullptr;
+  Barrier* barriers = nullptr;
+};
+
+}  // namespace fusednn::cpu::FUSEDNN_ISA

@@ -1,0 +1,56 @@
+// All code of one instruction set. An isa_*.cpp file defines FUSEDNN_ISA (a namespace), FUSEDNN_VECTOR_BYTES and
+// FUSEDNN_ACCUMULATORS (registers for sums), sets the compiler's target by pragma and includes this file once.
+//
+// Nothing shared may be compiled for a newer target, because the linker keeps one copy of an inline function or
+// template and it might be that one: so isa_common.h comes first, before the pragma, these units use no std template,
+// and everything below lives in the namespace FUSEDNN_ISA, is inlined always, or depends on a vector type.
+
+#include "cells/registry.h"
+// clang-format off: each needs those before it
+#include "cpu/vec.h"
+#include "cpu/vector_math.h"
+#include "cpu/panels.h"
+#include "cpu/product.h"
+#include "cpu/sequence.h"
+#include "cpu/forward.h"
+#include "cpu/backward.h"
+// clang-format on
+
+namespace fusednn::cpu::FUSEDNN_ISA {
+
+template <template <class, class> class Job, class Cell, class Args>
+void run_dtype(const Args& args) {
+  switch (args.shape.dtype) {
+    case Dtype::kFloat64:
+      return Job<Cell, double>::run(args);
+    case Dtype::kFloat32:
+      return Job<Cell, float>::run(args);
+    case Dtype::kBFloat16:
+      return Job<Cell, BFloat16>::run(args);
+    case Dtype::kFloat16:
+      return Job<Cell, Float16>::run(args);
+  }
+}
+
+template <template <class, class> class Job, class Args>
+void run_cell(const Args& args) {
+#define FUSEDNN_RUN(C) \
+  if (__builtin_strcmp(args.shape.cell, cells::C::kName) == 0) return run_dtype<Job, cells::C>(args);
+  FUSEDNN_CELLS(FUSEDNN_RUN)
+#undef FUSEDNN_RUN
+}
+
+template <class A>
+void evaluate(Function f, const A* x, A* y, long n) {
+  constexpr long kLanes = Lanes<A>::kCount;
+  for (long i = 0; i < n; i += kLanes) {
+    const Block<false> lanes{static_cast<int>(n - i < kLanes ? n - i : kLanes)};
+    const Vec<A> v = lanes.load(x + i);
+    lanes.store(y + i, f == Function::kTanh ? cells::tanh(v) : cells::sigmoid(v));
+  }
+}
+
+inline constexpr Kernels kKernels{run_cell<Forward, RecurrentForward>, run_cell<Backward, RecurrentBackward>,
+                                  evaluate<float>, evaluate<double>};
+
+}  // namespace fusednn::cpu::FUSEDNN_ISA

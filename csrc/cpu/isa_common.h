@@ -1,0 +1,14 @@
+// Everything that the isa_*.cpp files share with other units: included before any target pragma (see isa.h).
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "api.h"
+#include "cpu/elements.h"
+#include "cpu/kernels.h"
+#include "cpu/plan.h"
+#include "cpu/team.h"
+#include "cpu/timeline.h"
+#include "cpu/workspace.h"

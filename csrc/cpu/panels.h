@@ -1,0 +1,119 @@
+// Weights in the order in which the product reads them. Included after vec.h.
+//
+// A panel belongs to one block of as many units as a vector has lanes: for each k, one vector a gate. The lanes beyond
+// the last unit are zero.
+
+namespace fusednn::cpu::FUSEDNN_ISA {
+
+template <class A>
+struct Panels {
+  A* data;
+  long blocks;  // of units
+  long k;       // length of the sums
+  int gates;
+
+  long panel_size() const { return k * gates * Lanes<A>::kCount; }
+  A* panel(long block) const { return data + block * panel_size(); }
+  size_t bytes() const { return sizeof(A) * static_cast<size_t>(blocks * panel_size()); }
+};
+
+template <class A>
+Panels<A> take_panels(Workspace& space, long units, long k, int gates) {
+  Panels<A> panels{nullptr, round_up(units, Lanes<A>::kCount) / Lanes<A>::kCount, k, gates};
+  panels.data = static_cast<A*>(space.take(panels.bytes()));
+  return panels;
+}
+
+template <int... I>
+struct Indices {};
+template <int N, int... I>
+struct CountTo : CountTo<N - 1, N - 1, I...> {};
+template <int... I>
+struct CountTo<0, I...> {
+  using type = Indices<I...>;
+};
+
+template <class V, int... I>
+FUSEDNN_FN V zip_low(V a, V b, Indices<I...>) {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * n)...);
+}
+template <class V, int... I>
+FUSEDNN_FN V zip_high(V a, V b, Indices<I...>) {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(a, b, (n / 2 + I / 2 + (I % 2) * n)...);
+}
+
+// Lane j of row i goes to lane i of row j, by log2(N) rounds of a perfect shuffle.
+template <class V, int N>
+FUSEDNN_FN void transpose(V (&rows)[N]) {
+  typename CountTo<N>::type indices;
+#pragma GCC unroll 8
+  for (int round = 1; round < N; round *= 2) {
+    V out[N];
+#pragma GCC unroll 16
+    for (int i = 0; i < N / 2; ++i) {
+      out[2 * i] = zip_low(rows[i], rows[i + N / 2], indices);
+      out[2 * i + 1] = zip_high(rows[i], rows[i + N / 2], indices);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) rows[i] = out[i];
+  }
+}
+
+// For h W^T: sums run along the rows of w, gate g of unit u is row g * units + u of w.
+template <class T>
+void pack_rows(const T* w, long units, long block, const Panels<AccOf<T>>& to) {
+  using A = AccOf<T>;
+  constexpr int n = Lanes<A>::kCount;
+  const long u0 = block * n, count = units - u0 < n ? units - u0 : n;
+  for (int g = 0; g < to.gates; ++g) {
+    const T* from = w + (g * units + u0) * to.k;
+    for (long k0 = 0; k0 < to.k; k0 += n) {
+      const long width = to.k - k0 < n ? to.k - k0 : n;
+      Vec<A> rows[n];
+      for (int i = 0; i < n; ++i) {
+        if (i >= count) {
+          rows[i] = Vec<A>{};
+        } else if (width == n) {
+          rows[i] = load(from + i * to.k + k0);
+        } else {
+          rows[i] = Block<false>{static_cast<int>(width)}.load(from + i * to.k + k0);
+        }
+      }
+      transpose(rows);
+      A* out = to.panel(block) + (k0 * to.gates + g) * n;
+      for (long i = 0; i < width; ++i) store(out + i * to.gates * n, rows[i]);
+    }
+  }
+}
+
+// For d W: sums run down the columns of w, which has `units` columns. One "gate".
+template <class T>
+void pack_columns(const T* w, long units, long block, const Panels<AccOf<T>>& to) {
+  using A = AccOf<T>;
+  constexpr int n = Lanes<A>::kCount;
+  const long u0 = block * n;
+  A* out = to.panel(block);
+  for (long k = 0; k < to.k; ++k) {
+    const T* from = w + k * units + u0;
+    store(out + k * n, units - u0 >= n ? load(from) : Block<false>{static_cast<int>(units - u0)}.load(from));
+  }
+}
+
+enum class Sums { kRows, kColumns };
+
+// One thread's part of the packing.
+template <class T>
+void pack(Sums sums, const T* w, long units, const Panels<AccOf<T>>& to, int thread, int threads) {
+  const Range mine = share_of(to.blocks, thread, threads);
+  for (long block = mine.begin; block < mine.end; ++block) {
+    if (sums == Sums::kRows) {
+      pack_rows(w, units, block, to);
+    } else {
+      pack_columns(w, units, block, to);
+    }
+  }
+}
+
+}  // namespace fusednn::cpu::FUSEDNN_ISA

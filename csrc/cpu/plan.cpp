@@ -1,0 +1,50 @@
+#include "cpu/plan.h"
+
+namespace fusednn::cpu {
+namespace {
+
+// Rates of one core, rounded from measurements on a server core with 1 MB of L2 (docs/kernels/recurrent_cpu.md). Only
+// their ratios matter: they decide where one split overtakes the other.
+constexpr double kFlopsPerUs = 150e3;
+constexpr double kFastBytes = 700e3;  // weights that stay in L2 beside h and the gates
+constexpr double kFastBytesPerUs = 120e3;
+constexpr double kSlowBytesPerUs = 30e3;
+constexpr double kBarrierUs = 0.2, kBarrierPerThreadUs = 0.05;
+
+double divide_up(long a, long b) { return static_cast<double>((a + b - 1) / b); }
+
+double step_us(const StepCost& c, Split s) {
+  const double blocks = divide_up(c.blocks, s.unit_parts);
+  const double rows = divide_up(c.rows, s.row_parts);
+  const double compute = rows * blocks * c.flops / kFlopsPerUs;
+  const double bytes = blocks * c.weight_bytes;
+  const double fast = bytes < kFastBytes ? bytes : kFastBytes;
+  const double memory = fast / kFastBytesPerUs + (bytes - fast) / kSlowBytesPerUs;
+  const double barrier = s.unit_parts == 1 ? 0 : kBarrierUs + kBarrierPerThreadUs * s.unit_parts;
+  return (compute > memory ? compute : memory) + barrier;
+}
+
+}  // namespace
+
+Split choose_split(const StepCost& cost, int threads) {
+  Split best{1, 1};
+  for (int rows = 1; rows <= threads && (rows == 1 || rows <= cost.rows); ++rows) {
+    for (int units = 1; rows * units <= threads && (units == 1 || units <= cost.blocks); ++units) {
+      if (step_us(cost, {rows, units}) < step_us(cost, best)) best = {rows, units};
+    }
+  }
+  return best;
+}
+
+Share make_share(const StepCost& cost, int directions, int thread, int threads) {
+  const bool together = directions > threads;  // then each thread walks through all directions
+  const int teams = together ? 1 : directions;
+  const int per_team = threads / teams;
+  const Split split = choose_split(cost, per_team);
+  const int team = thread / per_team, member = thread % per_team;
+  if (team >= teams || member >= split.threads()) return {0, 0, 0, 0, split};
+  const int first = together ? 0 : team;
+  return {first, together ? directions : first + 1, member / split.unit_parts, member % split.unit_parts, split};
+}
+
+}  // namespace fusednn::cpu

@@ -1,0 +1,37 @@
+// How the threads of a team divide a recurrence.
+#pragma once
+
+#include "cpu/timeline.h"
+
+namespace fusednn::cpu {
+
+// What a step costs, for the choice between splitting the batch and splitting the units.
+struct StepCost {
+  long rows;            // of the batch
+  long blocks;          // of hidden units: the grain of a split by units
+  double flops;         // of one row in one block
+  double weight_bytes;  // of one block
+};
+
+// The threads of one direction form row_parts groups of unit_parts threads. A group owns rows of the batch and its
+// threads meet at a barrier each step; groups never wait for one another.
+struct Split {
+  int row_parts, unit_parts;
+
+  int threads() const { return row_parts * unit_parts; }
+};
+
+Split choose_split(const StepCost& cost, int threads);
+
+// What one thread does: directions [first, last), and in each of them a part of the rows and of the units.
+struct Share {
+  int first_direction, last_direction;
+  int row_part, unit_part;
+  Split split;
+
+  bool idle() const { return first_direction == last_direction; }
+};
+
+Share make_share(const StepCost& cost, int directions, int thread, int threads);
+
+}  // namespace fusednn::cpu

@@ -1,0 +1,116 @@
+// C += A W for a few rows and panels: the one inner loop of all kernels. Included after panels.h.
+
+namespace fusednn::cpu::FUSEDNN_ISA {
+
+template <class A>
+struct Tile {
+  A* data;
+  long row;    // distance between rows
+  long panel;  // distance between panels
+};
+
+template <class A>
+struct Rows {
+  const A* data;
+  long row;
+};
+
+// Accumulators in registers: kRows rows by kPanels panels of kGates vectors. A row's sums run over k from its first to
+// its last element whatever kRows and kPanels are, so a row's bits do not depend on its neighbours.
+template <class A, int kGates, int kPanels, int kRows>
+__attribute__((noinline)) void multiply(Rows<A> a, const A* w, long w_panel, Tile<A> c, long k) {
+  constexpr int n = Lanes<A>::kCount, kWide = kGates * kPanels;
+  Vec<A> sum[kRows][kWide];
+#pragma GCC unroll 32
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 32
+    for (int j = 0; j < kWide; ++j) sum[i][j] = load(c.data + i * c.row + j / kGates * c.panel + j % kGates * n);
+  }
+  for (long p = 0; p < k; ++p) {
+    Vec<A> v[kWide];
+#pragma GCC unroll 32
+    for (int j = 0; j < kWide; ++j) v[j] = load(w + j / kGates * w_panel + (p * kGates + j % kGates) * n);
+#pragma GCC unroll 32
+    for (int i = 0; i < kRows; ++i) {
+      const A x = a.data[i * a.row + p];
+#pragma GCC unroll 32
+      for (int j = 0; j < kWide; ++j) sum[i][j] += x * v[j];
+    }
+  }
+#pragma GCC unroll 32
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 32
+    for (int j = 0; j < kWide; ++j) store(c.data + i * c.row + j / kGates * c.panel + j % kGates * n, sum[i][j]);
+  }
+}
+
+constexpr int largest(int a, int b) { return a > b ? a : b; }
+
+// How many panels and rows fill the registers.
+template <int kGates>
+struct Blocking {
+  static constexpr int kPanels = largest(1, 4 / kGates);
+  static constexpr int kRows = largest(1, FUSEDNN_ACCUMULATORS / (kGates * kPanels));
+  // One row alone takes more panels, to have enough sums in flight.
+  static constexpr int kSinglePanels = largest(kPanels, (8 + kGates - 1) / kGates);
+  static constexpr int kGroup = largest(kPanels, kSinglePanels);
+};
+
+template <class A, int kGates, int kPanels, int kRows = Blocking<kGates>::kRows>
+void multiply_rows(int rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, long k) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return multiply_rows<A, kGates, kPanels, kRows - 1>(rows, a, w, w_panel, c, k);
+  }
+  multiply<A, kGates, kPanels, kRows>(a, w, w_panel, c, k);
+}
+
+constexpr long kPanelBytesInL1 = 16 * 1024;
+
+// All rows by kPanels panels, in slices of k that stay in L1 while the rows pass.
+template <class A, int kGates, int kPanels>
+void multiply_panels(long rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, long k) {
+  constexpr long kStep = kGates * Lanes<A>::kCount;
+  const long parts = (rows + Blocking<kGates>::kRows - 1) / Blocking<kGates>::kRows;
+  const long slice = parts == 1 ? k : kPanelBytesInL1 / static_cast<long>(sizeof(A) * kStep * kPanels);
+  for (long k0 = 0; k0 < k; k0 += slice) {
+    const long length = k - k0 < slice ? k - k0 : slice;
+    for (long part = 0; part < parts; ++part) {
+      const Range r = share_of(rows, part, parts);
+      multiply_rows<A, kGates, kPanels>(static_cast<int>(r.size()), {a.data + r.begin * a.row + k0, a.row},
+                                        w + k0 * kStep, w_panel, {c.data + r.begin * c.row, c.row, c.panel}, length);
+    }
+  }
+}
+
+// `count` neighbouring panels from `block` on; count is what walk_panels gave.
+template <class A, int kGates>
+void multiply_group(long rows, Rows<A> a, const Panels<A>& w, long block, long count, Tile<A> c) {
+  using S = Blocking<kGates>;
+  const A* panel = w.panel(block);
+  if (rows == 1 && count == S::kSinglePanels) {
+    multiply<A, kGates, S::kSinglePanels, 1>(a, panel, w.panel_size(), c, w.k);
+  } else if (count == S::kPanels) {
+    multiply_panels<A, kGates, S::kPanels>(rows, a, panel, w.panel_size(), c, w.k);
+  } else {
+    multiply_panels<A, kGates, 1>(rows, a, panel, w.panel_size(), c, w.k);
+  }
+}
+
+// Calls visit(block, count) over all blocks, from either end: a walk that turns round each step finds the weights it
+// used last still in the cache.
+template <int kGates, class Visit>
+FUSEDNN_FN void walk_panels(long rows, Range blocks, bool backwards, Visit visit) {
+  using S = Blocking<kGates>;
+  while (blocks.size() > 0) {
+    const long left = blocks.size();
+    const long count = rows == 1 && left >= S::kSinglePanels ? S::kSinglePanels : left >= S::kPanels ? S::kPanels : 1;
+    visit(backwards ? blocks.end - count : blocks.begin, count);
+    if (backwards) {
+      blocks.end -= count;
+    } else {
+      blocks.begin += count;
+    }
+  }
+}
+
+}  // namespace fusednn::cpu::FUSEDNN_ISA

@@ -1,0 +1,46 @@
+#include <exception>
+#include <stdexcept>
+#include <string>
+
+#include "api.h"
+#include "cpu/kernels.h"
+
+namespace fusednn {
+namespace {
+
+thread_local std::string message;
+
+void check(const RecurrentShape& s, const void* w_hr) {
+  const CellInfo* cell = find_cell(s.cell);
+  if (cell == nullptr) throw std::invalid_argument(std::string("unknown cell '") + s.cell + "'");
+  if (w_hr != nullptr && !cell->cell_state) {
+    throw std::invalid_argument(std::string("cell '") + s.cell + "' has no projection (w_hr): it keeps no c");
+  }
+  if (w_hr == nullptr && s.proj != s.hidden) throw std::invalid_argument("without w_hr the size of h is the hidden size");
+  if (s.hidden < 1 || s.proj < 1) throw std::invalid_argument("the hidden size must be positive");
+  if (s.directions != 1 && s.directions != 2) throw std::invalid_argument("directions must be 1 or 2");
+}
+
+template <class Args>
+const char* run(const Args& args, void (*kernel)(const Args&)) {
+  try {
+    check(args.shape, args.w_hr);
+    kernel(args);
+    return nullptr;
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+}
+
+const char* forward(const RecurrentForward& args) { return run(args, cpu::chosen_kernels().forward); }
+const char* backward(const RecurrentBackward& args) { return run(args, cpu::chosen_kernels().backward); }
+
+}  // namespace
+
+const Provider& cpu_provider() {
+  static const Provider provider{"cpu", forward, backward};
+  return provider;
+}
+
+}  // namespace fusednn

@@ -1,0 +1,86 @@
+// What forward and backward share: sizes, and a thread's view of a step. Included after product.h.
+
+namespace fusednn::cpu::FUSEDNN_ISA {
+
+// Rows of one pass over a panel: their tile stays in L1.
+constexpr long kRowGroup = 48;
+
+template <class A>
+struct Sizes {
+  static constexpr long kLanes = Lanes<A>::kCount;
+  long batch, steps, hidden, proj, directions;
+  long hidden_blocks, proj_blocks;  // of kLanes units
+  // Distances between rows of states: one vector more than needed, since powers of two would put the rows that the
+  // product reads together into the same few sets of the cache.
+  long hidden_row, proj_row;
+
+  explicit Sizes(const RecurrentShape& s)
+      : batch(s.batch), steps(s.steps), hidden(s.hidden), proj(s.proj), directions(s.directions) {
+    hidden_blocks = round_up(hidden, kLanes) / kLanes;
+    proj_blocks = round_up(proj, kLanes) / kLanes;
+    hidden_row = padded(hidden);
+    proj_row = padded(proj);
+  }
+
+  static long padded(long n) { return round_up(n, kLanes) + kLanes; }
+  int lanes(long size, long block) const {
+    const long left = size - block * kLanes;
+    return static_cast<int>(left < kLanes ? left : kLanes);
+  }
+};
+
+// What one thread owns in one direction.
+struct Part {
+  Range rows;           // of the batch
+  Range blocks;         // of hidden units
+  Range proj_blocks;    // of the units of h
+  int team;             // threads that meet each step
+  Barrier* barrier;
+};
+
+template <class A>
+Part make_part(const Sizes<A>& sizes, const Share& share, int direction, Barrier* barriers, int most_threads) {
+  Part part;
+  part.rows = share_of(sizes.batch, share.row_part, share.split.row_parts);
+  part.blocks = share_of(sizes.hidden_blocks, share.unit_part, share.split.unit_parts);
+  part.proj_blocks = share_of(sizes.proj_blocks, share.unit_part, share.split.unit_parts);
+  part.team = share.split.unit_parts;
+  part.barrier = barriers + direction * most_threads + share.row_part;
+  return part;
+}
+
+struct Step {
+  long t;
+  long offset;  // of row 0 of the batch in the tensors with N rows
+  Range rows;   // that take part
+  bool odd;     // selects one of two buffers, and the direction of the walk over the weights
+};
+
+template <class Visit>
+FUSEDNN_FN void for_row_groups(Range rows, Visit visit) {
+  for (long begin = rows.begin; begin < rows.end; begin += kRowGroup) {
+    visit(Range{begin, begin + kRowGroup < rows.end ? begin + kRowGroup : rows.end});
+  }
+}
+
+template <class T>
+void widen(AccOf<T>* to, const T* from, long n) {
+  constexpr long kLanes = Lanes<AccOf<T>>::kCount;
+  for (long u = 0; u < n; u += kLanes) {
+    store(to + u, n - u >= kLanes ? load(from + u) : Block<false>{static_cast<int>(n - u)}.load(from + u));
+  }
+}
+
+template <class T>
+void narrow(T* to, const AccOf<T>* from, long n) {
+  constexpr long kLanes = Lanes<AccOf<T>>::kCount;
+  for (long u = 0; u < n; u += kLanes) {
+    if (n - u >= kLanes) {
+      store(to + u, load(from + u));
+    } else {
+      Block<false>{static_cast<int>(n - u)}.store(to + u, load(from + u));
+    }
+  }
+}
+
+}  // namespace fusednn::cpu::FUSEDNN_ISA

@@ -1,0 +1,28 @@
+// Scratch memory of one call.
+#pragma once
+
+#include <cstddef>
+
+namespace fusednn::cpu {
+
+constexpr size_t kCacheLine = 64;
+
+constexpr long round_up(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Hands out cache-line-aligned arrays in two passes over the same code: the first counts, the second gives memory.
+class Workspace {
+ public:
+  Workspace() = default;
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  ~Workspace();
+
+  void allocate();  // throws std::bad_alloc; between the passes
+  void* take(size_t bytes);
+
+ private:
+  void* block_ = nullptr;
+  size_t used_ = 0;
+};
+
+}  // namespace fusednn::cpu

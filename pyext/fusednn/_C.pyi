@@ -1,0 +1,28 @@
+"""Compiled kernels of fusednn."""
+
+from typing import TypedDict
+
+class BuildInfo(TypedDict):
+    compiler: str
+    cplusplus: int
+    openmp: bool
+    isas_compiled: list[str]
+    isas_supported: list[str]
+    isa: str
+
+class CellInfo(TypedDict):
+    name: str
+    gates: int
+    saved: int
+    cell_state: bool
+    split: bool
+    second_gates: int
+
+def build_info() -> BuildInfo:
+    """How this module was built, and the CPU instruction set it uses."""
+
+def cells() -> list[CellInfo]:
+    """The compiled cells, as the registry in csrc/cells has them."""
+
+def set_isa(name: str) -> None:
+    """Use this CPU instruction set from the next call on; "" is the best one. ValueError where the CPU lacks it."""

@@ -1,0 +1,70 @@
+"""``python -m fusednn``: a report on this installation, and explanations of what would run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from . import environment, functional
+from .explanation import describe, explain
+from .plan import NAMES, Request, plan
+from .reference.cells import CELLS
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fusednn", description=__doc__)
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    commands.add_parser("report", help="facts about this machine and installation (the default)")
+    add = commands.add_parser(
+        "explain", help="which kernel would run, and why", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add.add_argument("what", choices=[*CELLS, "rnn", "attention"], help="a cell, or attention")
+    add.add_argument("--batch", type=_positive, default=1, metavar="B")
+    add.add_argument("--time", type=_positive, default=100, metavar="T", help="steps; for attention queries and keys")
+    add.add_argument("--hidden", type=_positive, default=512, metavar="H", help="hidden size; for attention N * E")
+    add.add_argument("--heads", type=_positive, default=8, metavar="N", help="attention heads")
+    add.add_argument("--layers", type=_positive, default=1, metavar="L")
+    add.add_argument("--dtype", choices=DTYPES, default="float32")
+    add.add_argument("--device", default="cpu", help="device type, as torch names it")
+    add.add_argument("--strategy", choices=NAMES, default="auto")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {value}")
+    return value
+
+
+def _explain(options: argparse.Namespace) -> str:
+    if options.what == "attention":
+        if options.hidden % options.heads:
+            raise ValueError(f"--hidden must be a multiple of --heads, got {options.hidden} and {options.heads}")
+        shape = (options.batch, options.heads, options.time, options.hidden // options.heads)
+        q = torch.empty(shape, dtype=getattr(torch, options.dtype), device=options.device)
+        return explain(functional.scaled_dot_product_attention, q, q, q)
+    cell = "rnn_tanh" if options.what == "rnn" else options.what
+    chosen = plan(Request(cell, options.device, options.dtype), options.strategy)
+    sizes = f"sizes      B = {options.batch}, T = {options.time}, H = {options.hidden}, L = {options.layers}"
+    first, rest = describe(chosen, options.time, options.layers).split("\n", 1)
+    return "\n".join([first, sizes, rest])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 for success, 2 for arguments that do not fit."""
+    options = _parser().parse_args(arguments)
+    try:
+        print(_explain(options) if options.command == "explain" else environment.report())
+    except (ValueError, RuntimeError) as error:
+        print(f"fusednn: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,260 @@
+"""Scaled dot-product attention with the modifiers of the attention contract."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..reference import attention as reference
+
+BACKENDS = ("auto", "triton", "torch")
+ALIGNMENTS = ("top_left", "bottom_right")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    window: tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sink: Tensor | None = None,
+    causal_alignment: str = "top_left",
+    return_lse: bool = False,
+    deterministic: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attend from each query to the keys it sees and return the weighted mean of their values.
+
+    Positional arguments, layout and semantics are those of ``torch.nn.functional.scaled_dot_product_attention``.
+    Different from it:
+
+    * the keyword-only modifiers, which combine freely; they apply in the order scale, softcap, ALiBi, mask;
+    * ``attn_mask`` and ``is_causal`` combine (torch documents that as an error);
+    * a row that sees no key gives a zero output and zero gradients on every device and path, and so do K = 0 keys;
+    * mistakes raise TypeError or ValueError that say what was expected and what came.
+
+    Args:
+        query: queries.
+        key: keys, of the dtype and device of ``query``.
+        value: values, likewise.
+        attn_mask: bool, True where a query may attend, or float, added to the scores; in fp32 or in the dtype of
+            ``query``; any shape that broadcasts to the scores.
+        dropout_p: probability of dropping an attention weight. As in torch it applies whenever it is not 0.
+        is_causal: hide the keys that come after the query.
+        scale: factor of the scores; None is 1 / sqrt(E).
+        enable_gqa: let groups of consecutive query heads share a key and value head.
+        window: ``(left, right)``: key j is seen from query i if i - j <= left and j - i <= right, in addition to
+            every other mask. None on a side leaves it unlimited.
+        softcap: replace a scaled score s by ``softcap * tanh(s / softcap)``.
+        alibi_slopes: slope n takes ``slope * |i - j|`` off the scores of head n.
+        sink: one extra logit a head, which takes probability and gives no value.
+        causal_alignment: ``top_left``, query i stands at key i, as in torch; ``bottom_right``, it stands at key
+            i + K - M, so that the last query stands at the last key. Moves ``is_causal``, ``window`` and
+            ``alibi_slopes`` alike.
+        return_lse: return the log-sum-exp of each row's scores too.
+        deterministic: promise the same bits from run to run in the backward pass too.
+        backend: ``auto``; ``torch``, PyTorch's own kernels; ``triton``, which this version does not have and refuses.
+            ``auto`` is ``torch`` here.
+
+    Shape:
+        - query: ``[..., N, M, E]``; key: ``[..., N, K, E]``; value: ``[..., N, K, Ev]``; leading dimensions broadcast.
+          Two and three dimensions work as in torch; the last but two are the heads. With ``enable_gqa`` key and value
+          have numbers of heads that divide N.
+        - attn_mask: broadcastable to ``[..., N, M, K]``, at least two dimensions.
+        - alibi_slopes: ``[N]``, or ``[B, N]`` (all leading dimensions); sink: ``[N]``.
+        - output: ``[..., N, M, Ev]``; LSE: ``[..., N, M]``.
+
+    Returns:
+        The output, in the dtype of ``query``. With ``return_lse`` ``(output, lse)``: natural logarithm, sink included,
+        -inf where a row sees nothing (and there is no sink), fp32, or fp64 for fp64 inputs. Gradients flow
+        through both.
+
+    Raises:
+        TypeError: not a tensor, an unsupported dtype, or tensors of different dtype or device.
+        ValueError: shapes that do not fit, a value out of range, an unknown backend or alignment, or
+            ``backend="triton"``.
+
+    Note:
+        Two paths exist, and ``choose_backend`` names the one a call takes. Where torch's operator can express the
+        request it runs (a window and combined masks become one bool or float mask), with its accumulation and its
+        repeatability: its CPU kernels repeat bit for bit. Everything else is composed of PyTorch operations in fp32 (fp64 for fp64
+        inputs), with the score matrix in memory; this path is deterministic and differentiable to any order. Inputs
+        of fp64 that require gradients always take it; for others the second derivative is torch's to give
+        (``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` can). Under autocast query, key, value and a float mask
+        are cast to autocast's dtype (fp64 is left alone), as torch does; slopes, sink and LSE keep their precision.
+
+    Example:
+        >>> import torch, fusednn
+        >>> q, k, v = (torch.randn(2, 4, 5, 8) for _ in range(3))  # [B, N, T, E]
+        >>> out, lse = fusednn.functional.scaled_dot_product_attention(
+        ...     q, k, v, is_causal=True, window=(2, None), sink=torch.zeros(4), return_lse=True)
+        >>> out.shape, lse.shape
+        (torch.Size([2, 4, 5, 8]), torch.Size([2, 4, 5]))
+
+    Sources: Vaswani et al. 2017 (attention); Ainslie et al. 2023 (grouped queries); Beltagy et al. 2020, Longformer
+    (window); Gemma Team 2024, Gemma 2 (softcap); Press et al. 2022 (ALiBi); Xiao et al. 2023 and gpt-oss (sink).
+    """
+    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
+    path, _ = choose_backend(
+        query,
+        key,
+        value,
+        attn_mask,
+        dropout_p,
+        is_causal,
+        scale,
+        enable_gqa,
+        window=window,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        sink=sink,
+        causal_alignment=causal_alignment,
+        return_lse=return_lse,
+        deterministic=deterministic,
+        backend=backend,
+    )
+    limits = None if window is None else (window[0], window[1])
+    if path == "torch_sdpa":
+        return _torch_sdpa(
+            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, limits, causal_alignment
+        )
+    out, lse = reference.attention(
+        query,
+        key,
+        value,
+        attn_mask,
+        dropout_p,
+        is_causal,
+        scale,
+        window=limits,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        sink=sink,
+        causal_alignment=causal_alignment,
+    )
+    return (out, lse) if return_lse else out
+
+
+def choose_backend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    window: tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sink: Tensor | None = None,
+    causal_alignment: str = "top_left",
+    return_lse: bool = False,
+    deterministic: bool = False,
+    backend: str = "auto",
+) -> tuple[str, str]:
+    """Say which path ``scaled_dot_product_attention`` takes for these arguments, and why; nothing is computed.
+
+    Args:
+        query: as every other argument, what the call would be given.
+        key: see there.
+        value: see there.
+        attn_mask: see there.
+        dropout_p: see there.
+        is_causal: see there.
+        scale: see there.
+        enable_gqa: see there.
+        window: see there.
+        softcap: see there.
+        alibi_slopes: see there.
+        sink: see there.
+        causal_alignment: see there.
+        return_lse: see there.
+        deterministic: see there.
+        backend: see there.
+
+    Returns:
+        ``(path, reason)`` with path ``torch_sdpa`` or ``composition``.
+
+    Raises:
+        TypeError: as ``scaled_dot_product_attention``.
+        ValueError: as ``scaled_dot_product_attention``.
+
+    Example:
+        >>> import torch
+        >>> from fusednn.functional.attention import choose_backend
+        >>> x = torch.randn(1, 2, 3, 4)
+        >>> choose_backend(x, x, x, softcap=30.0)
+        ('composition', "torch's scaled_dot_product_attention has no softcap")
+    """
+    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
+    _check_tensors(query, key, value, attn_mask, enable_gqa, alibi_slopes, sink)
+    _check_values(dropout_p, scale, window, softcap, causal_alignment, backend)
+    if backend == "triton":
+        raise ValueError(
+            "backend='triton' asks for a kernel that this version of fusednn does not have: there is no Triton attention"
+            " yet. Use backend='torch', or backend='auto', which takes the best there is"
+        )
+    asked = {"softcap": softcap, "alibi_slopes": alibi_slopes, "sink": sink, "returned LSE": return_lse or None}
+    missing = [name for name, given in asked.items() if given is not None]
+    if missing:
+        return "composition", f"torch's scaled_dot_product_attention has no {', '.join(missing)}"
+    if query.numel() == 0 or key.numel() == 0 or value.numel() == 0:
+        return "composition", "a dimension is empty: the result is defined as zero on every device"
+    if deterministic and query.device.type != "cpu":
+        return "composition", f"torch's kernels on {query.device.type} promise no deterministic gradients"
+    if attn_mask is not None and attn_mask.dtype not in (torch.bool, query.dtype):
+        return "composition", f"not every kernel of torch adds a {attn_mask.dtype} mask to {query.dtype} inputs"
+    if torch.is_grad_enabled():
+        if attn_mask is not None and attn_mask.requires_grad:
+            return "composition", "the mask requires a gradient, which torch's fused kernels do not all give"
+        if query.dtype == torch.float64 and (query.requires_grad or key.requires_grad or value.requires_grad):
+            return "composition", "fp64 with gradients: torch's fused kernels have no second derivative"
+    return "torch_sdpa", "torch's scaled_dot_product_attention expresses the request"
+
+
+def _torch_sdpa(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa, window, alignment) -> Tensor:
+    """Torch's operator, kept from rows that see nothing: its backends have not always agreed on those.
+
+    Such rows are shown every key, and their output is then replaced by zero, which stops their gradients too.
+    """
+    dims = query.dim()
+    # Torch's fused kernels take four dimensions; fewer go to its slow path.
+    query, key, value = (_at_least_4d(x) for x in (query, key, value))
+    by_position = window is not None or (
+        is_causal and (mask is not None or (alignment == "bottom_right" and query.shape[-2] != key.shape[-2]))
+    )
+    if by_position:
+        distance = reference.distances(query.shape[-2], key.shape[-2], alignment, query.device)
+        mask = reference.merge_masks(mask, reference.visibility(distance, is_causal, window))
+        is_causal = False
+    seen = None
+    if mask is not None:
+        mask = _at_least_4d(mask) if mask.dim() != 2 else mask
+        if mask.dtype == torch.bool:
+            seen = mask.any(-1, keepdim=True)
+            mask = mask | ~seen
+        else:
+            seen = (mask != -math.inf).any(-1, keepdim=True)
+            mask = mask.masked_fill(~seen, 0.0)
+    out = F.scaled_dot_product_attention(query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if seen is not None:
+        out = out.masked_fill(~seen, 0.0)
+    return out if dims >= 4 else out.flatten(0, 3 - dims) if False else _drop_leading(out, dims)
+
+
+def _at_least_4d(x: Tensor) -> Tensor:
+    return x if x.dim() >= 4 else x[(None,) * (4 - x.dim())]

@@ -1,0 +1,167 @@
+"""Attention in plain PyTorch: the definition of correct, and what runs where no faster kernel can express a request.
+
+One function a modifier, in the order in which the contract applies them: scale, softcap, ALiBi, mask, then a softmax in
+which an optional sink takes part. Letters: N heads, M queries, K keys, E head size; ``...`` are batch dimensions.
+The derivation, with the gradients, is in ``docs/kernels/attention.md``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Window = tuple[int | None, int | None]
+
+
+def default_scale(head_size: int) -> float:
+    """The scale of a request that names none: 1 / sqrt(E)."""
+    return 1.0 / math.sqrt(head_size) if head_size else 1.0
+
+
+def repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """Give each of N query heads its own copy of the key or value head it shares: [..., N / G, K, E] to [..., N, K, E].
+
+    Source: Ainslie et al. 2023 (grouped-query attention); consecutive query heads share a head, as in torch.
+    """
+    return x if x.shape[-3] == heads else x.repeat_interleave(heads // x.shape[-3], dim=-3)
+
+
+def distances(queries: int, keys: int, alignment: str, device: torch.device) -> Tensor:
+    """How far key j lies before query i, i - j: [M, K]. Bottom-right alignment counts i from K - M."""
+    first = keys - queries if alignment == "bottom_right" else 0
+    i = torch.arange(queries, device=device).unsqueeze(-1) + first  # [M, 1]
+    return i - torch.arange(keys, device=device)
+
+
+def visibility(distance: Tensor, is_causal: bool, window: Window | None) -> Tensor | None:
+    """Which keys position alone lets a query see, [M, K] bool; None if all.
+
+    Source: Vaswani et al. 2017 (causal); Beltagy et al. 2020, Longformer (window).
+    """
+    left, right = window if window is not None else (None, None)
+    conditions = []
+    if is_causal:
+        conditions.append(distance >= 0)
+    if left is not None:
+        conditions.append(distance <= left)
+    if right is not None:
+        conditions.append(distance >= -right)
+    seen = None
+    for condition in conditions:
+        seen = condition if seen is None else seen & condition
+    return seen
+
+
+def merge_masks(mask: Tensor | None, visible: Tensor | None) -> Tensor | None:
+    """The mask with the keys that position hides hidden too: bool (True is seen) or float (added)."""
+    if mask is None or visible is None:
+        return visible if mask is None else mask
+    return mask & visible if mask.dtype == torch.bool else mask.masked_fill(~visible, -math.inf)
+
+
+def soften(scores: Tensor, softcap: float) -> Tensor:
+    """Bound the scores to (-softcap, softcap). Source: Gemma Team 2024 (Gemma 2), section 2."""
+    return softcap * torch.tanh(scores / softcap)
+
+
+def add_alibi(scores: Tensor, slopes: Tensor, distance: Tensor) -> Tensor:
+    """Subtract slope * |i - j|. Source: Press et al. 2022 (ALiBi); slopes [N] or [..., N]."""
+    return scores - slopes[..., None, None] * distance.abs()
+
+
+def apply_mask(scores: Tensor, mask: Tensor) -> Tensor:
+    """Hide what a bool mask hides, or add a float mask."""
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, -math.inf)
+    return scores + mask.to(scores.dtype)
+
+
+def exponentials(scores: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax before its division: exp(s - m) and its sum l, both relative to the row maximum m, and log sum exp(s).
+
+    The sink (Xiao et al. 2023; a learned logit a head as in gpt-oss) counts in m, in l and in the LSE and has no
+    exponential of its own in the result. A row that sees nothing has exponentials 0, l = 1 and LSE = -inf, so that the
+    division is safe and no gradient flows.
+
+    Returns:
+        exponentials [..., M, K], l [..., M, 1] and LSE [..., M, 1].
+    """
+    if scores.shape[-1]:
+        m = scores.detach().amax(-1, keepdim=True)  # the result does not depend on m, so m needs no gradient
+    else:
+        m = scores.new_full((*scores.shape[:-1], 1), -math.inf)
+    if sink is not None:
+        sink = sink[..., None, None]  # [N, 1, 1]
+        m = torch.maximum(m, sink.detach())
+    m = m.masked_fill(m == -math.inf, 0.0)
+    e = torch.exp(scores - m)
+    total = e.sum(-1, keepdim=True)
+    if sink is not None:
+        total = total + torch.exp(sink - m)
+    empty = total == 0  # elsewhere the maximum itself contributes 1
+    total = total.masked_fill(empty, 1.0)
+    return e, total, (m + torch.log(total)).masked_fill(empty, -math.inf)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    window: Window | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sink: Tensor | None = None,
+    causal_alignment: str = "top_left",
+) -> tuple[Tensor, Tensor]:
+    """Attention as the contract defines it, from a score matrix that is held in memory.
+
+    Everything is computed in fp32 (fp64 for fp64 inputs), autocast or not; only the output is rounded to the dtype of
+    ``query``. Differentiable to any order in every floating-point argument. Arguments are not checked here.
+
+    Args:
+        query: [..., N, M, E]. 2-D tensors are one head.
+        key: [..., N / G, K, E]; fewer heads than the query has are shared, where they divide its heads.
+        value: [..., N / G, K, Ev].
+        attn_mask: bool (True is seen) or float (added), broadcastable to [..., N, M, K].
+        dropout_p: probability of dropping an attention weight.
+        is_causal: hide keys after the query, in addition to ``attn_mask``.
+        scale: factor of the scores; 1 / sqrt(E) if None.
+        window: (left, right); None is an unlimited side.
+        softcap: bound of the scores.
+        alibi_slopes: [N] or [..., N].
+        sink: [N].
+        causal_alignment: ``top_left`` or ``bottom_right``; the latter counts queries from K - M, also for window and ALiBi.
+
+    Returns:
+        output [..., N, M, Ev] in the dtype of ``query``, LSE [..., N, M] in the dtype of the computation.
+    """
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    with torch.autocast(query.device.type, enabled=False):
+        q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
+        if q.dim() > 2:
+            k = repeat_heads(k, q.shape[-3]) if k.dim() > 2 and k.shape[-3] > 1 else k
+            v = repeat_heads(v, q.shape[-3]) if v.dim() > 2 and v.shape[-3] > 1 else v
+        distance = distances(q.shape[-2], k.shape[-2], causal_alignment, q.device)
+        mask = merge_masks(attn_mask, visibility(distance, is_causal, window))
+
+        scores = (q @ k.transpose(-2, -1)) * (default_scale(q.shape[-1]) if scale is None else scale)
+        if softcap is not None:
+            scores = soften(scores, softcap)
+        if alibi_slopes is not None:
+            scores = add_alibi(scores, alibi_slopes.to(dtype), distance)
+        if mask is not None:
+            scores = apply_mask(scores, mask)
+        e, total, lse = exponentials(scores, None if sink is None else sink.to(dtype))
+        if dropout_p > 0.0:
+            e = F.dropout(e, dropout_p)
+        out = (e @ v) / total
+    lead = out.shape[:-1]
+    return out.to(query.dtype), lse.squeeze(-1).expand(lead)
