@@ -24,7 +24,7 @@ class Tier:
 
 
 SMOKE = Tier("smoke", rounds=3, seconds=0.0, limit=0.3, seeds=3, lm_steps=30)
-STANDARD = Tier("standard", rounds=7, seconds=0.25, limit=3.0, seeds=20, lm_steps=500)
+STANDARD = Tier("standard", rounds=7, seconds=0.25, limit=3.0, seeds=20, lm_steps=400)
 FULL = Tier("full", rounds=15, seconds=1.0, limit=30.0, seeds=20, lm_steps=2000)
 TIERS = {tier.name: tier for tier in (SMOKE, STANDARD, FULL)}
 

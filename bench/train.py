@@ -13,7 +13,7 @@ from bench.clock import settle
 from bench.text import Text
 
 BATCH, LENGTH = 16, 128
-RATE = {"RNN": 2e-3, "LSTM": 6e-3, "GRU": 4e-3, "transformer": 4e-3}
+RATE = {"RNN": 2e-3, "LSTM": 6e-3, "GRU": 4e-3, "transformer": 8e-3}
 EVALUATIONS = 16
 HELD_OUT_WINDOWS = 64
 
@@ -54,7 +54,7 @@ def train(model: nn.Module, text: Text, kind: str, steps: int, device: torch.dev
     generator = torch.Generator().manual_seed(seed)
     data = torch.frombuffer(bytearray(text.train), dtype=torch.uint8).long().to(device)
     held = torch.frombuffer(bytearray(text.held_out), dtype=torch.uint8).long().to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE[kind], weight_decay=0.01)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE[kind], betas=(0.9, 0.95), weight_decay=0.01)
     warm = max(steps // 20, 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,

@@ -15,8 +15,8 @@ struct Rows {
   long row;
 };
 
-// Accumulators in registers: kRows rows by kPanels panels of kGates vectors. A row's sums run over k from its first to
-// its last element whatever kRows and kPanels are, so a row's bits do not depend on its neighbours.
+// Accumulators in registers: kRows rows by kPanels panels of kGates vectors, over at most kSlice elements of k. A row's
+// sums run over k in the same order whatever kRows and kPanels are, so a row's bits do not depend on its neighbours.
 template <class A, int kGates, int kPanels, int kRows>
 __attribute__((noinline)) void multiply(Rows<A> a, const A* w, long w_panel, Tile<A> c, long k) {
   constexpr int n = Lanes<A>::kCount, kWide = kGates * kPanels;
@@ -24,7 +24,7 @@ __attribute__((noinline)) void multiply(Rows<A> a, const A* w, long w_panel, Til
 #pragma GCC unroll 32
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 32
-    for (int j = 0; j < kWide; ++j) sum[i][j] = load(c.data + i * c.row + j / kGates * c.panel + j % kGates * n);
+    for (int j = 0; j < kWide; ++j) sum[i][j] = Vec<A>{};
   }
   for (long p = 0; p < k; ++p) {
     Vec<A> v[kWide];
@@ -40,7 +40,10 @@ __attribute__((noinline)) void multiply(Rows<A> a, const A* w, long w_panel, Til
 #pragma GCC unroll 32
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 32
-    for (int j = 0; j < kWide; ++j) store(c.data + i * c.row + j / kGates * c.panel + j % kGates * n, sum[i][j]);
+    for (int j = 0; j < kWide; ++j) {
+      A* to = c.data + i * c.row + j / kGates * c.panel + j % kGates * n;
+      store(to, load(to) + sum[i][j]);
+    }
   }
 }
 
@@ -64,19 +67,20 @@ void multiply_rows(int rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, lon
   multiply<A, kGates, kPanels, kRows>(a, w, w_panel, c, k);
 }
 
-constexpr long kPanelBytesInL1 = 16 * 1024;
+// Elements of k summed apart before they join the total: the weights of a slice stay in L1 while the rows pass, and the
+// rounding error grows with the slice and the number of slices, not with k (one long fp32 sum over 4 H terms lost 3 bits).
+constexpr long kSlice = 64;
 
-// All rows by kPanels panels, in slices of k that stay in L1 while the rows pass.
-template <class A, int kGates, int kPanels>
+// All rows by kPanels panels, slice by slice.
+template <class A, int kGates, int kPanels, int kRows = Blocking<kGates>::kRows>
 void multiply_panels(long rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, long k) {
   constexpr long kStep = kGates * Lanes<A>::kCount;
-  const long parts = (rows + Blocking<kGates>::kRows - 1) / Blocking<kGates>::kRows;
-  const long slice = parts == 1 ? k : kPanelBytesInL1 / static_cast<long>(sizeof(A) * kStep * kPanels);
-  for (long k0 = 0; k0 < k; k0 += slice) {
-    const long length = k - k0 < slice ? k - k0 : slice;
+  const long parts = (rows + kRows - 1) / kRows;
+  for (long k0 = 0; k0 < k; k0 += kSlice) {
+    const long length = k - k0 < kSlice ? k - k0 : kSlice;
     for (long part = 0; part < parts; ++part) {
       const Range r = share_of(rows, part, parts);
-      multiply_rows<A, kGates, kPanels>(static_cast<int>(r.size()), {a.data + r.begin * a.row + k0, a.row},
+      multiply_rows<A, kGates, kPanels, kRows>(static_cast<int>(r.size()), {a.data + r.begin * a.row + k0, a.row},
                                         w + k0 * kStep, w_panel, {c.data + r.begin * c.row, c.row, c.panel}, length);
     }
   }
@@ -88,7 +92,7 @@ void multiply_group(long rows, Rows<A> a, const Panels<A>& w, long block, long c
   using S = Blocking<kGates>;
   const A* panel = w.panel(block);
   if (rows == 1 && count == S::kSinglePanels) {
-    multiply<A, kGates, S::kSinglePanels, 1>(a, panel, w.panel_size(), c, w.k);
+    multiply_panels<A, kGates, S::kSinglePanels, 1>(rows, a, panel, w.panel_size(), c, w.k);
   } else if (count == S::kPanels) {
     multiply_panels<A, kGates, S::kPanels>(rows, a, panel, w.panel_size(), c, w.k);
   } else {

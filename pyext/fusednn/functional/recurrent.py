@@ -82,8 +82,9 @@ def _reference(*args):
         return reference_recurrent.recurrent(*args[:-1])
 
 
-def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy):
+def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _):
     """One operator call a step and direction: what a user's loop over a cell does."""
+    at_one = "sequence"  # the kernel, at T = 1
     batch, rows = h0.shape[1], x.shape[0]
     sizes = batch_sizes.tolist() if batch_sizes is not None else [batch] * (rows // batch if batch else 0)
     steps = x.split(sizes)
@@ -95,7 +96,7 @@ def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy):
         output = [x] * len(steps)
         for t in reversed(range(len(steps))) if d else range(len(steps)):
             n = sizes[t]
-            y, h_t, c_t = _operator(steps[t], h[:, :n], None if c is None else c[:, :n], *weights, None, cell, strategy)
+            y, h_t, c_t = _operator(steps[t], h[:, :n], None if c is None else c[:, :n], *weights, None, cell, at_one)
             output[t] = y
             h = h_t if n == batch else torch.cat([h_t, h[:, n:]], dim=1)
             if c is not None:

@@ -1,0 +1,121 @@
+"""Recurrence against attention, in pairs: A and B in turn, round by round, on three bases of fairness.
+
+``posed``: the seeds' two models as they are. ``parameters``: stacks with equal parameters. ``flops``: stacks with equal
+arithmetic. The ratio is time of the recurrent side / time of the attention side: above 1, attention is faster.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bench import layers
+from bench.cases import module_case, recurrent_case
+from bench.flops import encoder, linear, of_mode, recurrent
+from bench.measure import Case, Measure
+from bench.models import EncoderStack, Factory, SeedLSTM, SeedTransformer, recurrent_stack
+from bench.models.seeds import HEADS, LAYERS, VOCABULARY, WIDTH
+from bench.models.stacks import ENCODER_LAYERS, EQUAL_LAYERS, equal_flops_ff
+from bench.tiers import cost, tiers
+
+IMPLS = (layers.OURS, layers.TORCH)
+
+
+def twin_of(make, impl: str, device: torch.device) -> tuple[nn.Module, nn.Module]:
+    """A model of ``impl`` and torch's own with the same parameters."""
+    module, twin = make(Factory(impl)).to(device), make(Factory(layers.TORCH)).to(device)
+    twin.load_state_dict(module.state_dict())
+    return module, twin
+
+
+def seed_cases(impl: str, B: int, T: int, mode: str, device: torch.device) -> tuple[Case, Case]:
+    """The seeds' LSTM and transformer over the same tokens."""
+    tokens = torch.randint(VOCABULARY, (B, T), device=device)
+    head = linear(B * T, WIDTH, VOCABULARY)
+    work = {"LSTM": recurrent("LSTM", B, T, WIDTH, WIDTH), "transformer": encoder(B, T, WIDTH, 4 * WIDTH, LAYERS)}
+    made = []
+    for name, make in (("LSTM", SeedLSTM), ("transformer", SeedTransformer)):
+        module, twin = twin_of(make, impl, device)
+        fields = {"impl": impl, "cell": f"seed {name}", "B": B, "T": T, "H": WIDTH, "N": HEADS,
+                  "params": sum(p.numel() for p in module.parameters())}  # fmt: skip
+        made.append(
+            module_case(module, twin, [tokens], mode, fields, flops=of_mode(work[name] + head, mode), tokens=B * T)
+        )
+    return made[0], made[1]
+
+
+def stack_cases(
+    impl: str, cell: str, basis: str, B: int, T: int, d: int, mode: str, device: torch.device
+) -> tuple[Case, Case]:
+    """Stacks of width ``d`` with equal parameters, or with equal FLOPs at this T."""
+    x = torch.randn(B, T, d, device=device)
+    ff = equal_flops_ff(d, T) if basis == "flops" else 4 * d
+    sides = (
+        (cell, lambda f: recurrent_stack(f, cell, d), recurrent(cell, B, T, d, d, EQUAL_LAYERS[cell])),
+        ("encoder", lambda f: EncoderStack(f, d, 8, ff), encoder(B, T, d, ff, ENCODER_LAYERS)),
+    )
+    made = []
+    for name, make, work in sides:
+        module, twin = twin_of(make, impl, device)
+        fields = {"impl": impl, "cell": f"{name} stack", "B": B, "T": T, "H": d,
+                  "params": sum(p.numel() for p in module.parameters())}  # fmt: skip
+        made.append(module_case(module, twin, [x], mode, fields, flops=of_mode(work, mode), tokens=B * T))
+    return made[0], made[1]
+
+
+@tiers(T={"standard": (50, 200), "full": (10, 50, 100, 200, 500, 1000)})
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("mode", ("inference", "training"))
+@cost(9.0)
+def test_posed(measure: Measure, device: torch.device, mode: str, impl: str, T: int) -> None:
+    measure.benchmark.group = f"duel posed {mode}"
+    B = 32 if measure.tier.name == "full" else 4
+    measure.pair(*seed_cases(impl, B, T, mode, device), basis="posed")
+
+
+@tiers(
+    T={"smoke": (8,), "standard": (16, 64, 200), "full": (10, 50, 100, 200, 500, 1000)},
+    cell={"smoke": ("LSTM",), "standard": ("LSTM",), "full": ("LSTM", "GRU", "RNN")},
+)
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("mode", ("inference", "training"))
+@pytest.mark.parametrize("basis", ("parameters", "flops"))
+@cost(2.0)
+def test_stacks(measure: Measure, device: torch.device, basis: str, mode: str, impl: str, cell: str, T: int) -> None:
+    measure.benchmark.group = f"duel {basis} {mode}"
+    B, d = (2, 32) if measure.tier.name == "smoke" else (4, 256)
+    measure.pair(*stack_cases(impl, cell, basis, B, T, d, mode, device), basis=basis)
+
+
+@tiers(T={"standard": (100,), "full": (100, 500)})
+@pytest.mark.parametrize("rung", layers.rungs())
+@pytest.mark.parametrize("cell", layers.CELLS)
+@cost(1.5)
+def test_both_directions(measure: Measure, device: torch.device, cell: str, rung: str, T: int) -> None:
+    """Two directions over one."""
+    measure.benchmark.group = "duel directions"
+    sizes = {"B": 4, "T": T, "H": 128, "mode": "inference", "device": device}
+    both, one = (recurrent_case(rung, cell, bidirectional=b, **sizes) for b in (True, False))
+    measure.pair(both, one, basis="both directions / one")
+
+
+@tiers(T={"standard": (100,), "full": (100, 500)})
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("mode", ("inference", "training"))
+@pytest.mark.parametrize("H", (64, 256))
+@cost(1.5)
+def test_lstm_over_gru(measure: Measure, device: torch.device, H: int, mode: str, impl: str, T: int) -> None:
+    measure.benchmark.group = "duel LSTM / GRU"
+    sizes = {"B": 4, "T": T, "H": H, "mode": mode, "device": device}
+    lstm, gru = (recurrent_case(impl, cell, **sizes) for cell in ("LSTM", "GRU"))
+    measure.pair(lstm, gru, basis="LSTM / GRU")
+
+
+@tiers(T={"standard": (512,), "full": (512,)})
+@pytest.mark.parametrize("impl", IMPLS)
+@cost(5.0)
+def test_long_training(measure: Measure, device: torch.device, impl: str, T: int) -> None:
+    """Training at T = 512 at equal parameters, which the seeds put at 3.4 to 1."""
+    measure.benchmark.group = "duel parameters training"
+    measure.pair(*stack_cases(impl, "LSTM", "parameters", 4, T, 256, "training", device), basis="parameters")

@@ -1,0 +1,160 @@
+"""The seeds' claims and what becomes of them. A table of rows: claim, rule, and where the figure comes from.
+
+A figure is computed from the results file, and the verdict from the figure (`bench.verdict`); a figure that can't be had
+gives NOT MEASURED with the reason. To add a row, add a line to `ROWS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bench import claim_figures as f
+from bench.claim_figures import Figure
+from bench.query import Cells, Unavailable
+from bench.verdict import Rule, judge
+
+CLAIMS: dict[int, tuple[str, str]] = {
+    1: ("RNN time is linear in T", "172.89 ms at T = 1000, 17.56 at 100"),
+    2: ("a 6-layer transformer is 2 to 4 times faster at long T", "3.7x at T = 200, 3.0x at 500, 1.9x at 1000"),
+    3: ("a transformer's forward time is O(1) in T", "exponent 0"),
+    4: ("GPU utilisation: RNN 20-30 %, transformer 80-95 %", "20-30 % against 80-95 %"),
+    5: ("an RNN needs T sequential launches, on every implementation", "T launches"),
+    6: ("launch latency dominates an RNN", "dominates"),
+    7: ("more hardware can't speed up one sequence", "no speed-up"),
+    8: ("RNN gradients vanish with T", "2.45 at T = 10, 0.000089 at T = 200"),
+    9: ("gradients explode when the recurrent norm is above 1; clipping bounds that, not vanishing", "grows; bounded"),
+    10: ("LSTM and GRU reach about 100 steps; identity initialisation helps; tanh' is usually < 0.25", "~100 steps"),
+    11: ("attention's gradient path is O(1)", "does not fall exponentially"),
+    12: ("a fixed-size state is a bottleneck", "BLEU 30 to 15 beyond 40 tokens"),
+    13: ("agreement at a distance: LSTM 85 % to 60 %, transformer 95 %", "85 to 60 %; 95 %"),
+    14: ("training memory: linear in T for an RNN, quadratic for attention", "exponents 1 and 2"),
+    15: ("training is 3.4x faster with a transformer; it converges 10x faster", "3.4x at T = 512; 10x"),
+    16: ("RNN O(T d^2), attention O(T^2 d)", "exponents 1, 2, 2, 1"),
+    17: ("decode: constant state for an RNN, growing cache for a transformer", "slopes 0 and 1"),
+    18: ("Bahdanau attention removes the bottleneck but stays sequential", "recall up, launches not fewer"),
+    19: ("bidirectional costs double", "2x"),
+    20: ("RNNs remain useful: low latency, low memory, small data", "somewhere"),
+    21: ("GRU is faster than LSTM", "faster"),
+    22: ("transformers need positions to know the order", "chance without"),
+    23: ("truncated BPTT over k steps learns no dependency longer than k", "chance beyond k"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of one claim."""
+
+    id: int
+    row: str
+    rule: Rule | None
+    figure: Callable[[Cells], Figure]
+
+
+def _missing(reason: str) -> Callable[[Cells], Figure]:
+    def figure(_: Cells) -> Figure:
+        raise Unavailable(reason)
+
+    return figure
+
+
+LATER = "not measured by this version's suites"
+GPU = "needs a GPU and its counters"
+EXACT_1, EXACT_2 = Rule(0.85, 1.15), Rule(1.85, 2.15)
+OURS, TORCH = "fusednn", "torch.nn"
+
+ROWS: tuple[Row, ...] = (
+    *(Row(1, f"{cell}, {impl}", Rule(0.95, 1.10), f.length_exponent(cell, impl))
+      for cell in ("RNN", "LSTM", "GRU") for impl in (OURS, TORCH)),
+    *(Row(1, f"LSTM at the seeds' shape, {impl}", Rule(0.95, 1.10), f.seed_shape_exponent(impl))
+      for impl in (OURS, TORCH)),
+    *(Row(2, f"{words}, {mode}, {impl}", Rule(2, 4), f.duel(test, basis, mode, impl))
+      for test, basis, words in (("test_posed", "posed", "as posed"),
+                                 ("test_stacks", "parameters", "equal parameters"),
+                                 ("test_stacks", "flops", "equal FLOPs"))
+      for mode in ("inference", "training") for impl in (OURS, TORCH)),
+    *(Row(3, f"seeds' transformer, {impl}", Rule(-0.1, 0.1), f.seed_model_exponent("transformer", impl))
+      for impl in (OURS, TORCH)),
+    *(Row(4, what, None, _missing(GPU))
+      for what in ("kernel busy", "SM active", "warps active", "share of peak FLOP/s")),
+    Row(5, "every rung: the least slope", Rule(low=1), f.least_launch_slope()),
+    *(Row(5, f"LSTM, {rung}", Rule(low=1), f.launch_slope("LSTM", rung))
+      for rung in ("reference", "loop", "sequence", TORCH)),
+    Row(6, "gap fraction at B <= 4", Rule(low=0.5, strict=True), _missing("needs a GPU: the gap is between stream and "
+                                                                        "device time")),
+    *(Row(7, f"LSTM, B = 1, {impl}", Rule(high=1.1), f.core_speedup(impl)) for impl in (OURS, TORCH)),
+    Row(8, "dL/dx at distance k", Rule(high=-0.06), f.gradient_slope("RNN")),
+    Row(8, "norm of the parameters' gradient", Rule(high=-0.06), f.parameter_slope()),
+    Row(9, "grows: recurrent norm 1.5", Rule(low=0, strict=True), f.gradient_slope("RNN norm 1.5")),
+    Row(9, "grows: recurrent radius 1.5", Rule(low=0, strict=True), f.gradient_slope("RNN radius 1.5")),
+    Row(9, "bounded: norm after clipping to 1", Rule(high=1.000001), f.clipped_norm()),
+    Row(9, "slope with and without clipping", None, _missing(LATER)),
+    *(Row(10, kind, Rule(low=-0.02, strict=True), f.gradient_slope(kind))
+      for kind in ("LSTM", "LSTM forget bias 1", "GRU", "IRNN")),
+    Row(10, "median of tanh' in the trained byte RNN", Rule(high=0.25, strict=True), f.tanh_median()),
+    Row(11, "AIC of an exponential less that of a power law", Rule(low=10), f.attention_path()),
+    Row(12, "recall by T and H", None, _missing(LATER)),
+    Row(13, "synthetic agreement by distance", None, _missing(LATER)),
+    Row(14, "RNN: exponent of saved bytes", EXACT_1, f.saved_exponent("bench_recurrent.py::test_time", cell="RNN",
+                                                                     impl=OURS)),
+    Row(14, "attention, plain: exponent of saved bytes", EXACT_2,
+        f.saved_exponent("bench_attention.py::test_time", impl="sdpa-math")),
+    Row(14, "attention, fused: exponent of saved bytes", EXACT_2,
+        f.saved_exponent("bench_attention.py::test_time", impl="sdpa-flash")),
+    Row(14, "largest batch under a fixed budget", Rule(2, 4), _missing(LATER)),
+    *(Row(15, f"training at T = 512, equal parameters, {impl}", Rule(3, 4), f.long_training(impl))
+      for impl in (OURS, TORCH)),
+    Row(15, "with Flash Attention", Rule(8, 12), _missing(LATER)),
+    Row(15, "seconds to one bit below unigram, byte LSTM / transformer", Rule(8, 12), f.convergence("LSTM")),
+    Row(16, "RNN in T", EXACT_1, f.length_exponent("LSTM", OURS)),
+    Row(16, "RNN in d", EXACT_2, f.width_exponent()),
+    Row(16, "attention in T", EXACT_2, f.attention_exponent("test_time", "T", mode="inference")),
+    Row(16, "attention in d", EXACT_1, f.attention_exponent("test_width", "E")),
+    *(Row(17, f"state bytes against context, {cell}", Rule(-0.01, 0.01), f.state_exponent("test_recurrent", cell))
+      for cell in ("RNN", "LSTM", "GRU")),
+    Row(17, "state bytes against context, attention", Rule(0.99, 1.01), f.state_exponent("test_attention", "attention")),
+    Row(17, "time a token against context, LSTM", Rule(-0.1, 0.1), f.decode_exponent("test_recurrent", "LSTM", OURS)),
+    Row(17, "time a token against context, attention", Rule(0.9, 1.1),
+        f.decode_exponent("test_attention", "attention", "fusednn-torch")),
+    Row(18, "recall and launches of seq2seq", None, _missing(LATER)),
+    *(Row(19, f"{cell}, {rung}", Rule(1.8, 2.2), f.both_directions(cell, rung))
+      for cell in ("RNN", "LSTM", "GRU") for rung in ("reference", "loop", "sequence", TORCH)),
+    Row(20, "share of duel cells that the RNN wins in time", Rule(low=0, strict=True), f.wins()),
+    Row(20, "loss on 1 % of the text", None, _missing(LATER)),
+    *(Row(21, f"LSTM / GRU, {mode}, H = {H}, {impl}", Rule(low=1, strict=True), f.lstm_over_gru(mode, H, impl))
+      for mode in ("inference", "training") for H in (64, 256) for impl in (OURS, TORCH)),
+    Row(22, "order task with and without positions", None, _missing(LATER)),
+    Row(23, "recall at k/2 and 2k", None, _missing(LATER)),
+)  # fmt: skip
+
+
+def judge_row(row: Row, cells: Cells) -> dict[str, Any]:
+    """One entry of the results file's ``claims``."""
+    text, claimed = CLAIMS[row.id]
+    try:
+        figure: Figure | None = row.figure(cells)
+        reason = None
+    except Unavailable as why:
+        figure, reason = None, str(why)
+    estimate = figure.estimate if figure else None
+    return {
+        "id": row.id,
+        "claim": text,
+        "row": row.row,
+        "claimed": claimed,
+        "rule": str(row.rule) if row.rule else None,
+        "verdict": judge(estimate, row.rule),
+        "measured": estimate.value if estimate else None,
+        "interval": estimate.interval if estimate else None,
+        "unit": figure.unit if figure else None,
+        "device": cells.results["machine_info"]["device_name"],
+        "basis": figure.basis if figure else None,
+        "reason": reason,
+    }
+
+
+def judge_all(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every row of every claim, measured or not."""
+    cells = Cells(results)
+    return [judge_row(row, cells) for row in ROWS]
