@@ -1,4 +1,5 @@
-// The C++ API of the kernels, free of torch. A provider (cpu, cuda, emulated) is a table of functions over these structs.
+// The C++ API of the kernels, free of torch. A provider (cpu, cuda, emulated) is a table of functions over these
+// structs.
 //
 // Letters: B batch, T time, H hidden size, P size of h (H, or the projection's size), D directions (the second runs
 // in reverse time), N rows in all: T * B padded and time-major, or the sum of batch_sizes. G gates and S saved values
@@ -90,8 +91,8 @@ const CellInfo* find_cell(const char* name);  // null: no such cell
 // The instruction sets of the CPU provider.
 int isa_count();
 const char* isa_name(int index);
-bool isa_supported(int index);      // by the machine that runs this
-const char* isa_chosen();           // what the next call uses
+bool isa_supported(int index);          // by the machine that runs this
+const char* isa_chosen();               // what the next call uses
 const char* set_isa(const char* name);  // returns null or a message; "" or null: the best one
 bool built_with_openmp();
 

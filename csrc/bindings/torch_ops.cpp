@@ -134,15 +134,21 @@ RecurrentShape shape_of(const std::string& cell, const std::string& strategy, in
   return s;
 }
 
-Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) { return torch::stable::new_empty(like, sizes); }
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return torch::stable::new_empty(like, sizes);
+}
 
 Tensor empty_if(bool wanted, const Tensor& like, const std::vector<int64_t>& sizes) {
   return empty(like, wanted ? sizes : std::vector<int64_t>{0});
 }
 
-void* data_if(bool wanted, const Tensor& tensor) { return wanted ? tensor.mutable_data_ptr() : nullptr; }
+void* data_if(bool wanted, const Tensor& tensor) {
+  return wanted ? tensor.mutable_data_ptr() : nullptr;
+}
 
-void check(const char* error) { require(error == nullptr, error == nullptr ? "" : error); }
+void check(const char* error) {
+  require(error == nullptr, error == nullptr ? "" : error);
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor gates, Tensor h0, OptionalTensor c0, Tensor w_hh,
                                                    OptionalTensor b_hh, OptionalTensor w_hr, OptionalTensor batch_sizes,

@@ -30,10 +30,10 @@ class Backward {
 
   struct Direction {
     Panels<A> first, second, proj;
-    A* dh;      // [B, proj_row] reaches h_t from later steps
-    A* dc;      // [B, hidden_row]
-    A* dm;      // [B, hidden_row] reaches what the second product or the projection took
-    A* tile[2];  // [B, tile_row] gradients of the first gates
+    A* dh;           // [B, proj_row] reaches h_t from later steps
+    A* dc;           // [B, hidden_row]
+    A* dm;           // [B, hidden_row] reaches what the second product or the projection took
+    A* tile[2];      // [B, tile_row] gradients of the first gates
     A* second_tile;  // [B, second_row] of the last gates, or of the projection's output
   };
 
@@ -56,7 +56,8 @@ class Backward {
       if (kSecond > 0) d.second = take_panels<A>(space, sizes.hidden, kSecond * sizes.hidden, 1);
       if (a.w_hr != nullptr) d.proj = take_panels<A>(space, sizes.hidden, sizes.proj, 1);
     }
-    if (time.sizes != nullptr) time.offsets = static_cast<long*>(space.take(sizeof(long) * static_cast<size_t>(sizes.steps)));
+    if (time.sizes != nullptr)
+      time.offsets = static_cast<long*>(space.take(sizeof(long) * static_cast<size_t>(sizes.steps)));
     team_barrier = take_barriers(space, 1);
     barriers = take_barriers(space, static_cast<int>(sizes.directions) * a.shape.threads);
   }
@@ -199,7 +200,8 @@ class Backward {
   }
 
   const T* c_prev_at(int i, const BackStep& step, long block, long b) const {
-    if (b >= step.prev_count) return static_cast<const T*>(a.c0) + (i * sizes.batch + b) * sizes.hidden + block * kLanes;
+    if (b >= step.prev_count)
+      return static_cast<const T*>(a.c0) + (i * sizes.batch + b) * sizes.hidden + block * kLanes;
     return saved_at(i, step.prev_offset + b, block) + Cell::kSavedC * sizes.hidden;
   }
 
@@ -248,8 +250,8 @@ class Backward {
         h = lanes.load(at(static_cast<const T*>(a.y), step.offset + b, i, sizes.proj, block));
         h_prev = lanes.load(h_prev_at(i, step, block, b));
       }
-      const V dh = a.w_hr != nullptr ? load(d.dm + b * sizes.hidden_row + block * kLanes)
-                                     : whole_dh(i, step, lanes, block, b);
+      const V dh =
+          a.w_hr != nullptr ? load(d.dm + b * sizes.hidden_row + block * kLanes) : whole_dh(i, step, lanes, block, b);
       const V direct = Cell::backward(saved, h, h_prev, c_prev, dh, dc, dx, dr);
       put_gates<0, G>(i, step, lanes, block, b, dx, dr, d.tile[step.odd] + b * tile_row());
       if (Cell::kCellState) store(d.dc + b * sizes.hidden_row + block * kLanes, dc);

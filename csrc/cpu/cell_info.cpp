@@ -14,9 +14,13 @@ constexpr CellInfo kCells[] = {FUSEDNN_CELLS(FUSEDNN_INFO)};
 
 }  // namespace
 
-int cell_count() { return static_cast<int>(sizeof(kCells) / sizeof(kCells[0])); }
+int cell_count() {
+  return static_cast<int>(sizeof(kCells) / sizeof(kCells[0]));
+}
 
-const CellInfo& cell_info(int index) { return kCells[index]; }
+const CellInfo& cell_info(int index) {
+  return kCells[index];
+}
 
 const CellInfo* find_cell(const char* name) {
   for (const CellInfo& cell : kCells) {

@@ -71,10 +71,18 @@ const Isa*& current_isa() {
 
 }  // namespace
 
-int isa_count() { return kIsaCount; }
-const char* isa_name(int index) { return kIsas[index].name; }
-bool isa_supported(int index) { return kIsas[index].supported(); }
-const char* isa_chosen() { return current_isa()->name; }
+int isa_count() {
+  return kIsaCount;
+}
+const char* isa_name(int index) {
+  return kIsas[index].name;
+}
+bool isa_supported(int index) {
+  return kIsas[index].supported();
+}
+const char* isa_chosen() {
+  return current_isa()->name;
+}
 
 const char* set_isa(const char* name) {
   const Isa* isa = named_isa(name);
@@ -83,6 +91,8 @@ const char* set_isa(const char* name) {
   return nullptr;
 }
 
-const cpu::Kernels& cpu::chosen_kernels() { return *current_isa()->kernels(); }
+const cpu::Kernels& cpu::chosen_kernels() {
+  return *current_isa()->kernels();
+}
 
 }  // namespace fusednn

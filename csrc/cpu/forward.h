@@ -55,7 +55,8 @@ class Forward {
       if (a.w_hr != nullptr) d.proj = take_panels<A>(space, sizes.proj, sizes.hidden, 1);
     }
     tiles = take(kTile * a.shape.threads);
-    if (time.sizes != nullptr) time.offsets = static_cast<long*>(space.take(sizeof(long) * static_cast<size_t>(sizes.steps)));
+    if (time.sizes != nullptr)
+      time.offsets = static_cast<long*>(space.take(sizeof(long) * static_cast<size_t>(sizes.steps)));
     team_barrier = take_barriers(space, 1);
     barriers = take_barriers(space, static_cast<int>(sizes.directions) * a.shape.threads);
   }
@@ -145,13 +146,14 @@ class Forward {
     const Direction& d = directions[i];
     const Rows<A> middle{d.middle, sizes.hidden_row};
     const A* bias = d.bias + kFirst * sizes.hidden_row;
-    product<largest(kSecond, 1)>(d.second, middle, bias, step, part.blocks, tile, [&](long block, Range rows, const A* r) {
-      if (sizes.lanes(sizes.hidden, block) == kLanes) {
-        second_cells(i, step, Block<true>{kLanes}, block, rows, r);
-      } else {
-        second_cells(i, step, Block<false>{sizes.lanes(sizes.hidden, block)}, block, rows, r);
-      }
-    });
+    product<largest(kSecond, 1)>(
+        d.second, middle, bias, step, part.blocks, tile, [&](long block, Range rows, const A* r) {
+          if (sizes.lanes(sizes.hidden, block) == kLanes) {
+            second_cells(i, step, Block<true>{kLanes}, block, rows, r);
+          } else {
+            second_cells(i, step, Block<false>{sizes.lanes(sizes.hidden, block)}, block, rows, r);
+          }
+        });
   }
 
   void project(int i, const Step& step, const Part& part, A* tile) {
@@ -189,7 +191,8 @@ class Forward {
   // ------- the cells of one block
 
   const T* gates_at(int i, const Step& step, long block, long b) const {
-    return static_cast<const T*>(a.gates) + ((step.offset + b) * sizes.directions + i) * G * sizes.hidden + block * kLanes;
+    return static_cast<const T*>(a.gates) + ((step.offset + b) * sizes.directions + i) * G * sizes.hidden +
+           block * kLanes;
   }
 
   template <class Lane>
@@ -212,7 +215,8 @@ class Forward {
   }
 
   template <class Lane>
-  FUSEDNN_FN void one_cell(int i, const Step& step, Lane lanes, long block, long b, const V* x, const V* rec, V* saved) {
+  FUSEDNN_FN void one_cell(int i, const Step& step, Lane lanes, long block, long b, const V* x, const V* rec,
+                           V* saved) {
     const Direction& d = directions[i];
     A* at_c = Cell::kCellState ? d.c + b * sizes.hidden_row + block * kLanes : nullptr;
     V c = Cell::kCellState ? load(at_c) : V{};
@@ -266,7 +270,8 @@ class Forward {
     const Direction& d = directions[i];
     const long row = i * sizes.batch + b;
     const Range h = units(part.proj_blocks, sizes.proj), c = units(part.blocks, sizes.hidden);
-    narrow(static_cast<T*>(a.h_n) + row * sizes.proj + h.begin, d.h[!step.odd] + b * sizes.proj_row + h.begin, h.size());
+    narrow(static_cast<T*>(a.h_n) + row * sizes.proj + h.begin, d.h[!step.odd] + b * sizes.proj_row + h.begin,
+           h.size());
     if (!Cell::kCellState) return;
     narrow(static_cast<T*>(a.c_n) + row * sizes.hidden + c.begin, d.c + b * sizes.hidden_row + c.begin, c.size());
   }

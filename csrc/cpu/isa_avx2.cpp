@@ -23,7 +23,9 @@
 
 namespace fusednn::cpu {
 
-const Kernels* avx2_kernels() { return &avx2::kKernels; }
+const Kernels* avx2_kernels() {
+  return &avx2::kKernels;
+}
 
 }  // namespace fusednn::cpu
 

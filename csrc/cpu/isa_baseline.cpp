@@ -12,6 +12,8 @@
 
 namespace fusednn::cpu {
 
-const Kernels* baseline_kernels() { return &baseline::kKernels; }
+const Kernels* baseline_kernels() {
+  return &baseline::kKernels;
+}
 
 }  // namespace fusednn::cpu

@@ -11,7 +11,9 @@ constexpr double kFastBytesPerUs = 120e3;
 constexpr double kSlowBytesPerUs = 30e3;
 constexpr double kBarrierUs = 0.2, kBarrierPerThreadUs = 0.05;
 
-double divide_up(long a, long b) { return static_cast<double>((a + b - 1) / b); }
+double divide_up(long a, long b) {
+  return static_cast<double>((a + b - 1) / b);
+}
 
 double step_us(const StepCost& c, Split s) {
   const double blocks = divide_up(c.blocks, s.unit_parts);

@@ -47,7 +47,9 @@ __attribute__((noinline)) void multiply(Rows<A> a, const A* w, long w_panel, Til
   }
 }
 
-constexpr int largest(int a, int b) { return a > b ? a : b; }
+constexpr int largest(int a, int b) {
+  return a > b ? a : b;
+}
 
 // How many panels and rows fill the registers.
 template <int kGates>
@@ -68,7 +70,8 @@ void multiply_rows(int rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, lon
 }
 
 // Elements of k summed apart before they join the total: the weights of a slice stay in L1 while the rows pass, and the
-// rounding error grows with the slice and the number of slices, not with k (one long fp32 sum over 4 H terms lost 3 bits).
+// rounding error grows with the slice and the number of slices, not with k (one long fp32 sum over 4 H terms lost 3
+// bits).
 constexpr long kSlice = 64;
 
 // All rows by kPanels panels, slice by slice.
@@ -81,7 +84,8 @@ void multiply_panels(long rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, 
     for (long part = 0; part < parts; ++part) {
       const Range r = share_of(rows, part, parts);
       multiply_rows<A, kGates, kPanels, kRows>(static_cast<int>(r.size()), {a.data + r.begin * a.row + k0, a.row},
-                                        w + k0 * kStep, w_panel, {c.data + r.begin * c.row, c.row, c.panel}, length);
+                                               w + k0 * kStep, w_panel, {c.data + r.begin * c.row, c.row, c.panel},
+                                               length);
     }
   }
 }

@@ -16,7 +16,8 @@ void check(const RecurrentShape& s, const void* w_hr) {
   if (w_hr != nullptr && !cell->cell_state) {
     throw std::invalid_argument(std::string("cell '") + s.cell + "' has no projection (w_hr): it keeps no c");
   }
-  if (w_hr == nullptr && s.proj != s.hidden) throw std::invalid_argument("without w_hr the size of h is the hidden size");
+  if (w_hr == nullptr && s.proj != s.hidden)
+    throw std::invalid_argument("without w_hr the size of h is the hidden size");
   if (s.hidden < 1 || s.proj < 1) throw std::invalid_argument("the hidden size must be positive");
   if (s.directions != 1 && s.directions != 2) throw std::invalid_argument("directions must be 1 or 2");
 }
@@ -33,8 +34,12 @@ const char* run(const Args& args, void (*kernel)(const Args&)) {
   }
 }
 
-const char* forward(const RecurrentForward& args) { return run(args, cpu::chosen_kernels().forward); }
-const char* backward(const RecurrentBackward& args) { return run(args, cpu::chosen_kernels().backward); }
+const char* forward(const RecurrentForward& args) {
+  return run(args, cpu::chosen_kernels().forward);
+}
+const char* backward(const RecurrentBackward& args) {
+  return run(args, cpu::chosen_kernels().backward);
+}
 
 }  // namespace
 

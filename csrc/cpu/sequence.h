@@ -31,10 +31,10 @@ struct Sizes {
 
 // What one thread owns in one direction.
 struct Part {
-  Range rows;           // of the batch
-  Range blocks;         // of hidden units
-  Range proj_blocks;    // of the units of h
-  int team;             // threads that meet each step
+  Range rows;         // of the batch
+  Range blocks;       // of hidden units
+  Range proj_blocks;  // of the units of h
+  int team;           // threads that meet each step
   Barrier* barrier;
 };
 

@@ -28,6 +28,8 @@ struct Range {
   Range first(long count) const { return {begin < count ? begin : count, end < count ? end : count}; }
 };
 
-inline Range share_of(long n, long part, long parts) { return {n * part / parts, n * (part + 1) / parts}; }
+inline Range share_of(long n, long part, long parts) {
+  return {n * part / parts, n * (part + 1) / parts};
+}
 
 }  // namespace fusednn::cpu

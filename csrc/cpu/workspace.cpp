@@ -5,7 +5,9 @@
 
 namespace fusednn::cpu {
 
-Workspace::~Workspace() { std::free(block_); }
+Workspace::~Workspace() {
+  std::free(block_);
+}
 
 void Workspace::allocate() {
   block_ = std::aligned_alloc(kCacheLine, used_ + kCacheLine);

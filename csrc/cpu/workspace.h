@@ -7,7 +7,9 @@ namespace fusednn::cpu {
 
 constexpr size_t kCacheLine = 64;
 
-constexpr long round_up(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr long round_up(long n, long multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
 // Hands out cache-line-aligned arrays in two passes over the same code: the first counts, the second gives memory.
 class Workspace {
