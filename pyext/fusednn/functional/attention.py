@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ def scaled_dot_product_attention(
     return_lse: bool = False,
     deterministic: bool = False,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:  # a tensor, or two with return_lse
     """Attend from each query to the keys it sees and return the weighted mean of their values.
 
     Positional arguments, layout and semantics are those of ``torch.nn.functional.scaled_dot_product_attention``.
@@ -89,11 +90,11 @@ def scaled_dot_product_attention(
     Note:
         Two paths exist, and ``choose_backend`` names the one a call takes. Where torch's operator can express the
         request it runs (a window and combined masks become one bool or float mask), with its accumulation and its
-        repeatability: its CPU kernels repeat bit for bit. Everything else is composed of PyTorch operations in fp32 (fp64 for fp64
-        inputs), with the score matrix in memory; this path is deterministic and differentiable to any order. Inputs
-        of fp64 that require gradients always take it; for others the second derivative is torch's to give
-        (``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` can). Under autocast query, key, value and a float mask
-        are cast to autocast's dtype (fp64 is left alone), as torch does; slopes, sink and LSE keep their precision.
+        repeatability: its CPU kernels repeat bit for bit. Everything else is composed of PyTorch operations in fp32
+        (fp64 for fp64 inputs), with the score matrix in memory; this path is deterministic and differentiable to any
+        order. Inputs of fp64 that require gradients always take it; for others the second derivative is torch's to
+        give (``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` can). Under autocast query, key, value and a float
+        mask are cast to autocast's dtype (fp64 is left alone), as torch does; slopes, sink and LSE keep theirs.
 
     Example:
         >>> import torch, fusednn
@@ -205,8 +206,8 @@ def choose_backend(
     _check_values(dropout_p, scale, window, softcap, causal_alignment, backend)
     if backend == "triton":
         raise ValueError(
-            "backend='triton' asks for a kernel that this version of fusednn does not have: there is no Triton attention"
-            " yet. Use backend='torch', or backend='auto', which takes the best there is"
+            "backend='triton' asks for a kernel that this version of fusednn does not have: there is no Triton"
+            " attention yet. Use backend='torch', or backend='auto', which takes the best there is"
         )
     asked = {"softcap": softcap, "alibi_slopes": alibi_slopes, "sink": sink, "returned LSE": return_lse or None}
     missing = [name for name, given in asked.items() if given is not None]
@@ -231,7 +232,7 @@ def _torch_sdpa(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa
 
     Such rows are shown every key, and their output is then replaced by zero, which stops their gradients too.
     """
-    dims = query.dim()
+    dims = max(query.dim(), key.dim(), value.dim())
     # Torch's fused kernels take four dimensions; fewer go to its slow path.
     query, key, value = (_at_least_4d(x) for x in (query, key, value))
     by_position = window is not None or (
@@ -250,11 +251,133 @@ def _torch_sdpa(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa
         else:
             seen = (mask != -math.inf).any(-1, keepdim=True)
             mask = mask.masked_fill(~seen, 0.0)
-    out = F.scaled_dot_product_attention(query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    out = F.scaled_dot_product_attention(
+        query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
     if seen is not None:
         out = out.masked_fill(~seen, 0.0)
-    return out if dims >= 4 else out.flatten(0, 3 - dims) if False else _drop_leading(out, dims)
+    for _ in range(out.dim() - dims):
+        out = out.squeeze(0)
+    return out
 
 
 def _at_least_4d(x: Tensor) -> Tensor:
-    return x if x.dim() >= 4 else x[(None,) * (4 - x.dim())]
+    for _ in range(4 - x.dim()):
+        x = x.unsqueeze(0)
+    return x
+
+
+def _autocast(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None):
+    """Cast what torch's operator casts under autocast: floating-point tensors but for fp64."""
+    if not isinstance(query, Tensor) or not torch.is_autocast_enabled(query.device.type):
+        return query, key, value, mask
+    low = torch.get_autocast_dtype(query.device.type)
+
+    def cast(x):
+        wanted = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+        return x.to(low) if wanted else x
+
+    return cast(query), cast(key), cast(value), cast(mask)
+
+
+def _check_tensors(query, key, value, mask, enable_gqa, slopes, sink) -> None:
+    """Raise unless the tensors fit together."""
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if x.is_nested:
+            raise TypeError(f"{name} must not be a nested tensor: pad it and hide the padding with attn_mask")
+        if x.dtype not in DTYPES:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+        if x.dtype != query.dtype or x.device != query.device:
+            raise TypeError(
+                f"{name} must have the dtype and device of query ({query.dtype}, {query.device}),"
+                f" got {x.dtype}, {x.device}"
+            )
+        if x.dim() < 2:
+            raise ValueError(f"{name} must have at least 2 dimensions [..., T, E], got shape {list(x.shape)}")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"query and key must have one head size, got {query.shape[-1]} and {key.shape[-1]}")
+    if key.shape[-2] != value.shape[-2]:
+        raise ValueError(f"key and value must have one length, got {key.shape[-2]} and {value.shape[-2]}")
+    lead = _lead(query, key, value, enable_gqa)
+    scores = (*lead, query.shape[-2], key.shape[-2])
+    if mask is not None:
+        _check_optional("attn_mask", mask, query, (torch.bool, torch.float32, query.dtype))
+        if mask.dim() < 2 or not _broadcasts(mask.shape, scores):
+            raise ValueError(
+                f"attn_mask must have at least 2 dimensions and broadcast to the scores [..., M, K] = {list(scores)},"
+                f" got {list(mask.shape)}"
+            )
+    for name, x, forms in (("alibi_slopes", slopes, (lead[-1:], lead)), ("sink", sink, (lead[-1:],))):
+        if x is not None:
+            _check_optional(name, x, query, DTYPES)
+            if not lead or tuple(x.shape) not in forms:
+                wanted = (
+                    " or ".join(str(list(form)) for form in dict.fromkeys(forms))
+                    if lead
+                    else "a head dimension in query"
+                )
+                raise ValueError(f"{name} needs shape {wanted}, one number a head, got {list(x.shape)}")
+
+
+def _lead(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[int, ...]:
+    """The leading dimensions [..., N] of the scores."""
+    shapes = []
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        shape = tuple(x.shape[:-2])
+        if enable_gqa and x is not query:
+            if query.dim() < 3 or not shape:
+                raise ValueError(f"enable_gqa needs a head dimension [..., N, T, E], got {name} {list(x.shape)}")
+            heads, shared = query.shape[-3], shape[-1]
+            if heads != shared and (shared == 0 or heads % shared):
+                raise ValueError(f"enable_gqa needs heads of {name} that divide the query's {heads}, got {shared}")
+            shape = (*shape[:-1], heads)
+        shapes.append(shape)
+    try:
+        return tuple(torch.broadcast_shapes(*shapes))
+    except RuntimeError:
+        hint = "" if enable_gqa else "; enable_gqa=True shares heads between groups of query heads"
+        raise ValueError(
+            "the leading dimensions of query, key and value must broadcast,"
+            f" got {', '.join(str(list(x.shape[:-2])) for x in (query, key, value))}{hint}"
+        ) from None
+
+
+def _broadcasts(shape: Sequence[int], full: Sequence[int]) -> bool:
+    """Whether ``shape`` expands to ``full``."""
+    if len(shape) > len(full):
+        return False
+    return all(size in (1, wanted) for size, wanted in zip(reversed(shape), reversed(full), strict=False))
+
+
+def _check_optional(name: str, x: Tensor, query: Tensor, dtypes: Sequence[torch.dtype]) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in dtypes:
+        wanted = ", ".join(dict.fromkeys(str(dtype) for dtype in dtypes))
+        raise TypeError(f"{name} must be one of {wanted} for {query.dtype} inputs, got {x.dtype}")
+    if x.device != query.device:
+        raise TypeError(f"{name} must be on the device of query, {query.device}, got {x.device}")
+
+
+def _check_values(dropout_p, scale, window, softcap, alignment, backend) -> None:
+    """Raise unless the options are in range."""
+    if not 0.0 <= dropout_p <= 1.0:
+        raise ValueError(f"dropout_p must be between 0 and 1, got {dropout_p}")
+    if scale is not None and isinstance(scale, Tensor):
+        raise TypeError("scale must be a number, got a tensor: multiply query by it instead, which gives it a gradient")
+    if softcap is not None and not softcap > 0.0:
+        raise ValueError(f"softcap must be greater than 0, or None for no softcap, got {softcap}")
+    if window is not None:
+        if not isinstance(window, (tuple, list)) or len(window) != 2:
+            raise ValueError(f"window must be (left, right), each a number of keys or None, got {window!r}")
+        for side in window:
+            if side is not None and (isinstance(side, bool) or not isinstance(side, (int, torch.SymInt))):
+                raise TypeError(f"window must hold whole numbers or None, got {window!r}")
+            if side is not None and side < 0:
+                raise ValueError(f"window must not be negative, got {window!r}; None leaves a side unlimited")
+    if alignment not in ALIGNMENTS:
+        raise ValueError(f"causal_alignment must be one of {', '.join(ALIGNMENTS)}, got {alignment!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")

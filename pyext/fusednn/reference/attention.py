@@ -21,12 +21,13 @@ def default_scale(head_size: int) -> float:
     return 1.0 / math.sqrt(head_size) if head_size else 1.0
 
 
-def repeat_heads(x: Tensor, heads: int) -> Tensor:
-    """Give each of N query heads its own copy of the key or value head it shares: [..., N / G, K, E] to [..., N, K, E].
+def share_heads(x: Tensor, heads: int) -> Tensor:
+    """Give each of N query heads a copy of the key or value head it shares: [..., N / G, K, E] to [..., N, K, E].
 
-    Source: Ainslie et al. 2023 (grouped-query attention); consecutive query heads share a head, as in torch.
+    One head is left to broadcasting. Source: Ainslie et al. 2023 (grouped-query attention); consecutive query heads
+    share a head, as in torch.
     """
-    return x if x.shape[-3] == heads else x.repeat_interleave(heads // x.shape[-3], dim=-3)
+    return x.repeat_interleave(heads // x.shape[-3], dim=-3) if 1 < x.shape[-3] < heads else x
 
 
 def distances(queries: int, keys: int, alignment: str, device: torch.device) -> Tensor:
@@ -93,14 +94,14 @@ def exponentials(scores: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor, T
         m = scores.detach().amax(-1, keepdim=True)  # the result does not depend on m, so m needs no gradient
     else:
         m = scores.new_full((*scores.shape[:-1], 1), -math.inf)
-    if sink is not None:
-        sink = sink[..., None, None]  # [N, 1, 1]
-        m = torch.maximum(m, sink.detach())
+    logit = None if sink is None else sink[..., None, None]  # [N, 1, 1]
+    if logit is not None:
+        m = torch.maximum(m, logit.detach())
     m = m.masked_fill(m == -math.inf, 0.0)
     e = torch.exp(scores - m)
     total = e.sum(-1, keepdim=True)
-    if sink is not None:
-        total = total + torch.exp(sink - m)
+    if logit is not None:
+        total = total + torch.exp(logit - m)
     empty = total == 0  # elsewhere the maximum itself contributes 1
     total = total.masked_fill(empty, 1.0)
     return e, total, (m + torch.log(total)).masked_fill(empty, -math.inf)
@@ -138,7 +139,7 @@ def attention(
         softcap: bound of the scores.
         alibi_slopes: [N] or [..., N].
         sink: [N].
-        causal_alignment: ``top_left`` or ``bottom_right``; the latter counts queries from K - M, also for window and ALiBi.
+        causal_alignment: ``top_left`` or ``bottom_right``; that counts queries from K - M, for window and ALiBi too.
 
     Returns:
         output [..., N, M, Ev] in the dtype of ``query``, LSE [..., N, M] in the dtype of the computation.
@@ -147,8 +148,7 @@ def attention(
     with torch.autocast(query.device.type, enabled=False):
         q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
         if q.dim() > 2:
-            k = repeat_heads(k, q.shape[-3]) if k.dim() > 2 and k.shape[-3] > 1 else k
-            v = repeat_heads(v, q.shape[-3]) if v.dim() > 2 and v.shape[-3] > 1 else v
+            k, v = (x if x.dim() == 2 else share_heads(x, q.shape[-3]) for x in (k, v))
         distance = distances(q.shape[-2], k.shape[-2], causal_alignment, q.device)
         mask = merge_masks(attn_mask, visibility(distance, is_causal, window))
 

@@ -1,0 +1,212 @@
+"""Multi-head attention in place of torch.nn's."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..functional.attention import scaled_dot_product_attention
+
+
+class MultiheadAttention(nn.MultiheadAttention):
+    """Attend from a query sequence to a key and value sequence with several heads.
+
+    A ``torch.nn.MultiheadAttention`` in constructor, initialisation, parameters, ``state_dict`` and ``forward``, so
+    that the class of an existing layer can be changed to this one. Without weights (``need_weights=False``) attention
+    runs through ``fusednn.functional.scaled_dot_product_attention``; with them the whole score matrix is the result,
+    and torch's own forward computes it. Nested tensors and every mistake go to torch's forward too, which knows the
+    answer or the error.
+
+    Args:
+        embed_dim: width of the queries and of the output, E_total = N * E.
+        num_heads: number of heads N.
+        dropout: probability of dropping an attention weight in training.
+        bias: add a bias to the projections.
+        add_bias_kv: append a learned key and value to every sequence.
+        add_zero_attn: append a key and value of zeros to every sequence.
+        kdim: width of the keys; ``embed_dim`` if None.
+        vdim: width of the values; ``embed_dim`` if None.
+        batch_first: inputs and output are ``[B, T, E]`` instead of ``[T, B, E]``.
+        device: where the parameters are.
+        dtype: of the parameters.
+
+    Shape:
+        - query ``[M, B, embed_dim]``, key ``[K, B, kdim]``, value ``[K, B, vdim]``, batch dimension first with
+          ``batch_first``, none at all for one sequence; the output has the shape of the query.
+
+    Note:
+        A query that sees no key: ``need_weights=True`` gives NaN. Without weights the result is the bias of the output
+        projection, save where torch would take its fused inference path with bool masks, which gives NaN. All three
+        are what torch.nn does.
+        Determinism, dtypes and accumulation are those of the functional form.
+
+    Example:
+        >>> import torch, fusednn
+        >>> layer = fusednn.MultiheadAttention(16, 4, batch_first=True)
+        >>> x = torch.randn(2, 5, 16)
+        >>> out, weights = layer(x, x, x, need_weights=False)
+        >>> out.shape, weights
+        (torch.Size([2, 5, 16]), None)
+
+    Source: Vaswani et al. 2017, section 3.2.2.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the attention of ``query`` to ``key`` and ``value``.
+
+        Args:
+            query: queries.
+            key: keys.
+            value: values.
+            key_padding_mask: ``[B, K]`` (``[K]`` for one sequence): bool, True hides a key, or float, added.
+            need_weights: return the attention weights too.
+            attn_mask: ``[M, K]`` or ``[B * N, M, K]``: bool, True hides, or float, added.
+            average_attn_weights: return the mean of the weights over the heads, instead of each head's.
+            is_causal: a promise that ``attn_mask`` is the causal mask, which must be given.
+
+        Returns:
+            ``(output, weights)``; weights are None without ``need_weights``.
+
+        Raises:
+            AssertionError: shapes that do not fit, as in torch.
+            RuntimeError: likewise, for a mask's sizes and for ``is_causal`` without ``attn_mask``.
+        """
+        if need_weights or not self._is_regular(query, key, value, key_padding_mask, attn_mask, is_causal):
+            return super().forward(
+                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            )
+        batched = query.dim() == 3
+        gives_nan = self._fused_in_torch(query, key, value, key_padding_mask, attn_mask)
+        q, k, v = self._project(query, key, value)  # [B, N, T, E]
+        if is_causal and key_padding_mask is None:
+            mask = None  # as torch: the hint replaces the mask
+        else:
+            is_causal = False
+            mask = self._merge(attn_mask, key_padding_mask, q)
+        if mask is not None and k.shape[-2] > mask.shape[-1]:  # appended keys are seen by all
+            mask = F.pad(mask, (0, k.shape[-2] - mask.shape[-1]), value=mask.dtype == torch.bool)
+        dropout_p = self.dropout if self.training else 0.0
+        out = scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal)
+        if gives_nan and mask is not None:
+            out = out.masked_fill(~mask.any(-1, keepdim=True), math.nan)
+        out = out.transpose(1, 2) if self.batch_first or not batched else out.permute(2, 0, 1, 3)
+        out = F.linear(out.flatten(-2), self.out_proj.weight, self.out_proj.bias)
+        return (out if batched else out.squeeze(0)), None
+
+    def _is_regular(self, query, key, value, padding, mask, is_causal) -> bool:
+        """Whether the inputs are what ``forward`` handles; the rest is torch's to handle or to refuse."""
+        if query.is_nested or key.is_nested or value.is_nested:
+            return False
+        dims = query.dim()
+        if dims not in (2, 3) or key.dim() != dims or value.dim() != dims or (is_causal and mask is None):
+            return False
+        time, batch = (1, 0) if self.batch_first else (0, 1)
+        rows = query.shape[batch] if dims == 3 else 1
+        queries, keys = (query.shape[time], key.shape[time]) if dims == 3 else (query.shape[0], key.shape[0])
+        if query.shape[-1] != self.embed_dim or key.shape[-1] != self.kdim or value.shape[-1] != self.vdim:
+            return False
+        if key.shape[:-1] != value.shape[:-1] or (dims == 3 and key.shape[batch] != rows):
+            return False
+        for x, shapes in (
+            (padding, ((rows, keys) if dims == 3 else (keys,),)),
+            (mask, ((queries, keys), (rows * self.num_heads, queries, keys))),
+        ):
+            if x is not None and (x.dtype not in (torch.bool, torch.float32, query.dtype) or x.shape not in shapes):
+                return False
+        return True
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three projections, split into heads, with the appended keys: [B, N, T, E]."""
+        bias = self.in_proj_bias
+        if self.in_proj_weight is None:
+            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        elif query is key and key is value:
+            return self._extend(*F.linear(query, self.in_proj_weight, bias).chunk(3, dim=-1))
+        else:
+            weights = self.in_proj_weight.chunk(3)
+        biases = bias.chunk(3) if bias is not None else (None, None, None)
+        q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+        return self._extend(q, k, v)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[T, B, N * E], [B, T, N * E] or [T, N * E] to [B, N, T, E]."""
+        x = x.unflatten(-1, (self.num_heads, self.head_dim))
+        if x.dim() == 3:
+            return x.transpose(0, 1).unsqueeze(0)
+        return x.transpose(1, 2) if self.batch_first else x.permute(1, 2, 0, 3)
+
+    def _extend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Split into heads, and append the learned key and value, then the zero key and value."""
+        q, k, v = (self._split(x) for x in (q, k, v))
+        rows = k.shape[0]
+        if self.bias_k is not None and self.bias_v is not None:
+            learned = [x.view(1, self.num_heads, 1, self.head_dim) for x in (self.bias_k, self.bias_v)]
+            # Autocast projects in lower precision than the parameters have.
+            k, v = (
+                torch.cat([x, y.to(x.dtype).expand(rows, -1, -1, -1)], dim=2)
+                for x, y in zip((k, v), learned, strict=True)
+            )
+        if self.add_zero_attn:
+            k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
+        return q, k, v
+
+    def _merge(self, mask: Tensor | None, padding: Tensor | None, q: Tensor) -> Tensor | None:
+        """Both masks of torch's layer (True hides) as one of the functional form (True is seen), for [B, N, M, K]."""
+        if mask is not None:
+            mask = mask[None, None] if mask.dim() == 2 else mask.view(q.shape[0], self.num_heads, *mask.shape[1:])
+        if padding is not None:
+            padding = padding[:, None, None, :] if padding.dim() == 2 else padding[None, None, None, :]
+        given = [x for x in (mask, padding) if x is not None]
+        if not given:
+            return None
+        if all(x.dtype == torch.bool for x in given):
+            hidden = given[0] if len(given) == 1 else given[0] | given[1]
+            return ~hidden
+        if len(given) == 2 and given[0].dtype != given[1].dtype:
+            warnings.warn(
+                "Support for mismatched key_padding_mask and attn_mask is deprecated. Use same type for both instead.",
+                stacklevel=5,
+            )
+        floats = [
+            torch.zeros_like(x, dtype=q.dtype).masked_fill(x, -math.inf) if x.dtype == torch.bool else x for x in given
+        ]
+        return floats[0] if len(floats) == 1 else floats[0] + floats[1]
+
+    def _fused_in_torch(self, query, key, value, padding, mask) -> bool:
+        """Whether torch.nn would take its fused inference kernel with bool masks: its empty rows are NaN."""
+        masks = [x for x in (padding, mask) if x is not None]
+        if (
+            self.training
+            or not masks
+            or not (query is key and key is value)
+            or query.dim() != 3
+            or not self.batch_first
+        ):
+            return False
+        if any(x.dtype != torch.bool for x in masks) or self.in_proj_weight is None or self.in_proj_bias is None:
+            return False
+        if (
+            self.bias_k is not None
+            or self.add_zero_attn
+            or self.num_heads % 2
+            or query.dtype != self.in_proj_weight.dtype
+        ):
+            return False
+        if torch.is_autocast_enabled(query.device.type) or not torch.backends.mha.get_fastpath_enabled():
+            return False
+        tensors = (query, self.in_proj_weight, self.in_proj_bias, self.out_proj.weight, self.out_proj.bias)
+        return not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
