@@ -22,6 +22,9 @@ class Tolerance:
 
 TOLERANCES = {
     "rule": Tolerance(2.0, 4.0, "architecture: twice torch's own error, plus 4 roundings where torch happens to be exact"),
+    "rows": Tolerance(2.0, 16.0, "a weight gradient is one library GEMM over all T * B rows; torch's recurrent layers add T"
+                      " small ones, whose rounding grows more slowly"),
+    "fp64": Tolerance(2.0, 16.0, "the truth is in the same precision, so its own rounding counts too"),
     "bitwise": Tolerance(0.0, 0.0, "the same arithmetic in the same order: repeatability, packing, sharing"),
 }
 
@@ -36,7 +39,7 @@ def assert_numerics(
     if truth.numel() == 0:
         return
     assert torch.isfinite(ours).all(), f"{what}: not finite"
-    rule = TOLERANCES[row]
+    rule = TOLERANCES["fp64" if ours.dtype == torch.float64 and row == "rule" else row]
     error = (ours.double() - truth).abs().max().item()
     torch_error = (torchs.double() - truth).abs().max().item()
     budget = rule.times_torch * torch_error + rule.floor_eps * torch.finfo(ours.dtype).eps * truth.abs().max().item()

@@ -52,6 +52,8 @@ def make_layer(cell: str, case: Case, dtype=torch.float64, **more) -> RecurrentL
             if name.startswith("bias_ih"):
                 parameter.data[0::2] += 3
                 parameter.data[1::2] -= 3
+            elif name != "weight_ih_l0":
+                parameter.data *= 0.25
     return layer.to(dtype)
 
 

@@ -149,3 +149,10 @@ def _check(cell: str, tensors: dict[str, Tensor | None], batch_sizes: Tensor | N
         raise ValueError(f"x must have a multiple of B = {batch} rows, got {x.shape[0]}")
     if batch_sizes is not None and (batch_sizes.device.type != "cpu" or batch_sizes.dtype != torch.int64):
         raise TypeError(f"batch_sizes must be int64 on the CPU, got {batch_sizes.dtype} on {batch_sizes.device}")
+    if batch_sizes is not None and not torch.compiler.is_compiling():
+        sizes = batch_sizes.tolist()
+        if sum(sizes) != x.shape[0] or sizes != sorted(sizes, reverse=True) or max(sizes, default=0) > batch:
+            raise ValueError(
+                f"batch_sizes must not increase, start with at most B = {batch} and add up to the {x.shape[0]} rows of x,"
+                f" got {sizes if len(sizes) < 20 else f'{sizes[:20]}...'}"
+            )

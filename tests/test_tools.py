@@ -1,0 +1,154 @@
+"""convert, explain, the plan table, the environment report and the command line."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import fusednn
+from fusednn.__main__ import main
+from fusednn.plan import NAMES, STRATEGIES, Request, plan
+
+
+class Model(nn.Module):
+    """One of everything that convert replaces, and some that it leaves alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [nn.RNN(4, 4), nn.LSTM(4, 4, 2, proj_size=3), nn.GRU(3, 4, bidirectional=True), nn.LSTMCell(4, 4)]
+        )
+        self.attention = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.plain = nn.Linear(8, 8)
+
+    def forward(self, x):
+        for layer in list(self.layers)[:3]:
+            x = layer(x)[0]
+        return self.plain(self.attention(x))
+
+
+def test_convert_replaces_in_place_and_computes_the_same():
+    model = Model().eval()
+    original = copy.deepcopy(model)
+    parameters = list(model.parameters())
+    called = []
+    model.layers[1].register_forward_hook(lambda *_: called.append(1))
+    report = fusednn.convert(model)
+    assert report.model is model
+    assert report.replaced == {
+        "RNN": 1, "LSTM": 1, "GRU": 1, "LSTMCell": 1, "TransformerEncoderLayer": 1, "MultiheadAttention": 1,
+    }  # fmt: skip
+    assert not report.kept
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True)), "the same parameters"
+    assert isinstance(model.layers[1], fusednn.LSTM) and isinstance(model.attention.self_attn, fusednn.MultiheadAttention)
+    x = torch.randn(5, 2, 4)
+    torch.testing.assert_close(model(x), original(x))
+    assert called == [1], "hooks stay"
+    assert not model.load_state_dict(original.state_dict()).missing_keys
+
+
+def test_converted_layers_train_as_before():
+    model, x = Model(), torch.randn(5, 2, 4)
+    twin = copy.deepcopy(model)
+    fusednn.convert(twin)
+    gradients = []
+    for m in (model, twin):
+        m(x).square().sum().backward()
+        gradients.append([p.grad for p in m.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_convert_leaves_subclasses_alone_and_says_why():
+    class Mine(nn.LSTM):
+        pass
+
+    model = nn.Sequential(Mine(3, 4))
+    report = fusednn.convert(model)
+    assert type(model[0]) is Mine and "subclass" in report.kept["0"]
+    parametrised = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.LSTM(3, 4), "weight_hh_l0"))
+    assert "parametrised" in fusednn.convert(parametrised).kept["0"]
+
+
+def test_convert_twice_is_nothing_new():
+    model = Model()
+    fusednn.convert(model)
+    assert str(fusednn.convert(model)) == "nothing to replace"
+
+
+def test_convert_refuses_what_is_no_module():
+    with pytest.raises(TypeError, match="expects a torch.nn.Module, got dict"):
+        fusednn.convert({})
+
+
+def test_auto_takes_the_first_that_can(cell):
+    chosen = plan(Request(cell, "cpu"))
+    possible = [s.name for s in STRATEGIES if s.automatic and s.refuse(Request(cell, "cpu")) is None]
+    assert chosen.strategy.name == possible[0]
+    assert {name for name, _ in chosen.refused} == {s.name for s in STRATEGIES} - {chosen.strategy.name}
+
+
+def test_every_strategy_computes_the_same(cell):
+    layer_class, arguments = fusednn.layers.recurrent.layer_of(cell)
+    layers = [layer_class(4, 6, **arguments, strategy=name) for name in NAMES]
+    x = torch.randn(5, 3, 4)
+    for layer in layers:
+        layer.load_state_dict(layers[0].state_dict())
+        torch.testing.assert_close(layer(x), layers[0](x))
+
+
+def test_an_impossible_strategy_raises_with_the_reason():
+    with pytest.raises(ValueError, match=r"strategy 'sequence' is impossible for .*cuda.*no compiled kernel for cuda"):
+        plan(Request("lstm", "cuda"), "sequence")
+    with pytest.raises(ValueError, match="dtype must be one of float64"):
+        plan(Request("lstm", "cpu", "int8"), "sequence")
+    assert plan(Request("lstm", "cuda")).strategy.name == "reference"
+
+
+def test_explain_names_choice_cost_and_refusals():
+    text = fusednn.explain(fusednn.LSTM(3, 4, num_layers=2, strategy="loop"), torch.randn(7, 2, 3))
+    assert "strategy   loop" in text and "calls      14 (T = 7)" in text and "not sequence:" in text
+    model = Model()
+    fusednn.convert(model)
+    assert fusednn.explain(model).count("strategy") == 4
+    with pytest.raises(TypeError, match="fusednn.convert"):
+        fusednn.explain(nn.LSTM(3, 4))
+
+
+def test_explain_attention_names_the_path():
+    q = torch.randn(1, 2, 4, 8)
+    sdpa = fusednn.functional.scaled_dot_product_attention
+    assert "torch_sdpa" in fusednn.explain(sdpa, q, q, q)
+    assert "composition" in fusednn.explain(sdpa, q, q, q, softcap=5.0)
+
+
+def test_command_line_report_names_the_facts(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    for word in ("fusednn", "python", "torch", "triton", "cpu", "kernels", "gpu"):
+        assert word in printed
+
+
+def test_command_line_explain(capsys):
+    assert main("explain lstm --batch 32 --time 100 --hidden 512".split()) == 0
+    printed = capsys.readouterr().out
+    assert "B = 32, T = 100, H = 512" in printed and "calls      1 (T = 100)" in printed
+    assert main("explain attention --hidden 64 --heads 8 --time 10".split()) == 0
+    assert "torch_sdpa" in capsys.readouterr().out
+
+
+def test_command_line_refuses_with_a_reason(capsys):
+    assert main("explain attention --hidden 65 --heads 8".split()) == 2
+    assert "multiple of --heads" in capsys.readouterr().err
+    assert main("explain lstm --device cuda --strategy sequence".split()) == 2
+    with pytest.raises(SystemExit):
+        main("explain lstm --batch 0".split())
+
+
+def test_module_runs_as_a_program():
+    result = subprocess.run([sys.executable, "-m", "fusednn"], capture_output=True, text=True)
+    assert result.returncode == 0 and "torch" in result.stdout
