@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from bench import layers, text
 from bench.bench_duel import IMPLS, seed_cases, twin_of
-from bench.check import require_right, worst_error
+from bench.cases import module_case
+from bench.check import WrongResult, require_right, worst_error
 from bench.count import parameter_count
 from bench.measure import Measure
 from bench.models import byte_lm
@@ -41,9 +44,10 @@ def test_byte_lm(measure: Measure, device: torch.device, kind: str, impl: str) -
         pytest.skip(str(error))
     torch.manual_seed(0)
     model, twin = twin_of(lambda factory: byte_lm(factory, kind), impl, device)
-    tokens = torch.randint(256, (2, 32), device=device)
-    with torch.no_grad():
-        error = require_right(worst_error([model(tokens)], [twin(tokens)], [twin.double()(tokens)]))
+    tokens = torch.randint(256, (BATCH, LENGTH), device=device)
+    check = module_case(model, twin, [tokens], "training", {})  # output and every parameter's gradient
+    assert check.results and check.torchs and check.truth
+    error = require_right(worst_error(check.results(), check.torchs(), check.truth()))
     steps = measure.tier.lm_steps
     curve = measure.once(
         lambda: train(model, data, kind, steps, device),
@@ -58,6 +62,8 @@ def test_byte_lm(measure: Measure, device: torch.device, kind: str, impl: str) -
     measure.series.update(bytes=curve.bytes_seen, seconds=curve.seconds, bits=curve.bits, text=data.digest)
     if hasattr(model, "layer"):
         measure.series["tanh_slope"] = tanh_slopes(model, data, device)
+    if not all(map(math.isfinite, curve.bits)):
+        raise WrongResult(f"the byte {kind} diverged: its loss is not finite")
     if measure.tier.name != "smoke":
         assert curve.final <= unigram - 1, f"{kind}: {curve.final:.2f} bits a byte, unigram {unigram:.2f}"
 

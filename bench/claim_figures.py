@@ -185,7 +185,7 @@ def _seconds_to(cells: Cells, kind: str) -> tuple[float, float]:
     found = cells.quiet("bench_models.py::test_byte_lm", cell=kind, impl="fusednn")
     series, aim = cells.series(found[0]), found[0]["extra_info"]["unigram_bits"] - 1
     for before, after, bits in zip(series["seconds"], series["seconds"][1:], series["bits"][1:], strict=False):
-        if bits <= aim:
+        if bits is not None and bits <= aim:
             return before, after
     raise Unavailable(f"the byte {kind} did not get one bit below the unigram entropy in tier {cells.tier}")
 

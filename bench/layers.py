@@ -93,6 +93,6 @@ def attention(impl: str, device: torch.device) -> Callable[..., Tensor]:
     if impl in CUDA_ONLY and device.type != "cuda":
         pytest.skip(f"{impl} needs a CUDA device")
     if impl.startswith("fusednn"):
-        if fusednn is None or not hasattr(fusednn.functional, "scaled_dot_product_attention"):
+        if not hasattr(getattr(fusednn, "functional", None), "scaled_dot_product_attention"):
             pytest.skip(MISSING or "fusednn has no scaled_dot_product_attention yet")
     return {**ATTENTION, **CUDA_ONLY}[impl]

@@ -33,21 +33,16 @@ def slug(name: str) -> str:
 
 
 def _fusednn() -> dict[str, Any]:
+    """Version of fusednn, and compiler and instruction set of its kernels."""
+    out: dict[str, Any] = {"version": None, "compiler": None, "isa": None, "note": None}
     try:
         import fusednn
+        from fusednn import environment
     except ImportError as error:
-        return {"version": None, "note": f"not importable: {type(error).__name__}"}
-    facts: dict[str, Any] = {"version": getattr(fusednn, "__version__", None)}
-    info = getattr(fusednn, "build_info", None)
-    if callable(info):
-        try:
-            found = info()
-        except Exception as error:  # a report of facts must not stop a measurement
-            found = {"note": f"{type(error).__name__}"}
-        if isinstance(found, dict):
-            scalars = {k: v for k, v in found.items() if isinstance(v, (str, int, float, bool, type(None)))}
-            facts.update({k: v for k, v in scalars.items() if "/" not in str(v) or " " in str(v)})
-    return facts
+        return {**out, "note": f"not importable: {type(error).__name__}"}
+    found = environment.facts()
+    names = {"compiler": "kernels compiler", "isa": "kernels isa", "note": "kernels"}
+    return {**out, "version": fusednn.__version__, **{name: found.get(key) for name, key in names.items()}}
 
 
 def facts(device: torch.device) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Measure:
         self._fill_times(a, verdict, host=False)
         self.info.update(basis=basis, ratio=ratio.value, ratio_low=ratio.low, ratio_high=ratio.high,
                          other=str(b.fields.get("impl")) + " " + str(b.fields.get("cell")))  # fmt: skip
-        self.series["pairs"] = {"a": verdict.durations, "b": verdict.hosts}
+        self.series["other_seconds"] = verdict.hosts
 
     def once(self, run: Callable[[], Any], **fields: Any) -> Any:
         """Time something that can't be repeated (training). A disturbed run is flagged."""

@@ -1,0 +1,95 @@
+"""Puts the page together: summary and verdicts first, then the pictures, then every figure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bench.query import Cells
+from bench.report import pictures, tables
+from bench.report.tables import Table, interval, number
+from bench.results import write
+from bench.verdict import VERDICTS
+
+HERE = Path(__file__).parent
+
+
+def headline(cells: Cells) -> list[tuple[str, str, str]]:
+    """The few figures that a reader should take away: value, what, how."""
+    out = []
+    longest = max((c["extra_info"]["T"] for c in cells.select("bench_launch.py::test_ladder")), default=None)
+    by = {c["extra_info"]["impl"]: c for c in cells.select("bench_launch.py::test_ladder", cell="LSTM", T=longest)}
+    if {"reference", "sequence"} <= set(by):
+        a, b = (by[r]["extra_info"]["us_per_step"] for r in ("reference", "sequence"))
+        out.append((f"{a / b:.0f}x", "from the plain PyTorch loop to one call a sequence",
+                    f"LSTM, B = 1, H = 64, T = {longest}: {a:.3g} to {b:.3g} us a step"))  # fmt: skip
+    if {"torch.nn", "sequence"} <= set(by):
+        a, b = (by[r]["extra_info"]["us_per_step"] for r in ("torch.nn", "sequence"))
+        out.append((f"{a / b:.1f}x", "as fast as torch.nn.LSTM", f"the same layer: {a:.3g} against {b:.3g} us a step"))
+    posed = [c["extra_info"] for c in cells.select("bench_duel.py::test_posed", impl="fusednn", mode="inference")]
+    if posed:
+        i = max(posed, key=lambda i: i["T"])
+        out.append((f"{i['ratio']:.2f}x", "LSTM time / transformer time, as the seeds pose it",
+                    f"inference, B = {i['B']}, T = {i['T']}; the seeds say 2 to 4"))  # fmt: skip
+    lms = {c["extra_info"]["cell"]: c["extra_info"]["held_out_bits"] for c in
+           cells.select("bench_models.py::test_byte_lm", impl="fusednn")}  # fmt: skip
+    lms = {k: v for k, v in lms.items() if v is not None}
+    if lms:
+        best = min(lms, key=lambda k: lms[k])
+        out.append((f"{lms[best]:.2f}", f"bits a byte: the {best}, best of {len(lms)} models of equal size",
+                    ", ".join(f"{k} {v:.2f}" for k, v in lms.items())))  # fmt: skip
+    return out
+
+
+def render(results: dict[str, Any], out: Path) -> Path:
+    """Write index.html, the PNGs and the Markdown tables into ``out``; returns the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    cells = Cells(results)
+    drawn = pictures.draw_all(cells)
+    for picture in drawn:
+        (out / f"{picture.name}.png").write_bytes(picture.png)
+    claims = tables.verdicts(results["claims"])
+    times = tables.timings(cells)
+    missing = tables.not_measured(results)
+    folder = out / "tables"
+    folder.mkdir(exist_ok=True)
+    for table in (claims, missing, *times):
+        (folder / f"{table.name}.md").write_text(table.markdown(), encoding="utf-8")
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    environment.filters.update(number=number, interval=interval, slug=lambda text: text.replace(" ", "-").lower())
+    infos = [c["extra_info"] for c in cells.all]
+    html = environment.get_template("page.html").render(
+        results=results,
+        machine=results["machine_info"],
+        pictures=[(p, Markup(p.svg)) for p in drawn],
+        headline=headline(cells),
+        counts={verdict: Counter(c["verdict"] for c in results["claims"])[verdict] for verdict in VERDICTS},
+        claims=grouped(results["claims"]),
+        timings=times,
+        missing=missing,
+        disturbed=sum(1 for i in infos if i.get("disturbed")),
+        rejected=sum(i.get("rejected_rounds") or 0 for i in infos),
+        rounds=sum(c["stats"]["rounds"] for c in cells.all),
+        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+    )
+    page = out / "index.html"
+    page.write_text(html, encoding="utf-8")
+    if not (out / "results.json").exists():
+        write(results, out / "results.json")
+    return page
+
+
+def grouped(claims: list[dict[str, Any]]) -> list[tuple[int, str, str, list[dict[str, Any]]]]:
+    """Rows under their claim: id, text, claimed figure, rows."""
+    out: dict[int, tuple[int, str, str, list[dict[str, Any]]]] = {}
+    for c in claims:
+        out.setdefault(c["id"], (c["id"], c["claim"], c["claimed"], []))[3].append(c)
+    return list(out.values())
+
+
+__all__ = ["Table", "render"]
