@@ -35,6 +35,7 @@ class NeedsTorch(build_ext):
     """What runs in place of the build where torch cannot be imported."""
 
     def run(self) -> None:
+        """Stop with what to do."""
         raise SystemExit(ISOLATED)
 
 

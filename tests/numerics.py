@@ -21,11 +21,16 @@ class Tolerance:
 
 
 TOLERANCES = {
-    "rule": Tolerance(2.0, 4.0, "architecture: twice torch's own error, plus 4 roundings where torch happens to be exact"),
-    "rows": Tolerance(2.0, 16.0, "a weight gradient is one library GEMM over all T * B rows; torch's recurrent layers add T"
-                      " small ones, whose rounding grows more slowly"),
+    "rule": Tolerance(
+        2.0, 4.0, "architecture: twice torch's own error, and 4 roundings where torch happens to be exact"
+    ),
+    "rows": Tolerance(
+        2.0,
+        16.0,
+        "a weight gradient is one library GEMM over all T * B rows; torch's recurrent layers add T small ones, whose"
+        " rounding grows more slowly",
+    ),
     "fp64": Tolerance(2.0, 16.0, "the truth is in the same precision, so its own rounding counts too"),
-    "bitwise": Tolerance(0.0, 0.0, "the same arithmetic in the same order: repeatability, packing, sharing"),
 }
 
 

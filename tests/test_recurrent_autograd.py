@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sequences import Case, initial_states, make_input, make_layer, retyped, states_of
 
 import fusednn
+from sequences import Case, initial_states, make_input, make_layer, retyped, states_of
 
 SMALL = [
     Case(1, 1, 2, 1),

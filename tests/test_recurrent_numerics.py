@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from numerics import assert_numerics
 from sequences import CASES, Case, everything, initial_states, make_input, make_layer, retyped, torch_twin
 

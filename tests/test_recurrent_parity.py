@@ -9,11 +9,11 @@ import re
 
 import pytest
 import torch
-from sequences import states_of
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fusednn
+from sequences import states_of
 
 PAIRS = [(nn.RNN, fusednn.RNN), (nn.LSTM, fusednn.LSTM), (nn.GRU, fusednn.GRU)]
 CELL_PAIRS = [(nn.RNNCell, fusednn.RNNCell), (nn.LSTMCell, fusednn.LSTMCell), (nn.GRUCell, fusednn.GRUCell)]

@@ -45,7 +45,9 @@ def test_convert_replaces_in_place_and_computes_the_same():
     }  # fmt: skip
     assert not report.kept
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True)), "the same parameters"
-    assert isinstance(model.layers[1], fusednn.LSTM) and isinstance(model.attention.self_attn, fusednn.MultiheadAttention)
+    assert isinstance(model.layers[1], fusednn.LSTM) and isinstance(
+        model.attention.self_attn, fusednn.MultiheadAttention
+    )
     x = torch.randn(5, 2, 4)
     torch.testing.assert_close(model(x), original(x))
     assert called == [1], "hooks stay"
@@ -134,19 +136,19 @@ def test_command_line_report_names_the_facts(capsys):
 
 
 def test_command_line_explain(capsys):
-    assert main("explain lstm --batch 32 --time 100 --hidden 512".split()) == 0
+    assert main(["explain", "lstm", "--batch", "32", "--time", "100", "--hidden", "512"]) == 0
     printed = capsys.readouterr().out
     assert "B = 32, T = 100, H = 512" in printed and "calls      1 (T = 100)" in printed
-    assert main("explain attention --hidden 64 --heads 8 --time 10".split()) == 0
+    assert main(["explain", "attention", "--hidden", "64", "--heads", "8", "--time", "10"]) == 0
     assert "torch_sdpa" in capsys.readouterr().out
 
 
 def test_command_line_refuses_with_a_reason(capsys):
-    assert main("explain attention --hidden 65 --heads 8".split()) == 2
+    assert main(["explain", "attention", "--hidden", "65", "--heads", "8"]) == 2
     assert "multiple of --heads" in capsys.readouterr().err
-    assert main("explain lstm --device cuda --strategy sequence".split()) == 2
+    assert main(["explain", "lstm", "--device", "cuda", "--strategy", "sequence"]) == 2
     with pytest.raises(SystemExit):
-        main("explain lstm --batch 0".split())
+        main(["explain", "lstm", "--batch", "0"])
 
 
 def test_module_runs_as_a_program():

@@ -1,7 +1,7 @@
 """Load the built ``fusednn._C`` under the oldest and the newest supported torch, and run a layer against torch.nn.
 
-The module was compiled against the torch of this environment; its stable ABI promises the others. Each torch goes into a
-virtual environment of its own under build/torch.
+The module was compiled against the torch of this environment; its stable ABI promises the others. Each torch goes into
+a virtual environment of its own under build/torch; where only builds with CUDA exist, that is gigabytes.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def main() -> None:
         python = home / "bin/python"
         if not python.exists():
             subprocess.run([sys.executable, "-m", "venv", home], check=True)
-        # --no-deps leaves gigabytes of CUDA libraries out; a CUDA build of torch then does not load, so take them all.
         subprocess.run([python, "-m", "pip", "install", "-q", f"torch=={version}", "numpy", "triton"], check=True)
-        subprocess.run([python, "-c", CHECK], check=True, env={"PYTHONPATH": str(root / "pyext"), "PATH": "/usr/bin:/bin"})
+        environment = {"PYTHONPATH": str(root / "pyext"), "PATH": "/usr/bin:/bin"}
+        subprocess.run([python, "-c", CHECK], check=True, env=environment)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import functional, native
 from .functional.attention import choose_backend
 from .layers.attention import MultiheadAttention
-from .layers.cells import GRUCell, LSTMCell, RNNCell
+from .layers.cells import RecurrentCell
 from .layers.recurrent import RecurrentLayer
 from .plan import Plan, Request, plan
 
@@ -41,7 +41,7 @@ def describe(chosen: Plan, steps: int | None = None, calls: int = 1) -> str:
     return "\n".join(lines)
 
 
-def _recurrent(layer: nn.Module, x: Tensor, hx=None) -> str:
+def _recurrent(layer: RecurrentLayer | RecurrentCell, x: Tensor, hx=None) -> str:
     request = Request(layer.cell, x.device.type, str(x.dtype).removeprefix("torch."))
     steps, calls = 1, 1
     if isinstance(layer, RecurrentLayer):
@@ -59,8 +59,8 @@ def explain(target: nn.Module | Callable, *inputs, **options) -> str:
     """Say which kernel a layer or function of fusednn would run for these inputs, and why; nothing is run.
 
     Args:
-        target: a recurrent layer or cell, a ``MultiheadAttention``, a model that contains such layers (one entry a layer
-            is given, with the plan table's answer), or ``functional.scaled_dot_product_attention``.
+        target: a recurrent layer or cell, a model that contains such layers (one entry a layer is given, with the plan
+            table's answer), or ``functional.scaled_dot_product_attention``.
         *inputs: what the target would be called with; not needed for a model.
         **options: keyword arguments of the call.
 
@@ -78,13 +78,13 @@ def explain(target: nn.Module | Callable, *inputs, **options) -> str:
     """
     if target is functional.scaled_dot_product_attention:
         return _attention(*inputs, **options)
-    if isinstance(target, (RecurrentLayer, RNNCell, LSTMCell, GRUCell)) and inputs:
+    if isinstance(target, (RecurrentLayer, RecurrentCell)) and inputs:
         return _recurrent(target, *inputs, **options)
     if isinstance(target, nn.Module):
         entries = [
             (name or type(module).__name__, _module(module))
             for name, module in target.named_modules()
-            if isinstance(module, (RecurrentLayer, RNNCell, LSTMCell, GRUCell, MultiheadAttention))
+            if isinstance(module, (RecurrentLayer, RecurrentCell, MultiheadAttention))
         ]
         if entries:
             return "\n\n".join(f"{name}\n{text}" for name, text in entries)
@@ -94,7 +94,7 @@ def explain(target: nn.Module | Callable, *inputs, **options) -> str:
     )
 
 
-def _module(module: nn.Module) -> str:
+def _module(module: RecurrentLayer | RecurrentCell | MultiheadAttention) -> str:
     parameter = next(module.parameters())
     if isinstance(module, MultiheadAttention):
         return "attention  functional.scaled_dot_product_attention decides at each call; explain that call"

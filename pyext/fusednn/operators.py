@@ -15,6 +15,8 @@ unit, D directions (1, or 2 with the second one in reverse time). Rows: N = T * 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -83,13 +85,13 @@ def _project(x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
     return torch.nn.functional.linear(x, w_ih.flatten(0, 1), None if b_ih is None else b_ih.flatten())
 
 
-def _forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, save):
+def _forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, *, save):
     gates = _project(x, w_ih, b_ih)
     return torch.ops.fusednn.recurrent_forward(gates, h0, c0, w_hh, b_hh, w_hr, batch_sizes, cell, strategy, save)
 
 
 def _inference(*args):
-    return _forward(*args, False)[:3]
+    return _forward(*args, save=False)[:3]
 
 
 def _reference(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy):
@@ -138,7 +140,7 @@ class _Recurrent(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *args):
         x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy = args
-        y, h_n, c_n, saved = _forward(*args, True)
+        y, h_n, c_n, saved = _forward(*args, save=True)
         ctx.save_for_backward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, y, saved)
         ctx.cell, ctx.strategy = cell, strategy
         ctx.set_materialize_grads(False)
@@ -200,14 +202,12 @@ class _Recurrent(torch.autograd.Function):
 def _differentiable_backward(ctx, inputs, grads):
     """Gradients that can be differentiated again: autograd through the reference, recomputed from the inputs."""
     # Views, so that each gradient is the partial one even where one input was computed from another.
-    views = [None if t is None else t.view_as(t) for t in inputs]
-    outputs = reference_recurrent.recurrent(*views, ctx.cell)
-    wanted = [v for v, needed in zip(views, ctx.needs_input_grad, strict=False) if needed]
+    views: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
+    outputs = reference_recurrent.recurrent(*views, cell=ctx.cell)
+    wanted = [v for v, needed in zip(views, ctx.needs_input_grad, strict=False) if needed and v is not None]
     pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
     found = iter(
-        torch.autograd.grad(
-            [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
-        )
+        torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True)
     )
     return *(next(found) if needed else None for needed in ctx.needs_input_grad[: len(views)]), None, None
 

@@ -109,11 +109,11 @@ def plan(request: Request, strategy: str = "auto") -> Plan:
     if strategy != "auto" and refusals[strategy] is not None:
         raise ValueError(f"strategy {strategy!r} is impossible for {request}: {refusals[strategy]}")
     chosen = next(
-        s
-        for s in STRATEGIES
-        if s.name == strategy or (strategy == "auto" and s.automatic and refusals[s.name] is None)
+        s for s in STRATEGIES if s.name == strategy or (strategy == "auto" and s.automatic and refusals[s.name] is None)
     )
-    reason = "asked for by name" if strategy != "auto" else f"first in the plan table that can serve it; {chosen.evidence}"
+    reason = f"first in the plan table that can serve it; {chosen.evidence}"
+    if strategy != "auto":
+        reason = "asked for by name"
     others = tuple(
         (s.name, refusals[s.name] or ("kept for measurement" if not s.automatic else "slower in the plan table"))
         for s in STRATEGIES

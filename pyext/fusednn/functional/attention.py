@@ -144,6 +144,7 @@ def scaled_dot_product_attention(
         alibi_slopes=alibi_slopes,
         sink=sink,
         causal_alignment=causal_alignment,
+        return_lse=return_lse,
     )
     return (out, lse) if return_lse else out
 

@@ -62,10 +62,11 @@ def recurrent(
     """
     tensors = {"x": x, "h0": h0, "c0": c0, "w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh, "w_hr": w_hr}
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
         tensors = {k: t if t is None or t.dtype == torch.float64 else t.to(low) for k, t in tensors.items()}
-        x = tensors["x"]
+        x = x if x.dtype == torch.float64 else x.to(low)
+        tensors["x"] = x
     chosen = plan(Request(cell, device, str(x.dtype).removeprefix("torch.")), strategy).strategy.name
     _check(cell, tensors, batch_sizes)
     run = {"reference": _reference, "loop": _loop}.get(chosen, _operator)
@@ -78,8 +79,7 @@ def _operator(*args):
 
 
 def _reference(*args):
-    with torch.autocast(args[0].device.type, enabled=False):
-        return reference_recurrent.recurrent(*args[:-1])
+    return reference_recurrent.recurrent(*args[:-1])
 
 
 def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _):
@@ -115,11 +115,13 @@ def _check(cell: str, tensors: dict[str, Tensor | None], batch_sizes: Tensor | N
     for name, tensor in tensors.items():
         if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
             raise TypeError(
-                f"{name} must have the dtype and device of x ({x.dtype}, {x.device}), got {tensor.dtype}, {tensor.device}"
+                f"{name} must have the dtype and device of x ({x.dtype}, {x.device}),"
+                f" got {tensor.dtype}, {tensor.device}"
             )
     if x.dim() != 2 or h0.dim() != 3 or w_hh.dim() != 3:
         raise ValueError(
-            f"expected x [N, I], h0 [D, B, P] and w_hh [D, G * H, P], got {x.dim()}, {h0.dim()} and {w_hh.dim()} dimensions"
+            "expected x [N, I], h0 [D, B, P] and w_hh [D, G * H, P],"
+            f" got {x.dim()}, {h0.dim()} and {w_hh.dim()} dimensions"
         )
     definition = CELLS[cell]
     gates = len(definition.gates)
@@ -153,6 +155,6 @@ def _check(cell: str, tensors: dict[str, Tensor | None], batch_sizes: Tensor | N
         sizes = batch_sizes.tolist()
         if sum(sizes) != x.shape[0] or sizes != sorted(sizes, reverse=True) or max(sizes, default=0) > batch:
             raise ValueError(
-                f"batch_sizes must not increase, start with at most B = {batch} and add up to the {x.shape[0]} rows of x,"
+                f"batch_sizes must not increase, start with at most B = {batch} and add up to {x.shape[0]} rows,"
                 f" got {sizes if len(sizes) < 20 else f'{sizes[:20]}...'}"
             )

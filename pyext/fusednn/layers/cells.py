@@ -8,13 +8,17 @@ from .. import plan
 from ..functional import recurrent
 
 
-class _Cell:
+class RecurrentCell(nn.RNNCellBase):
     """One step through the same operator as a sequence, at T = 1."""
 
     strategy: str = "auto"
-    cell: str
 
-    def _step(self: nn.RNNCellBase, input: Tensor, states: tuple[Tensor, ...] | None, count: int):
+    @property
+    def cell(self) -> str:
+        """Name of the cell in the registry."""
+        raise NotImplementedError
+
+    def _step(self, input: Tensor, states: tuple[Tensor, ...] | None, count: int) -> tuple[Tensor, ...]:
         name = self._get_name()
         if input.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
@@ -29,27 +33,28 @@ class _Cell:
         elif not batched:
             states = tuple(state.unsqueeze(0) for state in states)
         self._check(x, states)
-        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        start = [state.unsqueeze(0) for state in states]
+        biases = (None, None) if self.bias_ih is None else (self.bias_ih[None], self.bias_hh[None])
         _, h, c = recurrent(
             self.cell,
             x,
-            start[0],
-            start[1] if count == 2 else None,
-            *(None if w is None else w.unsqueeze(0) for w in weights),
+            states[0][None],
+            states[1][None] if count == 2 else None,
+            self.weight_ih[None],
+            self.weight_hh[None],
+            *biases,
             strategy=self.strategy,
         )
         result = (h[0],) if c is None else (h[0], c[0])
         return result if batched else tuple(state.squeeze(0) for state in result)
 
-    def _check(self: nn.RNNCellBase, x: Tensor, states: tuple[Tensor, ...]) -> None:
+    def _check(self, x: Tensor, states: tuple[Tensor, ...]) -> None:
         """Raise as torch.nn does where sizes do not fit."""
         if x.shape[1] != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
         for i, state in enumerate(states):
             if tuple(state.shape) != (x.shape[0], self.hidden_size):
                 raise RuntimeError(
-                    f"hidden{i} must have shape {[x.shape[0], self.hidden_size]} for this input, got {list(state.shape)}"
+                    f"hidden{i} must have shape {[x.shape[0], self.hidden_size]}, got {list(state.shape)}"
                 )
 
     def _set_strategy(self, strategy: str) -> None:
@@ -58,7 +63,7 @@ class _Cell:
         self.strategy = strategy
 
 
-class RNNCell(_Cell, nn.RNNCell):
+class RNNCell(RecurrentCell, nn.RNNCell):
     """One Elman step, as ``torch.nn.RNNCell``; ``strategy`` as in ``fusednn.RNN``.
 
     Example:
@@ -83,7 +88,7 @@ class RNNCell(_Cell, nn.RNNCell):
         return self._step(input, None if hx is None else (hx,), 1)[0]
 
 
-class LSTMCell(_Cell, nn.LSTMCell):
+class LSTMCell(RecurrentCell, nn.LSTMCell):
     """One LSTM step, as ``torch.nn.LSTMCell``; ``strategy`` as in ``fusednn.LSTM``.
 
     Example:
@@ -93,19 +98,22 @@ class LSTMCell(_Cell, nn.LSTMCell):
         (torch.Size([3, 20]), torch.Size([3, 20]))
     """
 
-    cell = "lstm"
-
     def __init__(self, *args, strategy: str = "auto", **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self._set_strategy(strategy)
 
+    @property
+    def cell(self) -> str:
+        """``lstm``."""
+        return "lstm"
+
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """``[B, I]`` or ``[I]``, and (h, c), to the next (h, c)."""
-        h, c = self._step(input, hx, 2)
-        return h, c
+        states = self._step(input, hx, 2)
+        return states[0], states[1]
 
 
-class GRUCell(_Cell, nn.GRUCell):
+class GRUCell(RecurrentCell, nn.GRUCell):
     """One GRU step, as ``torch.nn.GRUCell``; ``strategy`` and ``reset_after`` as in ``fusednn.GRU``.
 
     Example:

@@ -163,7 +163,7 @@ class RecurrentLayer(nn.RNNBase):
         h0 = input.new_zeros(stack, batch, self.proj_size or self.hidden_size)
         return (h0, input.new_zeros(stack, batch, self.hidden_size)) if CELLS[self.cell].has_cell_state else h0
 
-    def _weights(self, layer: int) -> list[Tensor | None]:
+    def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, each with its directions in front."""
         suffixes = ("", "_reverse") if self.bidirectional else ("",)
 
@@ -171,9 +171,13 @@ class RecurrentLayer(nn.RNNBase):
             found = [getattr(self, f"{name}_l{layer}{suffix}") for suffix in suffixes]
             return found[0].unsqueeze(0) if len(found) == 1 else torch.stack(found)
 
-        biases = [directions(name) if self.bias else None for name in ("bias_ih", "bias_hh")]
-        projection = directions("weight_hr") if self.proj_size else None
-        return [directions("weight_ih"), directions("weight_hh"), *biases, projection]
+        return (
+            directions("weight_ih"),
+            directions("weight_hh"),
+            directions("bias_ih") if self.bias else None,
+            directions("bias_hh") if self.bias else None,
+            directions("weight_hr") if self.proj_size else None,
+        )
 
     def _run(self, x: Tensor, hx: Hidden, batch_sizes: Tensor | None) -> tuple[Tensor, Hidden]:
         """All layers over rows ``[N, I]``."""
@@ -185,8 +189,9 @@ class RecurrentLayer(nn.RNNBase):
                 x = nn.functional.dropout(x, self.dropout, self.training)
             part = slice(layer * directions, (layer + 1) * directions)
             start_c = None if c0 is None else c0[part]
+            w_ih, w_hh, b_ih, b_hh, w_hr = self._weights(layer)
             x, h_n, c_n = recurrent(
-                self.cell, x, h0[part], start_c, *self._weights(layer), batch_sizes, strategy=self.strategy
+                self.cell, x, h0[part], start_c, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, self.strategy
             )
             last_h.append(h_n)
             last_c.append(c_n)

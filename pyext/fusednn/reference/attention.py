@@ -80,31 +80,22 @@ def apply_mask(scores: Tensor, mask: Tensor) -> Tensor:
     return scores + mask.to(scores.dtype)
 
 
-def exponentials(scores: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax before its division: exp(s - m) and its sum l, both relative to the row maximum m, and log sum exp(s).
+def append_sink(scores: Tensor, sink: Tensor) -> Tensor:
+    """One more column that takes probability and has no value. Source: Xiao et al. 2023; a learned logit as in gpt-oss."""
+    column = sink[..., None, None].expand(*scores.shape[:-1], 1)  # [N] to [..., N, M, 1]
+    return torch.cat([scores, column], dim=-1)
 
-    The sink (Xiao et al. 2023; a learned logit a head as in gpt-oss) counts in m, in l and in the LSE and has no
-    exponential of its own in the result. A row that sees nothing has exponentials 0, l = 1 and LSE = -inf, so that the
-    division is safe and no gradient flows.
 
-    Returns:
-        exponentials [..., M, K], l [..., M, 1] and LSE [..., M, 1].
+def softmax(scores: Tensor, keys: int, with_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """Weights of the first ``keys`` columns, [..., M, K], and the LSE of all columns, [..., M], where wanted.
+
+    A row of nothing but -inf has weights 0 and LSE -inf, and lets no gradient through.
     """
-    if scores.shape[-1]:
-        m = scores.detach().amax(-1, keepdim=True)  # the result does not depend on m, so m needs no gradient
-    else:
-        m = scores.new_full((*scores.shape[:-1], 1), -math.inf)
-    logit = None if sink is None else sink[..., None, None]  # [N, 1, 1]
-    if logit is not None:
-        m = torch.maximum(m, logit.detach())
-    m = m.masked_fill(m == -math.inf, 0.0)
-    e = torch.exp(scores - m)
-    total = e.sum(-1, keepdim=True)
-    if logit is not None:
-        total = total + torch.exp(logit - m)
-    empty = total == 0  # elsewhere the maximum itself contributes 1
-    total = total.masked_fill(empty, 1.0)
-    return e, total, (m + torch.log(total)).masked_fill(empty, -math.inf)
+    empty = (scores == -math.inf).all(-1, keepdim=True)
+    scores = scores.masked_fill(empty, 0.0)
+    weights = torch.softmax(scores, dim=-1).masked_fill(empty, 0.0)[..., :keys]
+    lse = torch.logsumexp(scores, dim=-1).masked_fill(empty.squeeze(-1), -math.inf) if with_lse else None
+    return weights, lse
 
 
 def attention(
@@ -121,7 +112,8 @@ def attention(
     alibi_slopes: Tensor | None = None,
     sink: Tensor | None = None,
     causal_alignment: str = "top_left",
-) -> tuple[Tensor, Tensor]:
+    return_lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Attention as the contract defines it, from a score matrix that is held in memory.
 
     Everything is computed in fp32 (fp64 for fp64 inputs), autocast or not; only the output is rounded to the dtype of
@@ -140,9 +132,10 @@ def attention(
         alibi_slopes: [N] or [..., N].
         sink: [N].
         causal_alignment: ``top_left`` or ``bottom_right``; that counts queries from K - M, for window and ALiBi too.
+        return_lse: compute the LSE.
 
     Returns:
-        output [..., N, M, Ev] in the dtype of ``query``, LSE [..., N, M] in the dtype of the computation.
+        output [..., N, M, Ev] in the dtype of ``query``, LSE [..., N, M] in the dtype of the computation, or None.
     """
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     with torch.autocast(query.device.type, enabled=False):
@@ -159,9 +152,10 @@ def attention(
             scores = add_alibi(scores, alibi_slopes.to(dtype), distance)
         if mask is not None:
             scores = apply_mask(scores, mask)
-        e, total, lse = exponentials(scores, None if sink is None else sink.to(dtype))
+        if sink is not None:
+            scores = append_sink(scores, sink.to(dtype))
+        weights, lse = softmax(scores, k.shape[-2], return_lse)
         if dropout_p > 0.0:
-            e = F.dropout(e, dropout_p)
-        out = (e @ v) / total
-    lead = out.shape[:-1]
-    return out.to(query.dtype), lse.squeeze(-1).expand(lead)
+            weights = F.dropout(weights, dropout_p)
+        out = weights @ v
+    return out.to(query.dtype), None if lse is None else lse.expand(out.shape[:-1])

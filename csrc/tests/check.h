@@ -1,0 +1,61 @@
+// A test is TEST(what_it_promises) { ... CHECK(...) ... }; the program runs all and returns how many failed.
+#pragma once
+
+#include <cstdio>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace fusednn::testing {
+
+struct Test {
+  const char* name;
+  void (*body)();
+};
+
+inline std::vector<Test>& tests() {
+  static std::vector<Test> all;
+  return all;
+}
+
+inline int& failures() {
+  static int count = 0;
+  return count;
+}
+
+struct Register {
+  Register(const char* name, void (*body)()) { tests().push_back({name, body}); }
+};
+
+inline void fail(const char* file, int line, const std::string& what) {
+  if (++failures() <= 20) std::printf("%s:%d: %s\n", file, line, what.c_str());
+}
+
+inline int run_all() {
+  int failed = 0;
+  for (const Test& test : tests()) {
+    const int before = failures();
+    test.body();
+    const bool ok = failures() == before;
+    failed += !ok;
+    std::printf("%s %s\n", ok ? "ok    " : "FAILED", test.name);
+  }
+  return failed;
+}
+
+}  // namespace fusednn::testing
+
+#define TEST(name)                                                      \
+  static void name();                                                   \
+  static const fusednn::testing::Register register_##name(#name, name); \
+  static void name()
+
+// CHECK(condition, "text" << values that explain a failure).
+#define CHECK(condition, explanation)                               \
+  do {                                                              \
+    if (!(condition)) {                                             \
+      std::ostringstream check_text;                                \
+      check_text << #condition << ": " << explanation;              \
+      fusednn::testing::fail(__FILE__, __LINE__, check_text.str()); \
+    }                                                               \
+  } while (false)

@@ -1,0 +1,5 @@
+#include "tests/check.h"
+
+int main() {
+  return fusednn::testing::run_all();
+}

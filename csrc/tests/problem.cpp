@@ -1,0 +1,219 @@
+#include "tests/problem.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "tests/check.h"
+
+namespace fusednn::testing {
+namespace {
+
+size_t bytes_of(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+}
+
+float float_of(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+// x must be a value of the dtype.
+uint16_t half_of(double x) {
+  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+  x = std::fabs(x);
+  if (std::isnan(x)) return sign | 0x7e00;
+  if (std::isinf(x)) return sign | 0x7c00;
+  if (x < 0x1p-14) return static_cast<uint16_t>(sign | static_cast<uint16_t>(x * 0x1p24));
+  const int e = std::ilogb(x);
+  return static_cast<uint16_t>(sign | ((e + 15) << 10) | static_cast<uint16_t>((std::ldexp(x, -e) - 1) * 1024));
+}
+
+double double_of_half(uint16_t h) {
+  const double sign = h & 0x8000 ? -1 : 1;
+  const int e = (h >> 10) & 31, m = h & 1023;
+  if (e == 31) return m != 0 ? std::numeric_limits<double>::quiet_NaN() : sign * INFINITY;
+  return sign * (e == 0 ? std::ldexp(m, -24) : std::ldexp(1024 + m, e - 25));
+}
+
+void put(Dtype dtype, char* to, double x) {
+  if (dtype == Dtype::kFloat64) std::memcpy(to, &x, 8);
+  const float f = static_cast<float>(x);
+  if (dtype == Dtype::kFloat32) std::memcpy(to, &f, 4);
+  const uint16_t b = static_cast<uint16_t>(bits_of(f) >> 16), h = half_of(x);
+  if (dtype == Dtype::kBFloat16) std::memcpy(to, &b, 2);
+  if (dtype == Dtype::kFloat16) std::memcpy(to, &h, 2);
+}
+
+double take(Dtype dtype, const char* from) {
+  double x;
+  float f;
+  uint16_t h;
+  std::memcpy(&h, from, 2);
+  if (dtype == Dtype::kFloat16) return double_of_half(h);
+  if (dtype == Dtype::kBFloat16) return float_of(static_cast<uint32_t>(h) << 16);
+  if (dtype == Dtype::kFloat32) return std::memcpy(&f, from, 4), f;
+  return std::memcpy(&x, from, 8), x;
+}
+
+class Tensor {
+ public:
+  static constexpr size_t kGuard = 64;
+
+  Tensor(Dtype type, const Values& values) : dtype(type), bytes(values.size() * bytes_of(type)) {
+    for (size_t i = 0; i < values.size(); ++i) put(dtype, bytes.data() + i * bytes_of(dtype), values[i]);
+  }
+  // An output: poisoned, between guards.
+  Tensor(Dtype type, size_t n) : dtype(type), bytes(n * bytes_of(type) + 2 * kGuard, '\x5a'), guard(kGuard) {
+    for (size_t i = 0; i < n; ++i) put(dtype, data() + i * bytes_of(dtype), std::numeric_limits<double>::quiet_NaN());
+  }
+
+  char* data() { return bytes.data() + guard; }
+  // Null for an empty tensor's elements is allowed by nobody: give the guard's address instead.
+  void* output() { return data(); }
+  const void* input() { return data(); }
+
+  Values values() const {
+    Values out;
+    for (size_t i = guard; i + guard < bytes.size(); i += bytes_of(dtype)) out.push_back(take(dtype, bytes.data() + i));
+    const auto intact = [](char c) { return c == '\x5a'; };
+    CHECK(std::all_of(bytes.begin(), bytes.begin() + static_cast<long>(guard), intact), "written before an output");
+    CHECK(std::all_of(bytes.end() - static_cast<long>(guard), bytes.end(), intact), "written behind an output");
+    return out;
+  }
+
+ private:
+  Dtype dtype;
+  std::vector<char> bytes;
+  size_t guard = 0;
+};
+
+RecurrentShape shape_of(const Problem& p, const CellInfo& cell, Dtype dtype, int threads) {
+  return {cell.name, dtype,        p.batch,
+          p.steps,   p.rows(),     p.hidden,
+          p.proj,    p.directions, p.batch_sizes.empty() ? nullptr : p.batch_sizes.data(),
+          threads,   nullptr};
+}
+
+double identity(double x) {
+  return x;
+}
+double to_bfloat16(double x) {
+  return round_to(Dtype::kBFloat16, x);
+}
+double to_float16(double x) {
+  return round_to(Dtype::kFloat16, x);
+}
+
+Rounding rounding_of(Dtype dtype) {
+  return dtype == Dtype::kBFloat16 ? to_bfloat16 : dtype == Dtype::kFloat16 ? to_float16 : identity;
+}
+
+}  // namespace
+
+double round_to(Dtype dtype, double x) {
+  if (dtype == Dtype::kFloat64 || !std::isfinite(x) || x == 0) return x;
+  if (dtype == Dtype::kFloat32) return static_cast<float>(x);
+  const int digits = dtype == Dtype::kBFloat16 ? 8 : 11, least = dtype == Dtype::kBFloat16 ? -126 : -14;
+  const int shift = std::max(std::ilogb(x), least) - (digits - 1);
+  const double rounded = std::ldexp(std::nearbyint(std::ldexp(x, -shift)), shift);
+  const double largest = dtype == Dtype::kBFloat16 ? 0x1.fep127 : 65504;
+  return std::fabs(rounded) > largest ? std::copysign(INFINITY, x) : rounded;
+}
+
+Problem make_problem(const Size& s, const CellInfo& cell, Dtype dtype, unsigned seed) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<double> uniform(-1, 1);
+  const auto fill = [&](long n, double scale) {
+    Values v(static_cast<size_t>(n));
+    for (double& x : v) x = round_to(dtype, uniform(random) * scale);
+    return v;
+  };
+  Problem p{};
+  p.batch = s.batch, p.steps = s.steps, p.hidden = s.hidden, p.directions = s.directions;
+  p.proj = s.proj > 0 ? s.proj : s.hidden;
+  p.projection = s.proj > 0;
+  p.bias = s.bias;
+  if (s.packed) {
+    for (long t = 0; t < s.steps; ++t) p.batch_sizes.push_back(s.batch - s.batch * t / s.steps);
+    if (s.steps > 2) p.batch_sizes[1] = p.batch_sizes[0];
+  }
+  const long width = cell.gates * p.hidden, rows = p.rows() * p.directions;
+  p.gates = fill(rows * width, 1);
+  p.h0 = fill(p.directions * p.batch * p.proj, 1);
+  if (cell.cell_state) p.c0 = fill(p.directions * p.batch * p.hidden, 1);
+  p.w_hh = fill(p.directions * width * p.proj, 1.5 / std::sqrt(static_cast<double>(p.proj)));
+  if (s.bias) p.b_hh = fill(p.directions * width, 1);
+  if (p.projection) p.w_hr = fill(p.directions * p.proj * p.hidden, 1 / std::sqrt(static_cast<double>(p.hidden)));
+  p.grad_y = fill(rows * p.proj, 1);
+  p.grad_h_n = fill(p.directions * p.batch * p.proj, 1);
+  if (cell.cell_state) p.grad_c_n = fill(p.directions * p.batch * p.hidden, 1);
+  return p;
+}
+
+Outputs run_forward(const Problem& p, const CellInfo& cell, Dtype dtype, int threads, bool save) {
+  const size_t rows = static_cast<size_t>(p.rows() * p.directions);
+  Tensor gates(dtype, p.gates), h0(dtype, p.h0), c0(dtype, p.c0), w_hh(dtype, p.w_hh), b_hh(dtype, p.b_hh),
+      w_hr(dtype, p.w_hr);
+  Tensor y(dtype, rows * static_cast<size_t>(p.proj)), h_n(dtype, p.h0.size()), c_n(dtype, p.c0.size()),
+      saved(dtype, save ? rows * static_cast<size_t>(cell.saved * p.hidden) : 0);
+  RecurrentForward a{};
+  a.shape = shape_of(p, cell, dtype, threads);
+  a.gates = gates.input(), a.h0 = h0.input(), a.w_hh = w_hh.input();
+  if (cell.cell_state) a.c0 = c0.input(), a.c_n = c_n.output();
+  if (p.bias) a.b_hh = b_hh.input();
+  if (p.projection) a.w_hr = w_hr.input();
+  a.y = y.output(), a.h_n = h_n.output();
+  if (save && cell.saved > 0) a.saved = saved.output();
+  const char* error = cpu_provider().forward(a);
+  CHECK(error == nullptr, error);
+  return {y.values(), h_n.values(), c_n.values(), saved.values()};
+}
+
+Gradients run_backward(const Problem& p, const Outputs& f, const CellInfo& cell, Dtype dtype, int threads) {
+  const size_t rows = static_cast<size_t>(p.rows() * p.directions);
+  Tensor grad_y(dtype, p.grad_y), grad_h_n(dtype, p.grad_h_n), grad_c_n(dtype, p.grad_c_n), y(dtype, f.y),
+      saved(dtype, f.saved), h0(dtype, p.h0), c0(dtype, p.c0), w_hh(dtype, p.w_hh), w_hr(dtype, p.w_hr);
+  const size_t width = static_cast<size_t>(cell.gates * p.hidden);
+  Tensor d_gates(dtype, rows * width), d_recurrent(dtype, cell.split ? rows * width : 0), d_h0(dtype, p.h0.size()),
+      d_c0(dtype, p.c0.size()), d_proj(dtype, p.projection ? rows * static_cast<size_t>(p.proj) : 0);
+  RecurrentBackward a{};
+  a.shape = shape_of(p, cell, dtype, threads);
+  a.y = y.input(), a.saved = saved.input(), a.h0 = h0.input(), a.w_hh = w_hh.input();
+  if (!p.grad_y.empty()) a.grad_y = grad_y.input();
+  if (!p.grad_h_n.empty()) a.grad_h_n = grad_h_n.input();
+  if (!p.grad_c_n.empty()) a.grad_c_n = grad_c_n.input();
+  if (cell.cell_state) a.c0 = c0.input(), a.d_c0 = d_c0.output();
+  if (p.projection) a.w_hr = w_hr.input(), a.d_proj = d_proj.output();
+  a.d_gates = d_gates.output(), a.d_h0 = d_h0.output();
+  if (cell.split) a.d_recurrent = d_recurrent.output();
+  const char* error = cpu_provider().backward(a);
+  CHECK(error == nullptr, error);
+  return {d_gates.values(), d_recurrent.values(), d_h0.values(), d_c0.values(), d_proj.values()};
+}
+
+Outputs naive_forward(const Problem& p, const CellInfo& cell, Dtype dtype) {
+#define FUSEDNN_NAIVE(C) \
+  if (std::strcmp(cell.name, cells::C::kName) == 0) return Naive<cells::C>(p, rounding_of(dtype)).forward();
+  FUSEDNN_CELLS(FUSEDNN_NAIVE)
+#undef FUSEDNN_NAIVE
+  return {};
+}
+
+Gradients naive_backward(const Problem& p, const CellInfo& cell, Dtype dtype) {
+#define FUSEDNN_NAIVE(C) \
+  if (std::strcmp(cell.name, cells::C::kName) == 0) return Naive<cells::C>(p, rounding_of(dtype)).backward();
+  FUSEDNN_CELLS(FUSEDNN_NAIVE)
+#undef FUSEDNN_NAIVE
+  return {};
+}
+
+}  // namespace fusednn::testing

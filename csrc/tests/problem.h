@@ -1,0 +1,51 @@
+// Random problems, and calls of the CPU provider on them in any dtype.
+#pragma once
+
+#include <random>
+#include <string>
+
+#include "api.h"
+#include "tests/naive.h"
+
+namespace fusednn::testing {
+
+struct Size {
+  long batch, steps, hidden, proj, directions;  // proj 0: no projection
+  bool packed = false, bias = true;
+};
+
+inline std::string text(const Size& s) {
+  return "B" + std::to_string(s.batch) + "-T" + std::to_string(s.steps) + "-H" + std::to_string(s.hidden) + "-P" +
+         std::to_string(s.proj) + "-D" + std::to_string(s.directions) + (s.packed ? "-packed" : "");
+}
+
+// The nearest value of the dtype: by scaling to its number of mantissa bits (exact in double).
+double round_to(Dtype dtype, double x);
+
+Problem make_problem(const Size& size, const CellInfo& cell, Dtype dtype, unsigned seed);
+
+// Runs the provider. Each output lies between guards that must survive, and starts as NaN; each input is a copy of its
+// exact size, so that AddressSanitizer sees a read beyond it.
+Outputs run_forward(const Problem& p, const CellInfo& cell, Dtype dtype, int threads, bool save = true);
+Gradients run_backward(const Problem& p, const Outputs& forward, const CellInfo& cell, Dtype dtype, int threads);
+
+Outputs naive_forward(const Problem& p, const CellInfo& cell, Dtype dtype);
+Gradients naive_backward(const Problem& p, const CellInfo& cell, Dtype dtype);
+
+// Calls visit for each instruction set of this machine, with it chosen.
+template <class Visit>
+void for_each_isa(Visit visit) {
+  for (int i = 0; i < isa_count(); ++i) {
+    if (!isa_supported(i)) continue;
+    set_isa(isa_name(i));
+    visit(isa_name(i));
+  }
+  set_isa("");
+}
+
+template <class Visit>
+void for_each_cell(Visit visit) {
+  for (int i = 0; i < cell_count(); ++i) visit(cell_info(i));
+}
+
+}  // namespace fusednn::testing

@@ -1,0 +1,98 @@
+// Accuracy of the vector functions, against libm in a wider type.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "api.h"
+#include "cpu/kernels.h"
+#include "tests/check.h"
+#include "tests/problem.h"
+
+namespace {
+
+using namespace fusednn;
+using namespace fusednn::testing;
+using cpu::Function;
+
+long double truth(Function f, long double x) {
+  if (f == Function::kTanh) return std::tanh(x);
+  return x < 0 ? std::exp(x) / (1 + std::exp(x)) : 1 / (1 + std::exp(-x));
+}
+
+// The error in units of the last place of the true value.
+template <class A>
+double ulps(A got, long double expected) {
+  int e;
+  std::frexp(static_cast<A>(expected), &e);
+  const long double ulp =
+      std::ldexp(1.0L, std::max(e, std::numeric_limits<A>::min_exponent) - std::numeric_limits<A>::digits);
+  return static_cast<double>(std::fabs(got - expected) / ulp);
+}
+
+template <class A>
+double worst_ulps(Function f, void (*evaluate)(Function, const A*, A*, long), const std::vector<A>& x) {
+  std::vector<A> y(x.size());
+  evaluate(f, x.data(), y.data(), static_cast<long>(x.size()));
+  double worst = 0;
+  for (size_t i = 0; i < x.size(); ++i) worst = std::max(worst, ulps(y[i], truth(f, x[i])));
+  return worst;
+}
+
+// Every 257th float: 8 million values of both signs, all exponents. Below -87 sigmoid may return zero, since its value
+// leaves the normal numbers there.
+std::vector<float> float_sweep(Function f) {
+  std::vector<float> x;
+  for (uint64_t bits = 0; bits < 0x100000000; bits += 257 * 2) {
+    const uint32_t u = static_cast<uint32_t>(bits);
+    float v;
+    std::memcpy(&v, &u, sizeof v);
+    if (!std::isnan(v) && (f == Function::kTanh || v > -87)) x.push_back(v);
+  }
+  return x;
+}
+
+std::vector<double> double_sweep(Function f) {
+  std::vector<double> x;
+  for (double m = 1e-300; m < 1e300; m *= 1.0113) x.insert(x.end(), {m, -m});
+  for (double v = -45; v < 45; v += 0.000977) x.push_back(v);
+  if (f == Function::kSigmoid) std::erase_if(x, [](double v) { return v < -708; });
+  return x;
+}
+
+}  // namespace
+
+TEST(float_tanh_and_sigmoid_are_within_4_units_in_the_last_place) {
+  for_each_isa([](const char* isa) {
+    for (Function f : {Function::kTanh, Function::kSigmoid}) {
+      const double worst = worst_ulps(f, cpu::chosen_kernels().evaluate_f32, float_sweep(f));
+      std::printf("       %s %s float: %.2f ulp\n", isa, f == Function::kTanh ? "tanh" : "sigmoid", worst);
+      CHECK(worst <= 4, isa << " " << worst);
+    }
+  });
+}
+
+TEST(double_tanh_and_sigmoid_are_within_4_units_in_the_last_place) {
+  for_each_isa([](const char* isa) {
+    for (Function f : {Function::kTanh, Function::kSigmoid}) {
+      const double worst = worst_ulps(f, cpu::chosen_kernels().evaluate_f64, double_sweep(f));
+      std::printf("       %s %s double: %.2f ulp\n", isa, f == Function::kTanh ? "tanh" : "sigmoid", worst);
+      CHECK(worst <= 4, isa << " " << worst);
+    }
+  });
+}
+
+TEST(functions_keep_nan_infinity_and_signed_zero) {
+  for_each_isa([](const char* isa) {
+    const float inf = std::numeric_limits<float>::infinity();
+    const float x[] = {NAN, inf, -inf, 0.f, -0.f, 1e30f, -1e30f};
+    float t[7], s[7];
+    cpu::chosen_kernels().evaluate_f32(Function::kTanh, x, t, 7);
+    cpu::chosen_kernels().evaluate_f32(Function::kSigmoid, x, s, 7);
+    CHECK(std::isnan(t[0]) && std::isnan(s[0]), isa);
+    CHECK(t[1] == 1 && t[2] == -1 && t[5] == 1 && t[6] == -1, isa);
+    CHECK(t[3] == 0 && !std::signbit(t[3]) && t[4] == 0 && std::signbit(t[4]), isa);
+    CHECK(s[1] == 1 && s[2] == 0 && s[3] == .5 && s[5] == 1 && s[6] == 0, isa);
+  });
+}

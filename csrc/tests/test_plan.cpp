@@ -1,0 +1,46 @@
+// The division of work among threads.
+#include <vector>
+
+#include "cpu/plan.h"
+#include "tests/check.h"
+
+namespace {
+
+using namespace fusednn::cpu;
+
+StepCost cost_of(long rows, long blocks) {
+  return {rows, blocks, 2. * 16 * 4 * 16. * static_cast<double>(blocks),
+          4. * 4 * 16 * 16 * static_cast<double>(blocks)};
+}
+
+}  // namespace
+
+TEST(every_row_and_block_of_each_direction_has_exactly_one_thread) {
+  for (int threads = 1; threads <= 9; ++threads) {
+    for (int directions = 1; directions <= 2; ++directions) {
+      for (long rows : {0L, 1L, 3L, 40L}) {
+        for (long blocks : {1L, 2L, 5L, 64L}) {
+          std::vector<int> seen(static_cast<size_t>(directions * rows * blocks));
+          for (int i = 0; i < threads; ++i) {
+            const Share s = make_share(cost_of(rows, blocks), directions, i, threads);
+            const Range mine = share_of(rows, s.row_part, s.split.row_parts);
+            const Range units = share_of(blocks, s.unit_part, s.split.unit_parts);
+            for (long d = s.first_direction; d < s.last_direction; ++d) {
+              for (long b = mine.begin; b < mine.end; ++b) {
+                for (long u = units.begin; u < units.end; ++u) ++seen[static_cast<size_t>((d * rows + b) * blocks + u)];
+              }
+            }
+          }
+          for (int n : seen)
+            CHECK(n == 1, threads << " threads, " << directions << " directions, " << rows << " x " << blocks);
+        }
+      }
+    }
+  }
+}
+
+TEST(small_weights_split_the_batch_and_large_ones_the_units) {
+  CHECK(choose_split(cost_of(8, 4), 2).row_parts == 2, "H = 64");
+  CHECK(choose_split(cost_of(8, 32), 2).unit_parts == 2, "H = 512");
+  CHECK(choose_split(cost_of(1, 32), 2).unit_parts == 2, "one row");
+}

@@ -1,0 +1,299 @@
+// The CPU provider against plain loops, and its promises.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "tests/check.h"
+#include "tests/problem.h"
+
+namespace {
+
+using namespace fusednn;
+using namespace fusednn::testing;
+
+constexpr Dtype kDtypes[] = {Dtype::kFloat64, Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16};
+constexpr double kEps[] = {0x1p-52, 0x1p-23, 0x1p-7, 0x1p-10};
+
+const Size kSizes[] = {
+    {1, 1, 1, 0, 1},  {3, 5, 7, 0, 2},         {2, 4, 16, 0, 1},       {1, 3, 130, 0, 1},
+    {7, 4, 33, 0, 2}, {5, 6, 17, 0, 1, true},  {9, 7, 20, 0, 2, true}, {4, 3, 8, 0, 1, false, false},
+    {53, 2, 9, 0, 1}, {2, 3, 65, 0, 2, false},
+};
+const Size kProjected[] = {{3, 4, 20, 5, 1}, {5, 4, 9, 12, 2, true}, {1, 3, 33, 17, 1}, {49, 2, 7, 1, 1}};
+
+// The largest difference, in units of eps times the largest true value.
+double distance(const Values& got, const Values& truth, double eps) {
+  if (got.size() != truth.size()) return std::numeric_limits<double>::infinity();
+  double error = 0, largest = 1e-30;
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (!(std::fabs(got[i] - truth[i]) <= error)) error = std::fabs(got[i] - truth[i]);
+    largest = std::max(largest, std::fabs(truth[i]));
+  }
+  return error / (eps * largest);
+}
+
+// In the low precisions a state that falls on the other side of a rounding boundary moves everything after it by one
+// rounding; relu's derivative can jump there.
+double allowed(const CellInfo& cell, Dtype dtype) {
+  const bool low = dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16;
+  return low && std::string(cell.name) == "rnn_relu" ? 1e9 : low ? 12 : 40;
+}
+
+void compare(const CellInfo& cell, Dtype dtype, const Size& size, int threads, const std::string& where) {
+  const Problem p = make_problem(size, cell, dtype, 7);
+  const double eps = kEps[static_cast<int>(dtype)], limit = allowed(cell, dtype);
+  const Outputs out = run_forward(p, cell, dtype, threads), truth = naive_forward(p, cell, dtype);
+  const std::string what =
+      where + " " + cell.name + " dtype " + std::to_string(static_cast<int>(dtype)) + " " + text(size);
+  CHECK(distance(out.y, truth.y, eps) < std::min(limit, 40.), what << " y " << distance(out.y, truth.y, eps));
+  CHECK(distance(out.h_n, truth.h_n, eps) < std::min(limit, 40.), what << " h_n");
+  CHECK(distance(out.c_n, truth.c_n, eps) < limit, what << " c_n");
+  CHECK(distance(out.saved, truth.saved, eps) < std::min(limit, 40.),
+        what << " saved " << distance(out.saved, truth.saved, eps));
+  const Gradients g = run_backward(p, out, cell, dtype, threads), t = naive_backward(p, cell, dtype);
+  CHECK(distance(g.d_gates, t.d_gates, eps) < limit, what << " d_gates " << distance(g.d_gates, t.d_gates, eps));
+  if (cell.split) CHECK(distance(g.d_recurrent, t.d_recurrent, eps) < limit, what << " d_recurrent");
+  CHECK(distance(g.d_h0, t.d_h0, eps) < limit, what << " d_h0 " << distance(g.d_h0, t.d_h0, eps));
+  CHECK(distance(g.d_c0, t.d_c0, eps) < limit, what << " d_c0");
+  if (p.projection) CHECK(distance(g.d_proj, t.d_proj, eps) < limit, what << " d_proj");
+}
+
+bool same(const Values& a, const Values& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](double x, double y) { return x == y || (std::isnan(x) && std::isnan(y)); });
+}
+
+bool same(const Outputs& a, const Outputs& b) {
+  return same(a.y, b.y) && same(a.h_n, b.h_n) && same(a.c_n, b.c_n) && same(a.saved, b.saved);
+}
+
+bool same(const Gradients& a, const Gradients& b) {
+  return same(a.d_gates, b.d_gates) && same(a.d_recurrent, b.d_recurrent) && same(a.d_h0, b.d_h0) &&
+         same(a.d_c0, b.d_c0) && same(a.d_proj, b.d_proj);
+}
+
+// Row b of a tensor [T, B, ...] with one direction.
+Values row_of(const Values& tensor, long batch, long b) {
+  const size_t steps = 4, size = tensor.size() / (steps * static_cast<size_t>(batch));
+  Values out;
+  for (size_t t = 0; t < steps; ++t) {
+    const auto from =
+        tensor.begin() + static_cast<long>((t * static_cast<size_t>(batch) + static_cast<size_t>(b)) * size);
+    out.insert(out.end(), from, from + static_cast<long>(size));
+  }
+  return out;
+}
+
+}  // namespace
+
+TEST(every_cell_dtype_and_isa_agrees_with_plain_loops_at_odd_sizes) {
+  for_each_isa([](const char* isa) {
+    for_each_cell([&](const CellInfo& cell) {
+      for (Dtype dtype : kDtypes) {
+        for (const Size& size : kSizes) compare(cell, dtype, size, 1, isa);
+      }
+    });
+  });
+}
+
+TEST(a_projection_agrees_with_plain_loops) {
+  for_each_isa([](const char* isa) {
+    for_each_cell([&](const CellInfo& cell) {
+      for (const Size& size : kProjected) {
+        if (cell.cell_state) {
+          for (Dtype dtype : kDtypes) compare(cell, dtype, size, 1, isa);
+        }
+      }
+    });
+  });
+}
+
+TEST(any_number_of_threads_gives_the_same_bits) {
+  for_each_isa([](const char* isa) {
+    for_each_cell([&](const CellInfo& cell) {
+      for (const Size& size : {Size{2, 6, 70, 0, 2, true}, Size{33, 3, 40, 0, 1}, Size{1, 4, 200, 0, 1}}) {
+        const Problem p = make_problem(size, cell, Dtype::kFloat32, 3);
+        const Outputs one = run_forward(p, cell, Dtype::kFloat32, 1);
+        const Gradients back = run_backward(p, one, cell, Dtype::kFloat32, 1);
+        for (int threads : {2, 3, 5, 16}) {
+          CHECK(same(run_forward(p, cell, Dtype::kFloat32, threads), one), isa << cell.name << text(size) << threads);
+          CHECK(same(run_backward(p, one, cell, Dtype::kFloat32, threads), back),
+                isa << cell.name << text(size) << threads);
+        }
+      }
+    });
+  });
+}
+
+TEST(a_projection_with_threads_gives_the_same_bits) {
+  for_each_cell([&](const CellInfo& cell) {
+    if (!cell.cell_state) return;
+    for (const Size& size : kProjected) {
+      const Problem p = make_problem(size, cell, Dtype::kFloat32, 3);
+      const Outputs one = run_forward(p, cell, Dtype::kFloat32, 1);
+      for (int threads : {2, 5}) {
+        CHECK(same(run_forward(p, cell, Dtype::kFloat32, threads), one), text(size));
+        CHECK(
+            same(run_backward(p, one, cell, Dtype::kFloat32, threads), run_backward(p, one, cell, Dtype::kFloat32, 1)),
+            text(size));
+      }
+    }
+  });
+}
+
+TEST(a_row_has_the_same_bits_in_any_batch) {
+  for_each_cell([&](const CellInfo& cell) {
+    const Problem big = make_problem({55, 4, 37, 0, 1}, cell, Dtype::kFloat32, 5);
+    const Outputs all = run_forward(big, cell, Dtype::kFloat32, 2);
+    const Gradients all_back = run_backward(big, all, cell, Dtype::kFloat32, 2);
+    for (long b : {0L, 17L, 54L}) {
+      Problem one = big;
+      one.batch = 1;
+      const auto state = [&](const Values& v, long n) {
+        return v.empty() ? v : Values(v.begin() + b * n, v.begin() + (b + 1) * n);
+      };
+      one.gates = row_of(big.gates, 55, b), one.grad_y = row_of(big.grad_y, 55, b);
+      one.h0 = state(big.h0, 37), one.c0 = state(big.c0, 37);
+      one.grad_h_n = state(big.grad_h_n, 37), one.grad_c_n = state(big.grad_c_n, 37);
+      const Outputs out = run_forward(one, cell, Dtype::kFloat32, 2);
+      CHECK(same(out.y, row_of(all.y, 55, b)), cell.name << " row " << b);
+      const Gradients back = run_backward(one, out, cell, Dtype::kFloat32, 2);
+      CHECK(same(back.d_gates, row_of(all_back.d_gates, 55, b)), cell.name << " row " << b);
+    }
+  });
+}
+
+TEST(results_are_bitwise_the_same_from_run_to_run) {
+  for_each_cell([](const CellInfo& cell) {
+    const Problem p = make_problem({6, 20, 65, 0, 2, true}, cell, Dtype::kFloat32, 11);
+    const Outputs first = run_forward(p, cell, Dtype::kFloat32, 2);
+    const Gradients back = run_backward(p, first, cell, Dtype::kFloat32, 2);
+    for (int i = 0; i < 20; ++i) {
+      CHECK(same(run_forward(p, cell, Dtype::kFloat32, 2), first), cell.name);
+      CHECK(same(run_backward(p, first, cell, Dtype::kFloat32, 2), back), cell.name);
+    }
+  });
+}
+
+TEST(inference_gives_the_bits_of_training) {
+  for_each_cell([](const CellInfo& cell) {
+    const Problem p = make_problem({6, 5, 19, 0, 2, true}, cell, Dtype::kBFloat16, 11);
+    const Outputs with = run_forward(p, cell, Dtype::kBFloat16, 1),
+                  without = run_forward(p, cell, Dtype::kBFloat16, 1, false);
+    CHECK(same(with.y, without.y) && same(with.h_n, without.h_n) && same(with.c_n, without.c_n), cell.name);
+  });
+}
+
+TEST(nan_and_infinity_in_one_row_reach_no_other_row) {
+  for_each_isa([](const char* isa) {
+    for_each_cell([&](const CellInfo& cell) {
+      for (double poison : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+        Problem p = make_problem({8, 4, 20, 0, 1}, cell, Dtype::kFloat32, 2);
+        const Outputs clean = run_forward(p, cell, Dtype::kFloat32, 2);
+        const Gradients clean_back = run_backward(p, clean, cell, Dtype::kFloat32, 2);
+        const size_t row = 8 + 3;  // step 1, row 3
+        for (int u = 0; u < 20; ++u)
+          p.gates[row * static_cast<size_t>(cell.gates * 20) + static_cast<size_t>(u)] = poison;
+        for (int u = 0; u < 20; ++u) p.grad_y[row * 20 + static_cast<size_t>(u)] = poison;
+        const Outputs out = run_forward(p, cell, Dtype::kFloat32, 2);
+        const Gradients back = run_backward(p, out, cell, Dtype::kFloat32, 2);
+        for (long b = 0; b < 8; ++b) {
+          if (b == 3) continue;
+          CHECK(same(row_of(out.y, 8, b), row_of(clean.y, 8, b)), isa << " " << cell.name << " row " << b);
+          CHECK(same(row_of(back.d_gates, 8, b), row_of(clean_back.d_gates, 8, b)),
+                isa << " " << cell.name << " row " << b);
+        }
+        if (std::isnan(poison)) CHECK(std::isnan(row_of(out.y, 8, 3)[20]), isa << " " << cell.name << " hides a NaN");
+      }
+    });
+  });
+}
+
+TEST(an_empty_batch_and_an_empty_sequence_work) {
+  for_each_cell([](const CellInfo& cell) {
+    for (int threads : {1, 2}) {
+      const Problem none = make_problem({0, 3, 5, 0, 2}, cell, Dtype::kFloat32, 2);
+      CHECK(run_forward(none, cell, Dtype::kFloat32, threads).y.empty(), cell.name);
+      CHECK(run_backward(none, {}, cell, Dtype::kFloat32, threads).d_gates.empty(), cell.name);
+      const Problem still = make_problem({3, 0, 5, 0, 2}, cell, Dtype::kFloat32, 2);
+      const Outputs out = run_forward(still, cell, Dtype::kFloat32, threads);
+      CHECK(same(out.h_n, still.h0) && same(out.c_n, still.c0), cell.name << ": states stay");
+      CHECK(same(run_backward(still, out, cell, Dtype::kFloat32, threads).d_h0, still.grad_h_n), cell.name);
+    }
+  });
+}
+
+TEST(a_row_of_length_zero_keeps_its_state) {
+  for_each_cell([](const CellInfo& cell) {
+    Problem p = make_problem({3, 2, 5, 0, 2}, cell, Dtype::kFloat32, 2);
+    p.batch_sizes = {2, 1};
+    const size_t rows = 3 * 2;  // rows times directions
+    p.gates.resize(rows * static_cast<size_t>(cell.gates) * 5), p.grad_y.resize(rows * 5);
+    const Outputs out = run_forward(p, cell, Dtype::kFloat32, 2);
+    const Gradients back = run_backward(p, out, cell, Dtype::kFloat32, 2);
+    for (size_t d = 0; d < 2; ++d) {
+      for (size_t u = 0; u < 5; ++u) {
+        const size_t at = (d * 3 + 2) * 5 + u;
+        CHECK(out.h_n[at] == p.h0[at], cell.name);
+        CHECK(back.d_h0[at] == p.grad_h_n[at], cell.name);
+      }
+    }
+  });
+}
+
+TEST(absent_gradients_count_as_zero) {
+  for_each_cell([](const CellInfo& cell) {
+    Problem p = make_problem({3, 4, 9, 0, 2}, cell, Dtype::kFloat64, 2);
+    std::fill(p.grad_h_n.begin(), p.grad_h_n.end(), 0.);
+    std::fill(p.grad_c_n.begin(), p.grad_c_n.end(), 0.);
+    const Outputs out = run_forward(p, cell, Dtype::kFloat64, 1);
+    const Gradients zeros = run_backward(p, out, cell, Dtype::kFloat64, 1);
+    p.grad_h_n.clear(), p.grad_c_n.clear();
+    CHECK(same(run_backward(p, out, cell, Dtype::kFloat64, 1), zeros), cell.name);
+  });
+}
+
+TEST(every_half_precision_number_survives_load_and_store) {
+  const CellInfo& relu = *find_cell("rnn_relu");
+  for_each_isa([&](const char* isa) {
+    for (Dtype dtype : {Dtype::kBFloat16, Dtype::kFloat16}) {
+      Problem p = make_problem({1, 1, 1, 0, 1}, relu, dtype, 1);
+      p.steps = 0x7f80 / 16, p.hidden = p.proj = 16;
+      p.gates.clear(), p.w_hh.assign(256, 0), p.b_hh.assign(16, 0), p.h0.assign(16, 0);
+      const int mantissa = dtype == Dtype::kBFloat16 ? 7 : 10, least = dtype == Dtype::kBFloat16 ? -126 : -14;
+      for (int bits = 0; bits < p.steps * 16; ++bits) {
+        const int e = bits >> mantissa, m = bits & ((1 << mantissa) - 1);
+        const bool finite = dtype == Dtype::kBFloat16 ? e < 255 : e < 31;
+        const double x =
+            e == 0 ? std::ldexp(m, least - mantissa) : std::ldexp((1 << mantissa) + m, e - 1 + least - mantissa);
+        p.gates.push_back(finite ? x : INFINITY);
+      }
+      CHECK(same(run_forward(p, relu, dtype, 1).y, p.gates), isa);
+    }
+  });
+}
+
+TEST(half_precision_rounds_to_nearest_and_ties_to_even) {
+  const CellInfo& relu = *find_cell("rnn_relu");
+  for_each_isa([&](const char* isa) {
+    for (Dtype dtype : {Dtype::kBFloat16, Dtype::kFloat16}) {
+      const double unit = dtype == Dtype::kBFloat16 ? 0x1p-7 : 0x1p-10;
+      Problem p = make_problem({1, 1, 1, 0, 1}, relu, dtype, 1);
+      p.hidden = p.proj = 64;
+      p.gates.clear(), p.w_hh.assign(64 * 64, 0), p.b_hh.clear(), p.h0.assign(64, 0);
+      for (int i = 0; i < 64; ++i) p.gates.push_back(1 + unit * (i / 8)), p.b_hh.push_back(unit * (i % 8) / 8);
+      const Outputs out = run_forward(p, relu, dtype, 1);
+      for (size_t i = 0; i < 64; ++i) CHECK(out.y[i] == round_to(dtype, p.gates[i] + p.b_hh[i]), isa << " " << i);
+    }
+  });
+}
+
+TEST(impossible_requests_are_refused_with_a_message) {
+  RecurrentForward a{};
+  a.shape = {"no_such_cell", Dtype::kFloat32, 1, 1, 1, 1, 1, 1, nullptr, 1, nullptr};
+  CHECK(cpu_provider().forward(a) != nullptr, "unknown cell");
+  a.shape.cell = "gru";
+  a.w_hr = &a;
+  CHECK(cpu_provider().forward(a) != nullptr, "a projection of a cell without c");
+  CHECK(set_isa("no_such_isa") != nullptr, "unknown instruction set");
+}
