@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from numerics import assert_numerics
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusednn.functional import scaled_dot_product_attention as attend
+from numerics import assert_numerics
 
 
 @dataclass(frozen=True)

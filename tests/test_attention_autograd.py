@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_truth import EVERYTHING, MODIFIERS, Case, attend, tensors
 
+from attention_truth import EVERYTHING, MODIFIERS, Case, attend, tensors
 from fusednn.functional.attention import choose_backend
 
 SMALL = {name: replace(case, B=1, M=min(case.M, 4), K=min(case.K, 4), E=2, Ev=3) for name, case in MODIFIERS.items()}
@@ -70,7 +70,7 @@ EMPTY_ROWS = {
 @pytest.mark.parametrize("options", EMPTY_ROWS.values(), ids=EMPTY_ROWS.keys())
 @pytest.mark.parametrize("learned", [False, True], ids=["", "mask_gradient"])
 def test_a_row_that_sees_nothing(options, more, dtype, learned):
-    """Zero output, LSE -inf, zero gradients for its query and from its output; its neighbours are untouched. Never NaN."""
+    """Zero output, LSE -inf, zero gradients for its query and from its output; its neighbours are untouched."""
     options = dict(options)
     mask = options.pop("attn_mask")
     q, k, v = (torch.randn(2, 2, 3, 8, dtype=dtype, requires_grad=True) for _ in range(3))
@@ -115,7 +115,7 @@ def test_a_sink_is_seen_by_every_row():
     "more", [{}, {"softcap": 2.0}, {"mask": "bool"}, {"is_causal": True, "window": (1, 1)}], ids=str
 )
 def test_empty_sizes(empty, more):
-    """No rows, no queries, no keys (zero, LSE -inf), heads without numbers (equal weights): as torch, with gradients."""
+    """No rows, no queries, no keys (zero, LSE -inf), heads without numbers (equal weights): with gradients."""
     case = Case(**({empty: 0} | ({"Ev": 3} if empty == "E" else {}) | more))
     x = tensors(case, torch.float32, requires_grad=True)
     out, lse = attend(**x, **case.options, return_lse=True)

@@ -1,13 +1,14 @@
-"""Outputs, LSE and gradients of the functional form follow the numerics rule: modifiers alone and combined, sizes, layouts."""
+"""Outputs, LSE and gradients of the functional form follow the numerics rule, for every modifier, size and layout."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_truth import EVERYTHING, MODIFIERS, Case, attend, check, naive, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from attention_truth import EVERYTHING, MODIFIERS, Case, attend, check, naive, tensors
 from numerics import assert_numerics
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -193,7 +194,7 @@ def test_prefill_equals_one_query_at_a_time():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_large_scores_do_not_overflow(dtype):
-    """Scores in the ten thousands, where exp alone is infinite and a rounded LSE would cost the digits of the weights."""
+    """Scores in the ten thousands, where exp alone is infinite and weights from a rounded LSE lose digits."""
     case = Case(sink=True)
     x = tensors(case, dtype) | {"sink": torch.tensor([3e4, -3e4], dtype=dtype)}
     x["query"] = x["query"] * 1e4

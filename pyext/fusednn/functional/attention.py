@@ -270,7 +270,7 @@ def _at_least_4d(x: Tensor) -> Tensor:
 
 def _autocast(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None):
     """Cast what torch's operator casts under autocast: floating-point tensors but for fp64."""
-    if not isinstance(query, Tensor) or not torch.is_autocast_enabled(query.device.type):
+    if not isinstance(query, Tensor) or not reference.is_autocast_on(query.device.type):
         return query, key, value, mask
     low = torch.get_autocast_dtype(query.device.type)
 
@@ -327,7 +327,7 @@ def _lead(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[
     shapes = []
     for name, x in (("query", query), ("key", key), ("value", value)):
         shape = tuple(x.shape[:-2])
-        if enable_gqa and x is not query:
+        if enable_gqa and name != "query":
             if query.dim() < 3 or not shape:
                 raise ValueError(f"enable_gqa needs a head dimension [..., N, T, E], got {name} {list(x.shape)}")
             heads, shared = query.shape[-3], shape[-1]

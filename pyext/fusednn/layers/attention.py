@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional.attention import scaled_dot_product_attention
+from ..reference.attention import is_autocast_on
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -206,7 +207,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             or query.dtype != self.in_proj_weight.dtype
         ):
             return False
-        if torch.is_autocast_enabled(query.device.type) or not torch.backends.mha.get_fastpath_enabled():
+        if is_autocast_on(query.device.type) or not torch.backends.mha.get_fastpath_enabled():
             return False
         tensors = (query, self.in_proj_weight, self.in_proj_bias, self.out_proj.weight, self.out_proj.bias)
         return not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))

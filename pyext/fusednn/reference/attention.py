@@ -8,12 +8,18 @@ The derivation, with the gradients, is in ``docs/kernels/attention.md``.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Window = tuple[int | None, int | None]
+
+
+def is_autocast_on(device: str) -> bool:
+    """Whether autocast is enabled for a device type; the meta device, for one, knows no autocast."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def default_scale(head_size: int) -> float:
@@ -81,7 +87,7 @@ def apply_mask(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def append_sink(scores: Tensor, sink: Tensor) -> Tensor:
-    """One more column that takes probability and has no value. Source: Xiao et al. 2023; a learned logit as in gpt-oss."""
+    """One more column, which takes probability and has no value. Source: Xiao et al. 2023; learned as in gpt-oss."""
     column = sink[..., None, None].expand(*scores.shape[:-1], 1)  # [N] to [..., N, M, 1]
     return torch.cat([scores, column], dim=-1)
 
@@ -138,7 +144,8 @@ def attention(
         output [..., N, M, Ev] in the dtype of ``query``, LSE [..., N, M] in the dtype of the computation, or None.
     """
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    with torch.autocast(query.device.type, enabled=False):
+    device = query.device.type
+    with torch.autocast(device, enabled=False) if is_autocast_on(device) else nullcontext():
         q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
         if q.dim() > 2:
             k, v = (x if x.dim() == 2 else share_heads(x, q.shape[-3]) for x in (k, v))
