@@ -73,13 +73,13 @@ struct VectorMath {
 
   // With q = exp(-2|x|) - 1, which keeps its leading digits near 0: tanh|x| = -q / (q + 2).
   static FUSEDNN_FN V tanh(V x) {
-    const V least = V{} - 40;  // tanh is 1 long before
-    const U sign = bit_cast<U>(x) & bit_cast<U>(V{} - A(0));
+    const V least = V{} - 40;                           // tanh is 1 long before
+    const U sign = bit_cast<U>(x) & bit_cast<U>(-V{});  // -V{} is -0
     V y = -2 * bit_cast<V>(bit_cast<U>(x) ^ sign);
     y = y < least ? least : y;
     const ReducedExp<A> exp = reduced_exp<A>(y);
     const V q = exp.scale * exp.p + (exp.scale - 1);
-    return bit_cast<V>(bit_cast<U>(-q / (q + 2)) | sign);
+    return bit_cast<V>(bit_cast<U>((0 - q) / (q + 2)) | sign);  // 0 - q, not -q: tanh(0) is +0
   }
 };
 

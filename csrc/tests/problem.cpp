@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <random>
 
 #include "tests/check.h"
 
@@ -77,7 +78,6 @@ class Tensor {
   }
 
   char* data() { return bytes.data() + guard; }
-  // Null for an empty tensor's elements is allowed by nobody: give the guard's address instead.
   void* output() { return data(); }
   const void* input() { return data(); }
 

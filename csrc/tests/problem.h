@@ -1,7 +1,7 @@
 // Random problems, and calls of the CPU provider on them in any dtype.
 #pragma once
 
-#include <random>
+#include <sstream>
 #include <string>
 
 #include "api.h"
@@ -15,8 +15,10 @@ struct Size {
 };
 
 inline std::string text(const Size& s) {
-  return "B" + std::to_string(s.batch) + "-T" + std::to_string(s.steps) + "-H" + std::to_string(s.hidden) + "-P" +
-         std::to_string(s.proj) + "-D" + std::to_string(s.directions) + (s.packed ? "-packed" : "");
+  std::ostringstream out;
+  out << "B" << s.batch << "-T" << s.steps << "-H" << s.hidden << "-P" << s.proj << "-D" << s.directions;
+  out << (s.packed ? "-packed" : "") << (s.bias ? "" : "-nobias");
+  return out.str();
 }
 
 // The nearest value of the dtype: by scaling to its number of mantissa bits (exact in double).

@@ -253,20 +253,20 @@ TEST(absent_gradients_count_as_zero) {
   });
 }
 
-TEST(every_half_precision_number_survives_load_and_store) {
+TEST(every_finite_half_precision_number_survives_load_and_store) {
   const CellInfo& relu = *find_cell("rnn_relu");
   for_each_isa([&](const char* isa) {
     for (Dtype dtype : {Dtype::kBFloat16, Dtype::kFloat16}) {
       Problem p = make_problem({1, 1, 1, 0, 1}, relu, dtype, 1);
-      p.steps = 0x7f80 / 16, p.hidden = p.proj = 16;
+      p.steps = (dtype == Dtype::kBFloat16 ? 0x7f80 : 0x7c00) / 16,  // all finite ones
+          p.hidden = p.proj = 16;
       p.gates.clear(), p.w_hh.assign(256, 0), p.b_hh.assign(16, 0), p.h0.assign(16, 0);
       const int mantissa = dtype == Dtype::kBFloat16 ? 7 : 10, least = dtype == Dtype::kBFloat16 ? -126 : -14;
       for (int bits = 0; bits < p.steps * 16; ++bits) {
         const int e = bits >> mantissa, m = bits & ((1 << mantissa) - 1);
-        const bool finite = dtype == Dtype::kBFloat16 ? e < 255 : e < 31;
         const double x =
             e == 0 ? std::ldexp(m, least - mantissa) : std::ldexp((1 << mantissa) + m, e - 1 + least - mantissa);
-        p.gates.push_back(finite ? x : INFINITY);
+        p.gates.push_back(x);
       }
       CHECK(same(run_forward(p, relu, dtype, 1).y, p.gates), isa);
     }
