@@ -15,6 +15,7 @@ from bench import clock, machine, progress
 from bench.check import WrongResult
 from bench.fields import record
 from bench.lines import Lines
+from bench.load import Patience
 from bench.measure import Measure
 from bench.tiers import TIERS, Tier
 
@@ -70,7 +71,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def measure(benchmark: Any, tier: Tier, device: torch.device, request: pytest.FixtureRequest) -> Iterator[Measure]:
-    made = Measure(benchmark, tier, device)
+    made = Measure(benchmark, tier, device, _run(request.config).patience)
     request.node.bench_measure = made
     yield made
 
@@ -88,6 +89,7 @@ class Run:
         self.config = config
         self.device = device
         self.tier: Tier = TIERS[config.getoption("--bench-tier")]
+        self.patience = Patience(self.tier.patience)
         self.out = config.rootpath / config.getoption("--bench-out")
         self.lines: Lines | None = None
         self.bar: progress.Bar | None = None

@@ -159,6 +159,23 @@ class Judge:
         return Verdict(rounds, [h for w in chosen for h in w.hosts], foreign, rejected, disturbed)
 
 
+@dataclass
+class Patience:
+    """Time that a whole run may spend on repeating rejected rounds, so that a machine which is never quiet still gets
+    a report in bounded time. Once it is used up, a cell takes what one short try gives."""
+
+    seconds: float
+    spent: float = 0.0
+
+    def limit(self, of_cell: float, least: float) -> float:
+        """Seconds that the next cell may take."""
+        return of_cell if self.spent < self.seconds else min(of_cell, least)
+
+    def charge(self, judge: Judge) -> None:
+        """Note what a finished cell wasted."""
+        self.spent += sum(w.seconds for w in judge.rejected)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a judge let through."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench import check, clock, count
 from bench.fields import record
-from bench.load import Judge, Verdict, Watch
+from bench.load import Judge, Patience, Verdict, Watch
 from bench.stats import paired_ratio
 from bench.tiers import Tier
 
@@ -47,11 +47,15 @@ class Case:
 class Measure:
     """The ``measure`` fixture: call it once a test with a `Case`, or use `pair` for a duel."""
 
-    def __init__(self, benchmark: Any, tier: Tier, device: torch.device, watch: Watch | None = None) -> None:
+    def __init__(
+        self, benchmark: Any, tier: Tier, device: torch.device, patience: Patience | None = None,
+        watch: Watch | None = None,
+    ) -> None:  # fmt: skip
         self.benchmark = benchmark
         self.tier = tier
         self.device = device
         self.watch = watch or Watch()
+        self.patience = patience or Patience(tier.patience)
         self.series: dict[str, Any] = {}
         self.info: dict[str, Any] = {}
 
@@ -100,7 +104,8 @@ class Measure:
 
     def _judge(self, share: int = 1) -> Judge:
         t = self.tier
-        return Judge(t.rounds, t.seconds * share, t.limit * share, watch=self.watch)
+        limit = self.patience.limit(t.limit, least=max(t.seconds, t.window) + t.window)
+        return Judge(t.rounds, t.seconds * share, limit * share, window=t.window, watch=self.watch)
 
     def _checked(self, case: Case) -> check.Error | None:
         if case.results is None or case.torchs is None or case.truth is None:
@@ -148,6 +153,7 @@ class Measure:
         except Enough:
             pass
         verdict = judge.finish()
+        self.patience.charge(judge)
         self.benchmark.stats.stats.data[:] = verdict.durations
         return verdict
 

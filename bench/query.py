@@ -37,7 +37,7 @@ class Cells:
             raise Unavailable(self._why_missing(test, fields))
         calm = [cell for cell in found if not cell["extra_info"].get("disturbed")]
         if not calm:
-            raise Unavailable(f"foreign load disturbed all {len(found)} cells")
+            raise Unavailable(f"foreign load disturbed every cell ({len(found)})")
         return calm
 
     def _why_missing(self, test: str, fields: dict[str, Any]) -> str:

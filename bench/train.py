@@ -60,7 +60,7 @@ def train(model: nn.Module, text: Text, kind: str, steps: int, device: torch.dev
         optimiser,
         lambda s: min((s + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(s / steps, 1.0)))),
     )
-    every = max(steps // EVALUATIONS, 1)
+    every = max(steps // EVALUATIONS, 5)
     curve, spent = Curve(), 0.0
     model.train()
     for step in range(steps + 1):

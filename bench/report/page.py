@@ -19,29 +19,33 @@ HERE = Path(__file__).parent
 
 
 def headline(cells: Cells) -> list[tuple[str, str, str]]:
-    """The few figures that a reader should take away: value, what, how."""
+    """The few figures that a reader should take away: value, what, how. Disturbed cells give none."""
+
+    def calm(test: str, **fields: Any) -> list[dict[str, Any]]:
+        found = [c["extra_info"] for c in cells.select(test, **fields)]
+        return sorted((i for i in found if not i["disturbed"]), key=lambda i: i["T"])
+
     out = []
-    longest = max((c["extra_info"]["T"] for c in cells.select("bench_launch.py::test_ladder")), default=None)
-    by = {c["extra_info"]["impl"]: c for c in cells.select("bench_launch.py::test_ladder", cell="LSTM", T=longest)}
-    if {"reference", "sequence"} <= set(by):
-        a, b = (by[r]["extra_info"]["us_per_step"] for r in ("reference", "sequence"))
-        out.append((f"{a / b:.0f}x", "from the plain PyTorch loop to one call a sequence",
-                    f"LSTM, B = 1, H = 64, T = {longest}: {a:.3g} to {b:.3g} us a step"))  # fmt: skip
-    if {"torch.nn", "sequence"} <= set(by):
-        a, b = (by[r]["extra_info"]["us_per_step"] for r in ("torch.nn", "sequence"))
-        out.append((f"{a / b:.1f}x", "as fast as torch.nn.LSTM", f"the same layer: {a:.3g} against {b:.3g} us a step"))
-    posed = [c["extra_info"] for c in cells.select("bench_duel.py::test_posed", impl="fusednn", mode="inference")]
+    rungs = calm("bench_launch.py::test_ladder", cell="LSTM")
+    longest = rungs[-1]["T"] if rungs else None
+    cost = {i["impl"]: i["us_per_step"] for i in rungs if i["T"] == longest}
+    shape = f"LSTM, B = 1, H = 64, T = {longest}"
+    for slow, words in (("reference", "from the plain PyTorch loop to one call a sequence"),
+                        ("torch.nn", "torch.nn.LSTM's time over ours")):  # fmt: skip
+        if {slow, "sequence"} <= set(cost):
+            a, b = cost[slow], cost["sequence"]
+            out.append((f"{number(a / b, 2)}x", words, f"{shape}: {number(a)} to {number(b)} us a step"))
+    posed = calm("bench_duel.py::test_posed", impl="fusednn", mode="inference")
     if posed:
-        i = max(posed, key=lambda i: i["T"])
-        out.append((f"{i['ratio']:.2f}x", "LSTM time / transformer time, as the seeds pose it",
+        i = posed[-1]
+        out.append((f"{number(i['ratio'])}x", "LSTM time over transformer time, as the seeds pose it",
                     f"inference, B = {i['B']}, T = {i['T']}; the seeds say 2 to 4"))  # fmt: skip
-    lms = {c["extra_info"]["cell"]: c["extra_info"]["held_out_bits"] for c in
-           cells.select("bench_models.py::test_byte_lm", impl="fusednn")}  # fmt: skip
-    lms = {k: v for k, v in lms.items() if v is not None}
-    if lms:
-        best = min(lms, key=lambda k: lms[k])
-        out.append((f"{lms[best]:.2f}", f"bits a byte: the {best}, best of {len(lms)} models of equal size",
-                    ", ".join(f"{k} {v:.2f}" for k, v in lms.items())))  # fmt: skip
+    models = [c["extra_info"] for c in cells.select("bench_models.py::test_byte_lm", impl="fusednn")]
+    bits = {i["cell"]: i["held_out_bits"] for i in models if i["held_out_bits"] is not None}
+    if bits:
+        best = min(bits, key=lambda k: bits[k])
+        out.append((f"{bits[best]:.2f}", f"bits a byte: the {best}, best of {len(bits)} models of equal size",
+                    ", ".join(f"{k} {v:.2f}" for k, v in bits.items())))  # fmt: skip
     return out
 
 

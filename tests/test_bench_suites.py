@@ -1,0 +1,197 @@
+"""The suites themselves: models of equal size, equal work, the text, and the smoke tier end to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bench import flops, text, train
+from bench.count import parameter_count
+from bench.models import EncoderStack, Factory, SeedLSTM, SeedTransformer, SimpleRNN, byte_lm, recurrent_stack
+from bench.models.byte_lm import KINDS
+from bench.models.stacks import EQUAL_LAYERS, equal_flops_ff
+
+ROOT = Path(__file__).parent.parent
+TORCH = Factory("torch.nn")
+
+
+def test_byte_models_have_equal_size():
+    sizes = [parameter_count(byte_lm(TORCH, kind)) for kind in KINDS]
+    assert max(sizes) / min(sizes) <= 1.02
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_byte_models_see_only_the_past(kind):
+    torch.manual_seed(0)
+    model = byte_lm(TORCH, kind).eval()
+    a = torch.randint(256, (1, 20))
+    b = a.clone()
+    b[0, 12:] = (b[0, 12:] + 1) % 256
+    with torch.no_grad():
+        x, y = model(a), model(b)
+    assert torch.allclose(x[:, :12], y[:, :12], atol=1e-5)
+    assert not torch.allclose(x[:, 12:], y[:, 12:], atol=1e-3)
+
+
+@pytest.mark.parametrize("cell", EQUAL_LAYERS)
+def test_stacks_have_equal_parameters(cell):
+    d = 128
+    ratio = parameter_count(recurrent_stack(TORCH, cell, d)) / parameter_count(EncoderStack(TORCH, d, 8))
+    assert 0.98 <= ratio <= 1.02
+
+
+@pytest.mark.parametrize("cell", EQUAL_LAYERS)
+@pytest.mark.parametrize("T", (16, 200))
+def test_stacks_have_equal_flops(cell, T):
+    d = 256
+    ours = flops.recurrent(cell, 4, T, d, d, EQUAL_LAYERS[cell])
+    theirs = flops.encoder(4, T, d, equal_flops_ff(d, T), 2)
+    assert ours == theirs
+
+
+def test_flops_agree_with_torchs_counter():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    layer = torch.nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.randn(2, 10, 32))
+    assert counter.get_total_flops() == flops.encoder(2, 10, 32, 64, 1)
+    x, w = torch.randn(2 * 10, 8), torch.randn(8, 3 * 16)
+    with FlopCounterMode(display=False) as counter:
+        x @ w
+        for _ in range(10):
+            torch.randn(2, 16) @ torch.randn(16, 3 * 16)
+    assert counter.get_total_flops() == flops.recurrent("GRU", 2, 10, 8, 16)
+
+
+def test_seed_models_have_the_seeds_shapes():
+    tokens = torch.randint(50, (2, 7))
+    for model in (SeedLSTM(TORCH, vocabulary=50, width=16), SeedTransformer(TORCH, vocabulary=50, width=16)):
+        assert model(tokens).shape == (2, 7, 50)
+    assert SimpleRNN(TORCH, 3, 8, 5)(torch.randn(2, 7, 3)).shape == (2, 7, 5)
+    assert len(SeedTransformer(TORCH, vocabulary=50, width=16).layers) == 6
+
+
+def test_text_is_real_split_by_file_and_the_same_every_time(tmp_path):
+    data = text.load(50_000, 5_000)
+    assert (len(data.train), len(data.held_out)) == (50_000, 5_000)
+    text.load.cache_clear()
+    assert text.load(50_000, 5_000).digest == data.digest
+    assert b"import" in data.train
+    assert data.held_out[:200] not in data.train
+    for n in range(20):
+        (tmp_path / f"m{n:02d}.py").write_bytes(b"x" * n)
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "a.py").write_bytes(b"")
+    assert [p.name for p in text.source_files(tmp_path)] == [f"m{n:02d}.py" for n in range(20)]
+
+
+def test_unigram_entropy():
+    assert text.unigram_bits(bytes(range(256)) * 3) == pytest.approx(8)
+    assert text.unigram_bits(b"aaaa") == 0
+    assert text.unigram_bits(b"abab") == pytest.approx(1)
+
+
+def test_training_learns_and_repeats():
+    data = text.load(50_000, 5_000)
+
+    def curve():
+        torch.manual_seed(0)
+        return train.train(byte_lm(TORCH, "GRU"), data, "GRU", 12, torch.device("cpu"))
+
+    a, b = curve(), curve()
+    assert a.bits == b.bits
+    assert a.final < a.bits[0] - 0.5
+    assert a.bytes_seen[-1] == 12 * train.BATCH * train.LENGTH
+    assert a.seconds == sorted(a.seconds)
+
+
+def run(*arguments, cwd=ROOT):
+    return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=cwd, capture_output=True, text=True,
+                          timeout=300)  # fmt: skip
+
+
+def test_smoke_tier_end_to_end(tmp_path):
+    done = run("bench", "--bench-tier", "smoke", "--bench-out", str(tmp_path))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    got = json.loads((tmp_path / "results.json").read_text())
+    assert (tmp_path / "index.html").exists()
+    assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == 1 + len(got["benchmarks"]) + len(got["not_measured"])
+    tests = {b["fullname"].split("[")[0].removeprefix("bench/") for b in got["benchmarks"]}
+    assert {"bench_launch.py::test_ladder", "bench_duel.py::test_stacks", "bench_models.py::test_byte_lm"} <= tests
+    assert {r["kind"] for r in got["not_measured"]} <= {"skipped"}
+    assert all(r["extra_info"]["skip_reason"] for r in got["not_measured"])
+    for b in got["benchmarks"]:
+        info = b["extra_info"]
+        assert b["stats"]["median"] > 0
+        assert isinstance(info["dtype"], str)
+        assert not any(isinstance(v, (list, dict)) for v in info.values())
+        if info["max_err"] is not None:
+            assert info["max_err"] <= info["err_budget"]
+        if info["device"] == "cpu":
+            assert info["sm_active_pct"] is None
+            assert info["peak_mem_mib"] is None
+    ladder = {(b["extra_info"]["cell"], b["extra_info"]["impl"], b["extra_info"]["T"]): b["extra_info"]["launches"]
+              for b in got["benchmarks"] if "test_ladder" in b["fullname"]}  # fmt: skip
+    for cell in ("RNN", "LSTM", "GRU"):
+        assert ladder[cell, "reference", 16] - ladder[cell, "reference", 4] >= 12
+    if ("LSTM", "sequence", 16) in ladder:
+        assert ladder["LSTM", "sequence", 16] == ladder["LSTM", "sequence", 4]
+        assert ladder["LSTM", "loop", 16] - ladder["LSTM", "loop", 4] == 12
+    assert str(ROOT) not in (tmp_path / "results.json").read_text()
+    assert str(ROOT) not in (tmp_path / "index.html").read_text()
+
+
+SUITE = '''
+import time
+import pytest
+import torch
+from bench.measure import Case
+from bench.tiers import tiers
+
+@tiers(T={{"smoke": (4,)}})
+def test_sleep(measure, T):
+    truth = torch.ones(3, dtype=torch.float64)
+    def run():
+        time.sleep({sleep})
+        return [torch.ones(3) * {value}]
+    measure(Case(run, {{"impl": "x", "T": T, "dtype": "float32"}}, run, lambda: [truth.float()], lambda: [truth]))
+'''
+
+
+def suite(tmp_path, name, sleep=0.02, value=1.0):
+    """Run one made-up benchmark under our conftest."""
+    folder = tmp_path / "suite"
+    folder.mkdir(exist_ok=True)
+    (folder / "bench_made_up.py").write_text(SUITE.format(sleep=sleep, value=value))
+    out = tmp_path / name
+    done = run("-p", "bench.conftest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), str(folder),
+               "--bench-tier", "smoke", "--bench-out", str(out), "--bench-no-report")  # fmt: skip
+    return done, json.loads((out / "results.json").read_text())
+
+
+def test_a_kernel_slowed_on_purpose_is_slow_and_twice_the_same_is_not(tmp_path):
+    from bench.compare import SLOW, compare
+
+    (_, first), (_, second), (_, slow) = (
+        suite(tmp_path, name, sleep) for name, sleep in (("a", 0.02), ("b", 0.02), ("c", 0.06))
+    )
+    for data in (first, second, slow):  # a shared machine may have disturbed these; the question here is the comparison
+        data["benchmarks"][0]["extra_info"]["disturbed"] = False
+    assert compare(first, slow)[0].status == SLOW
+    assert compare(first, second)[0].status != SLOW
+
+
+def test_a_wrong_kernel_gets_no_time_and_fails_the_run(tmp_path):
+    done, got = suite(tmp_path, "wrong", value=1.001)
+    assert done.returncode == 1
+    assert got["benchmarks"] == []
+    assert got["not_measured"][0]["kind"] == "wrong"
+    info = got["not_measured"][0]["extra_info"]
+    assert info["max_err"] > info["err_budget"]
+    assert "wrong result" in info["skip_reason"]
+    assert info["us_per_step"] is None
