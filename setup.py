@@ -19,7 +19,7 @@ fusednn compiles against the torch that will load it, and build isolation hides 
 
 SOURCES = sorted(str(p) for folder in ("csrc/cpu", "csrc/bindings") for p in Path(folder).glob("*.cpp"))
 HEADERS = sorted(str(p) for p in Path("csrc").rglob("*.h"))
-FLAGS = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 OPENMP = ["-fopenmp"] if platform.system() == "Linux" else []  # Apple's clang has none: one thread there
 
 

@@ -116,8 +116,6 @@ def test_attention(measure: Measure, T: int) -> None:
 
     norms = measure.once(run, impl=layers.OURS, cell="attention", T=T, H=d, B=4, dtype="float64", mode="training")
     distance = torch.arange(1, T, dtype=torch.float64)
-    gains = [
-        aic(distance.tolist(), n.log().tolist()) - aic(distance.log().tolist(), n.log().tolist()) for n in norms
-    ]
+    gains = [aic(distance.tolist(), n.log().tolist()) - aic(distance.log().tolist(), n.log().tolist()) for n in norms]
     _slope(measure, gains, "AIC of exponential - AIC of power law")
     measure.series["log10_norm"] = torch.stack(norms).log10().mean(0).tolist()

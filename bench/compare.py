@@ -22,7 +22,17 @@ from bench.results import load
 from bench.stats import Estimate, median
 
 SAME, FAST, SLOW, AMBIGUOUS, CHANGED = "SAME", "FAST", "SLOW", "AMBIGUOUS", "CHANGED"
-COUNTED = ("launches", "aten_ops", "saved_mib", "state_bytes", "regs", "smem", "spills", "occupancy_theoretical", "params")
+COUNTED = (
+    "launches",
+    "aten_ops",
+    "saved_mib",
+    "state_bytes",
+    "regs",
+    "smem",
+    "spills",
+    "occupancy_theoretical",
+    "params",
+)
 TOLERANCE = 0.10  # a ratio within 1 +- this is not a difference that anyone acts on
 
 

@@ -37,7 +37,9 @@ def table(results: dict[str, Any]) -> Table:
     longest = max((c["extra_info"]["T"] for c in found), default=0)
     for cell in (c for c in found if c["extra_info"]["T"] == longest):
         i = cell["extra_info"]
-        rows.append((f"LSTM, B = 1, H = 64, T = {longest}, {i['impl']}", *_figure(cell, f"{i['launches']} operator calls")))
+        rows.append(
+            (f"LSTM, B = 1, H = 64, T = {longest}, {i['impl']}", *_figure(cell, f"{i['launches']} operator calls"))
+        )
     for kind in ("RNN", "LSTM", "GRU"):
         for mode in ("inference", "training"):
             pair = {
@@ -70,8 +72,10 @@ def _figure(cell: dict[str, Any], note: str) -> tuple[str, str]:
 def block(results: dict[str, Any]) -> str:
     """Everything between the markers."""
     m, where = results["machine_info"], folder_of(results)
-    who = f"{m['device_name']}, {m['cpu_count']} cores, {m['torch_threads']} threads" if m["device"] == "cpu" else (
-        m["device_name"]
+    who = (
+        f"{m['device_name']}, {m['cpu_count']} cores, {m['torch_threads']} threads"
+        if m["device"] == "cpu"
+        else (m["device_name"])
     )
     head = (f"Measured on {who}, torch {m['torch']}, {results['datetime'][:10]}; fp32, medians, every result checked "
             f"against fp64. [All figures]({(where / 'results.json').as_posix()}).")  # fmt: skip
@@ -108,7 +112,9 @@ def check(root: Path = ROOT) -> str | None:
         return "README.md names no results file between its markers"
     text = (root / "README.md").read_text(encoding="utf-8")
     if replaced(text, block(load(source))) != text:
-        return f"README.md differs from {source.relative_to(root).as_posix()}; run: python -m bench.publish --readme-only"
+        return (
+            f"README.md differs from {source.relative_to(root).as_posix()}; run: python -m bench.publish --readme-only"
+        )
     return None
 
 

@@ -44,8 +44,7 @@ class Cells:
         reasons = {
             row["extra_info"].get("skip_reason")
             for row in self.results.get("not_measured", ())
-            if test in row["fullname"]
-            and all(row["extra_info"].get(n) in (v, None) for n, v in fields.items())
+            if test in row["fullname"] and all(row["extra_info"].get(n) in (v, None) for n, v in fields.items())
         }
         known = sorted(reason for reason in reasons if reason)
         return known[0] if known else f"no such cell in tier {self.tier}"

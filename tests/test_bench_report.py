@@ -7,6 +7,7 @@ import json
 import re
 
 import pytest
+
 from bench import claims, compare, publish, results
 from bench.claims import CLAIMS, ROWS, judge_all
 from bench.fields import record
@@ -159,7 +160,9 @@ def test_slower_is_slow_and_faster_is_fast(found, tmp_path, capsys):
 
 def test_noise_is_ambiguous_and_a_changed_count_is_not_excused(found):
     noisy = copy.deepcopy(found)
-    noisy["benchmarks"][0]["stats"]["data"] = [found["benchmarks"][0]["stats"]["median"] * f for f in (0.5, 1, 2, 1, 0.7)]
+    noisy["benchmarks"][0]["stats"]["data"] = [
+        found["benchmarks"][0]["stats"]["median"] * f for f in (0.5, 1, 2, 1, 0.7)
+    ]
     assert compare.compare(found, noisy)[0].status == compare.AMBIGUOUS
     counted = copy.deepcopy(found)
     counted["benchmarks"][0]["extra_info"]["launches"] += 1

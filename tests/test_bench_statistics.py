@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from bench.stats import Estimate, aic, crossover, exact, exponent, line_slope, mean, median, paired_ratio
 from bench.verdict import CONTRADICTED, MIXED, NOT_MEASURED, SUPPORTED, Rule, judge
 

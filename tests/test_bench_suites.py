@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from bench import flops, text, train
 from bench.count import parameter_count
 from bench.models import EncoderStack, Factory, SeedLSTM, SeedTransformer, SimpleRNN, byte_lm, recurrent_stack
@@ -120,7 +121,9 @@ def test_smoke_tier_end_to_end(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     got = json.loads((tmp_path / "results.json").read_text())
     assert (tmp_path / "index.html").exists()
-    assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == 1 + len(got["benchmarks"]) + len(got["not_measured"])
+    assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == 1 + len(got["benchmarks"]) + len(
+        got["not_measured"]
+    )
     tests = {b["fullname"].split("[")[0].removeprefix("bench/") for b in got["benchmarks"]}
     assert {"bench_launch.py::test_ladder", "bench_duel.py::test_stacks", "bench_models.py::test_byte_lm"} <= tests
     assert {r["kind"] for r in got["not_measured"]} <= {"skipped"}
@@ -146,7 +149,7 @@ def test_smoke_tier_end_to_end(tmp_path):
     assert str(ROOT) not in (tmp_path / "index.html").read_text()
 
 
-SUITE = '''
+SUITE = """
 import time
 import pytest
 import torch
@@ -160,7 +163,7 @@ def test_sleep(measure, T):
         time.sleep({sleep})
         return [torch.ones(3) * {value}]
     measure(Case(run, {{"impl": "x", "T": T, "dtype": "float32"}}, run, lambda: [truth.float()], lambda: [truth]))
-'''
+"""
 
 
 def suite(tmp_path, name, sleep=0.02, value=1.0):

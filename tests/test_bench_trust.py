@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numerics
 import pytest
 import torch
+
+import numerics
 from bench import check, clock, count, load
 from bench.fields import FIELDS, record
 

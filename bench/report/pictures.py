@@ -106,7 +106,9 @@ def launches_against_length(cells: Cells) -> Picture | None:
         ax = figure.subplots()
         for name, line in lines.items():
             slope = line_slope(list(line), list(line.values()))
-            ax.plot(list(line), list(line.values()), marker="o", color=colour(name), label=f"{name}: {slope:.3g} a step")
+            ax.plot(
+                list(line), list(line.values()), marker="o", color=colour(name), label=f"{name}: {slope:.3g} a step"
+            )
         log_axes(ax, "T", "operator calls", list(next(iter(lines.values()))))
         ax.legend()
 
@@ -271,8 +273,13 @@ def memory(cells: Cells) -> Picture | None:
 
 def gradients(cells: Cells) -> Picture | None:
     """log10 of the gradient's norm against distance."""
-    lines = {c["extra_info"]["cell"]: cells.series(c).get("log10_norm") for c in
-             [*cells.select("bench_gradients.py::test_distance"), *cells.select("bench_gradients.py::test_attention")]}
+    lines = {
+        c["extra_info"]["cell"]: cells.series(c).get("log10_norm")
+        for c in [
+            *cells.select("bench_gradients.py::test_distance"),
+            *cells.select("bench_gradients.py::test_attention"),
+        ]
+    }
     lines = {name: line for name, line in lines.items() if line}
     if not lines:
         return None

@@ -57,7 +57,9 @@ class Picture:
     png: bytes
 
 
-def draw(name: str, title: str, caption: str, plot: Callable[[Figure], None], size: tuple[float, float] = SIZE) -> Picture:
+def draw(
+    name: str, title: str, caption: str, plot: Callable[[Figure], None], size: tuple[float, float] = SIZE
+) -> Picture:
     """Call ``plot`` on an empty figure and keep it as SVG text and as PNG bytes."""
     with plt.rc_context({**RC, "svg.hashsalt": name}):
         figure = plt.figure(figsize=size)

@@ -63,7 +63,9 @@ def timings(cells: Cells) -> list[Table]:
         for cell in members:
             i, m = cell["extra_info"], median(cell["stats"]["data"])
             size = ", ".join(f"{k} {i[k]}" for k in ("B", "T", "H", "N", "E") if i.get(k) is not None)
-            ratio = f"{number(i['ratio'])} ({number(i['ratio_low'])} to {number(i['ratio_high'])})" if i["ratio"] else ""
+            ratio = (
+                f"{number(i['ratio'])} ({number(i['ratio_low'])} to {number(i['ratio_high'])})" if i["ratio"] else ""
+            )
             rows.append((
                 str(i["cell"]), str(i["impl"]), size, time_text(m.value),
                 f"{time_text(m.low)} to {time_text(m.high)}", number(i["us_per_step"]),

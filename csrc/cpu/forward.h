@@ -8,7 +8,8 @@ namespace fusednn::cpu::FUSEDNN_ISA {
 template <class Cell, class T>
 class Forward {
  public:
-  explicit Forward(const RecurrentForward& args) : a(args), sizes(args.shape) {
+  explicit Forward(const RecurrentForward& args, bool with_panels = true)
+      : a(args), sizes(args.shape), panels(with_panels) {
     time = {a.shape.batch, a.shape.steps, a.shape.batch_sizes, nullptr};
     lay_out();
     space.allocate();
@@ -16,12 +17,11 @@ class Forward {
     time.fill_offsets();
   }
 
-  static void run(const RecurrentForward& args) {
-    Forward job(args);
-    run_team(args.shape.threads, [](void* job, int i, int n) { static_cast<Forward*>(job)->thread(i, n); }, &job);
+  void run() {
+    run_team(a.shape.threads, [](void* job, int i, int n) { static_cast<Forward*>(job)->thread(i, n); }, this);
   }
 
- private:
+ protected:
   using A = AccOf<T>;
   using V = Vec<A>;
   static constexpr long kLanes = Lanes<A>::kCount;
@@ -35,6 +35,7 @@ class Forward {
     A* c;       // [B, hidden_row]
     A* middle;  // [B, hidden_row] what the second product or the projection takes
     A* kept;    // [B, hidden_blocks, S] vectors, from the first to the second half of a two-product step
+    const T* done;  // [B, gates of the product * H] where single_step.h has computed the product; else null
   };
 
   // ------- memory
