@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -29,9 +31,11 @@ def test_recurrent(measure: Measure, device: torch.device, cell: str, T: int) ->
     with torch.inference_mode():
         state = layer(x)[1]
 
+    step: Any = layer.step
+
     def run() -> list[torch.Tensor]:
         with torch.inference_mode():
-            return tensors(layer.step(token, state)[0])
+            return tensors(step(token, state)[0])
 
     def expected(dtype: torch.dtype) -> list[torch.Tensor]:
         net = twin.to(dtype)

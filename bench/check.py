@@ -1,7 +1,7 @@
 """Is the result right? A kernel that is wrong gets no time.
 
-The rule, per tensor: ``max|x - truth| <= 2 max|torch - truth| + 4 eps(dtype) max|truth|``, with truth in fp64 and torch's
-own operator in the dtype under test as the yardstick.
+The rule, per tensor: ``max|x - truth| <= 2 max|torch - truth| + 4 eps(dtype) max|truth|``, with truth in fp64 and
+torch's own operator in the dtype under test as the yardstick.
 """
 
 from __future__ import annotations

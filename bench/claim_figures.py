@@ -31,7 +31,8 @@ def _t_range(cells: Cells, test: str, **fields: Any) -> str:
 
 def length_exponent(cell: str, impl: str) -> Getter:
     def figure(cells: Cells) -> Figure:
-        test, fields = "bench_recurrent.py::test_time", {"cell": cell, "impl": impl, "mode": "inference"}
+        test = "bench_recurrent.py::test_time"
+        fields: dict[str, Any] = {"cell": cell, "impl": impl, "mode": "inference"}
         got = cells.time_exponent(test, "T", LONG, **fields)
         return Figure(got, "exponent", f"inference, fp32, B = 8, H = 256, {_t_range(cells, test, **fields)}")
 
@@ -49,7 +50,8 @@ def seed_shape_exponent(impl: str) -> Getter:
 
 def seed_model_exponent(model: str, impl: str) -> Getter:
     def figure(cells: Cells) -> Figure:
-        test, fields = "bench_models.py::test_seed_model", {"cell": f"seed {model}", "impl": impl}
+        test = "bench_models.py::test_seed_model"
+        fields: dict[str, Any] = {"cell": f"seed {model}", "impl": impl}
         got = cells.time_exponent(test, "T", **fields)
         return Figure(got, "exponent", f"inference, fp32, as posed, {_t_range(cells, test, **fields)}")
 
@@ -64,9 +66,9 @@ def width_exponent() -> Getter:
     return figure
 
 
-def attention_exponent(test: str, over: str, **fields: Any) -> Getter:
+def attention_exponent(test: str, over: str, mode: str = "inference") -> Getter:
     def figure(cells: Cells) -> Figure:
-        got = cells.time_exponent(f"bench_attention.py::{test}", over, impl="sdpa-flash", **fields)
+        got = cells.time_exponent(f"bench_attention.py::{test}", over, impl="sdpa-flash", mode=mode)
         return Figure(got, "exponent", "attention alone, flash backend, fp32, B = 1, N = 8")
 
     return figure

@@ -1,7 +1,7 @@
 """The seeds' claims and what becomes of them. A table of rows: claim, rule, and where the figure comes from.
 
-A figure is computed from the results file, and the verdict from the figure (`bench.verdict`); a figure that can't be had
-gives NOT MEASURED with the reason. To add a row, add a line to `ROWS`.
+A figure is computed from the results file, and the verdict from the figure (`bench.verdict`); a figure that can't be
+had gives NOT MEASURED with the reason. To add a row, add a line to `ROWS`.
 """
 
 from __future__ import annotations
@@ -109,11 +109,12 @@ ROWS: tuple[Row, ...] = (
     Row(15, "seconds to one bit below unigram, byte LSTM / transformer", Rule(8, 12), f.convergence("LSTM")),
     Row(16, "RNN in T", EXACT_1, f.length_exponent("LSTM", OURS)),
     Row(16, "RNN in d", EXACT_2, f.width_exponent()),
-    Row(16, "attention in T", EXACT_2, f.attention_exponent("test_time", "T", mode="inference")),
+    Row(16, "attention in T", EXACT_2, f.attention_exponent("test_time", "T")),
     Row(16, "attention in d", EXACT_1, f.attention_exponent("test_width", "E")),
     *(Row(17, f"state bytes against context, {cell}", Rule(-0.01, 0.01), f.state_exponent("test_recurrent", cell))
       for cell in ("RNN", "LSTM", "GRU")),
-    Row(17, "state bytes against context, attention", Rule(0.99, 1.01), f.state_exponent("test_attention", "attention")),
+    Row(17, "state bytes against context, attention", Rule(0.99, 1.01),
+        f.state_exponent("test_attention", "attention")),
     Row(17, "time a token against context, LSTM", Rule(-0.1, 0.1), f.decode_exponent("test_recurrent", "LSTM", OURS)),
     Row(17, "time a token against context, attention", Rule(0.9, 1.1),
         f.decode_exponent("test_attention", "attention", "fusednn-torch")),

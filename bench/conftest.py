@@ -88,9 +88,9 @@ class Run:
     def __init__(self, config: pytest.Config, device: torch.device) -> None:
         self.config = config
         self.device = device
-        self.tier: Tier = TIERS[config.getoption("--bench-tier")]
+        self.tier: Tier = TIERS[str(config.getoption("--bench-tier"))]
         self.patience = Patience(self.tier.patience)
-        self.out = config.rootpath / config.getoption("--bench-out")
+        self.out = config.rootpath / str(config.getoption("--bench-out"))
         self.lines: Lines | None = None
         self.bar: progress.Bar | None = None
         self.texts: dict[str, str] = {}
@@ -104,7 +104,7 @@ class Run:
             return
         key = {"tier": self.tier.name, "device": machine.device_name(self.device), "torch": torch.__version__}
         try:
-            self.lines = Lines(self.out / "lines.jsonl", config.getoption("--bench-resume"), key)
+            self.lines = Lines(self.out / "lines.jsonl", bool(config.getoption("--bench-resume")), key)
         except ValueError as error:
             raise pytest.UsageError(str(error)) from error
         resumed = [item for item in mine if item.nodeid in self.lines]

@@ -42,7 +42,7 @@ def count_launches(run: Callable[[], Any], device: torch.device) -> Launches:
 
 
 def _cuda_kernels(run: Callable[[], Any]) -> int:
-    from torch.autograd import DeviceType
+    from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()

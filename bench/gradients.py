@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ def network(kind: str, impl: str = layers.OURS) -> nn.Module:
     """A recurrent layer in fp64 with the initialisation that its name says."""
     cell = {"IRNN": "RNN"}.get(kind, kind.split()[0])
     options = {"nonlinearity": "relu"} if kind == "IRNN" else {}
-    net = layers.recurrent(impl, cell, INPUTS, WIDTH, batch_first=True, dtype=torch.float64, **options)
+    net: Any = layers.recurrent(impl, cell, INPUTS, WIDTH, batch_first=True, dtype=torch.float64, **options)
     with torch.no_grad():
         if kind == "IRNN":  # Le, Jaitly, Hinton 2015: identity and zero biases
             net.weight_hh_l0.copy_(torch.eye(WIDTH, dtype=torch.float64))

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 try:
     import fusednn
+    from fusednn import plan as strategies
 except ImportError as error:  # the suites still measure torch, and the record says why the rest is missing
     fusednn = None
     MISSING = f"fusednn is not importable: {type(error).__name__}"
@@ -27,7 +28,7 @@ def rungs() -> tuple[str, ...]:
     """The ladder, slowest first, and torch's own layer at the end. A rung added to the plan table appears here."""
     if fusednn is None:
         return ("reference", "loop", "sequence", TORCH)
-    return (*(s.name for s in reversed(fusednn.plan.STRATEGIES)), TORCH)
+    return (*(s.name for s in reversed(strategies.STRATEGIES)), TORCH)
 
 
 def recurrent(impl: str, cell: str, inputs: int, width: int, **options: Any) -> nn.Module:
@@ -92,7 +93,6 @@ def attention(impl: str, device: torch.device) -> Callable[..., Tensor]:
     """An attention function ``f(q, k, v, is_causal=...)`` on ``[B, N, T, E]``; skips where it can't run."""
     if impl in CUDA_ONLY and device.type != "cuda":
         pytest.skip(f"{impl} needs a CUDA device")
-    if impl.startswith("fusednn"):
-        if not hasattr(getattr(fusednn, "functional", None), "scaled_dot_product_attention"):
-            pytest.skip(MISSING or "fusednn has no scaled_dot_product_attention yet")
+    if impl.startswith("fusednn") and not hasattr(getattr(fusednn, "functional", None), "scaled_dot_product_attention"):
+        pytest.skip(MISSING or "fusednn has no scaled_dot_product_attention yet")
     return {**ATTENTION, **CUDA_ONLY}[impl]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -148,10 +149,8 @@ class Measure:
             if judge.after(lap.primary, second):
                 raise Enough
 
-        try:
+        with contextlib.suppress(Enough):
             self.benchmark.pedantic(run, setup=before, teardown=after, rounds=1_000_000)
-        except Enough:
-            pass
         verdict = judge.finish()
         self.patience.charge(judge)
         self.benchmark.stats.stats.data[:] = verdict.durations

@@ -3,6 +3,7 @@ for a straight line and for a parabola alike."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def line_slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def exponent(points: Mapping[float, Sequence[float]]) -> Estimate:
-    """Exponent p of ``y ~ x^p`` by a log-log fit of the medians, with an interval from resampling each point's rounds."""
+    """Exponent p of ``y ~ x^p`` by a log-log fit of the medians; the rounds of each point are resampled."""
     if len(points) < 2:
         raise ValueError("an exponent needs at least two points")
     if any(v <= 0 for rounds in points.values() for v in rounds) or any(x <= 0 for x in points):
@@ -109,7 +110,7 @@ def exponent(points: Mapping[float, Sequence[float]]) -> Estimate:
 def crossover(ratios: Mapping[float, float]) -> float | None:
     """The x at which a ratio crosses 1, between measured points, by interpolation in log x and log ratio; else None."""
     points = sorted(ratios.items())
-    for (x0, r0), (x1, r1) in zip(points, points[1:], strict=False):
+    for (x0, r0), (x1, r1) in itertools.pairwise(points):
         if r0 <= 0 or r1 <= 0:
             raise ValueError("ratios are positive")
         if (r0 - 1) * (r1 - 1) <= 0 and r0 != r1:

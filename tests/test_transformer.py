@@ -107,7 +107,8 @@ def test_causal_hint(kind, batch_first):
 PADDINGS = {
     "none": None,
     "left-aligned": torch.tensor([[False] * 5, [False] * 3 + [True] * 2]),
-    "scattered": torch.tensor([[False, True, False, False, True], [True, False, False, False, False]]),
+    # Key 0 stays: hidden, it would leave the first causal query without keys, where torch's fused path gives NaN.
+    "scattered": torch.tensor([[False, True, False, False, True], [False, False, True, False, False]]),
 }
 
 
@@ -153,7 +154,7 @@ def test_inside_torchs_decoder_and_transformer():
 
 @kinds
 def test_same_construction_state_and_identity(kind):
-    """Same initialisation from one seed, state_dict both ways, repr, isinstance, deepcopy, pickle; positional arguments."""
+    """Same initialisation from one seed, state_dict both ways, repr, isinstance, copies; all by position."""
     mine, theirs = PAIRS[kind]
     layers = []
     for which in (mine, theirs):

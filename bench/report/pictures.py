@@ -86,8 +86,8 @@ def launch_ladder(cells: Cells) -> Picture | None:
         figure.legend(handles, labels, loc="outside lower center", ncols=len(rungs))
 
     word = "operator calls" if cells.device == "cpu" else "kernels"
-    caption = (f"The same recurrence (B = 1, H = 64, T = {longest}, inference) on every rung of the ladder: {word} counted, "
-               "and the time of a step. What shrinks from left to right is the cost of starting work, not the work."
+    caption = (f"The same recurrence (B = 1, H = 64, T = {longest}, inference) on every rung of the ladder: {word} "
+               "counted, and the time of a step. What shrinks from left to right is the cost of starting work, not the work."
                + disturbed_note(shown))  # fmt: skip
     return draw("ladder", "The launch ladder", caption, plot, (7.6, 4.0))
 
@@ -112,8 +112,8 @@ def launches_against_length(cells: Cells) -> Picture | None:
         log_axes(ax, "T", "operator calls", list(next(iter(lines.values()))))
         ax.legend()
 
-    return draw("launches", "Launches against length", "Operator calls of an LSTM against T, with the slope fitted to each "
-                "rung. A flat line is a recurrence that does not launch T times.", plot)  # fmt: skip
+    return draw("launches", "Launches against length", "Operator calls of an LSTM against T, with the slope fitted to "
+                "each rung. A flat line is a recurrence that does not launch T times.", plot)  # fmt: skip
 
 
 def ladder_time(cells: Cells) -> Picture | None:
@@ -177,8 +177,8 @@ def seed_models(cells: Cells) -> Picture | None:
     for c in found:
         c["extra_info"].setdefault("name", c["extra_info"]["cell"].removeprefix("seed "))
     return _time_picture("seed-models", "The seeds' two models", found, "name",
-                         "Embedding 10000 x 512 and projection on both sides; one LSTM of 512 against six encoder layers "
-                         "of eight heads; inference, fp32.")  # fmt: skip
+                         "Embedding 10000 x 512 and projection on both sides; one LSTM of 512 against six encoder "
+                         "layers of eight heads; inference, fp32.")  # fmt: skip
 
 
 def duel(cells: Cells) -> Picture | None:
@@ -212,9 +212,9 @@ def duel(cells: Cells) -> Picture | None:
             ax.legend()
 
     return draw("duel", "The duel: who is faster, and from where",
-                "Paired rounds, fusednn's layers on both sides. Above 1 attention is faster; the band is the claimed 2 to 4. "
-                "'posed' is the seeds' own pair, the others hold parameters or arithmetic equal. T* is where they cross."
-                + disturbed_note(found), plot, (7.6, 4.0))  # fmt: skip
+                "Paired rounds, fusednn's layers on both sides. Above 1 attention is faster; the band is the claimed "
+                "2 to 4. 'posed' is the seeds' own pair, the others hold parameters or arithmetic equal. T* is where they "
+                "cross." + disturbed_note(found), plot, (7.6, 4.0))  # fmt: skip
 
 
 def step_cost(cells: Cells) -> Picture | None:
@@ -267,8 +267,8 @@ def memory(cells: Cells) -> Picture | None:
         log_axes(ax, "T", "MiB kept for backward", sorted({x for line in lines.values() for x in line}))
         ax.legend(fontsize=8)
 
-    return draw("memory", "Training memory", "Distinct storages that autograd keeps for backward, parameters and inputs not "
-                "counted. Recurrent: B = 8, H = 256; attention: B = 1, 8 heads of 64.", plot)  # fmt: skip
+    return draw("memory", "Training memory", "Distinct storages that autograd keeps for backward, parameters and inputs "
+                "not counted. Recurrent: B = 8, H = 256; attention: B = 1, 8 heads of 64.", plot)  # fmt: skip
 
 
 def gradients(cells: Cells) -> Picture | None:
@@ -292,8 +292,8 @@ def gradients(cells: Cells) -> Picture | None:
         ax.set_ylabel("decades below the nearest gradient")
         ax.legend(fontsize=8, ncols=2)
 
-    return draw("gradients", "How far gradients reach", "log10 of |dL/dx| at distance k relative to k = 0, mean over seeds, "
-                "fp64 so that nothing underflows; networks at initialisation.", plot)  # fmt: skip
+    return draw("gradients", "How far gradients reach", "log10 of |dL/dx| at distance k relative to k = 0, mean over "
+                "seeds, fp64 so that nothing underflows; networks at initialisation.", plot)  # fmt: skip
 
 
 def language_models(cells: Cells) -> Picture | None:
@@ -322,8 +322,9 @@ def language_models(cells: Cells) -> Picture | None:
 
     sizes = ", ".join(f"{c['extra_info']['params']:,}" for c in found)
     return draw("language-models", "Byte language models of equal size",
-                f"Trained on Python's own standard library ({sizes} parameters; held-out files). Left: what a byte of text "
-                "teaches; right: what a second of training does." + disturbed_note(found), plot, (7.6, 4.0))  # fmt: skip
+                f"Trained on Python's own standard library ({sizes} parameters; held-out files). Left: what a byte of "
+                "text teaches; right: what a second of training does."
+                + disturbed_note(found), plot, (7.6, 4.0))  # fmt: skip
 
 
 PICTURES: tuple[Callable[[Cells], Picture | None], ...] = (

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 
@@ -36,7 +37,7 @@ def colour(name: str) -> str:
     return SPARE[int(hashlib.sha256(name.encode()).hexdigest(), 16) % len(SPARE)]
 
 
-RC = {
+RC: dict[Any, Any] = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": FAINT, "ytick.color": FAINT, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7,

@@ -9,7 +9,7 @@ namespace fusednn::cpu::FUSEDNN_ISA {
 template <class Cell, class T>
 class Backward {
  public:
-  explicit Backward(const RecurrentBackward& args) : a(args), sizes(args.shape) {
+  explicit Backward(const RecurrentBackward& args, bool packs = true) : a(args), sizes(args.shape), packs(packs) {
     time = {a.shape.batch, a.shape.steps, a.shape.batch_sizes, nullptr};
     lay_out();
     space.allocate();
@@ -17,12 +17,11 @@ class Backward {
     time.fill_offsets();
   }
 
-  static void run(const RecurrentBackward& args) {
-    Backward job(args);
-    run_team(args.shape.threads, [](void* job, int i, int n) { static_cast<Backward*>(job)->thread(i, n); }, &job);
+  void run() {
+    run_team(a.shape.threads, [](void* job, int i, int n) { static_cast<Backward*>(job)->thread(i, n); }, this);
   }
 
- private:
+ protected:
   using A = AccOf<T>;
   using V = Vec<A>;
   static constexpr long kLanes = Lanes<A>::kCount;
@@ -43,18 +42,20 @@ class Backward {
   long tile_row() const { return sizes.padded(kFirst * sizes.hidden); }
   long second_row() const { return sizes.padded(kSecond > 0 ? kSecond * sizes.hidden : sizes.proj); }
 
+  Panels<A> panels(long units, long k) { return packs ? take_panels<A>(space, units, k, 1) : Panels<A>{}; }
+
   void lay_out() {
     const long batch = sizes.batch;
     for (long i = 0; i < sizes.directions; ++i) {
       Direction& d = directions[i];
-      d.first = take_panels<A>(space, sizes.proj, kFirst * sizes.hidden, 1);
+      d.first = panels(sizes.proj, kFirst * sizes.hidden);
       d.dh = take(batch * sizes.proj_row);
       if (Cell::kCellState) d.dc = take(batch * sizes.hidden_row);
       for (A*& tile : d.tile) tile = take(batch * tile_row());
       if (kSecond > 0 || a.w_hr != nullptr) d.dm = take(batch * sizes.hidden_row);
       if (kSecond > 0 || a.w_hr != nullptr) d.second_tile = take(batch * second_row());
-      if (kSecond > 0) d.second = take_panels<A>(space, sizes.hidden, kSecond * sizes.hidden, 1);
-      if (a.w_hr != nullptr) d.proj = take_panels<A>(space, sizes.hidden, sizes.proj, 1);
+      if (kSecond > 0) d.second = panels(sizes.hidden, kSecond * sizes.hidden);
+      if (a.w_hr != nullptr) d.proj = panels(sizes.hidden, sizes.proj);
     }
     if (time.sizes != nullptr)
       time.offsets = static_cast<long*>(space.take(sizeof(long) * static_cast<size_t>(sizes.steps)));
@@ -131,34 +132,51 @@ class Backward {
 
   void one_product_step(int i, const BackStep& step, const Part& part) {
     const Direction& d = directions[i];
-    if constexpr (kSecond == 0) {
-      for_blocks(part.blocks, [&](auto lanes, long block) { one_cells(i, step, lanes, block); });
-    }
+    last_gates(i, step, part);
     part.barrier->wait(part.team);
     product(d.first, {d.tile[step.odd], tile_row()}, {d.dh, sizes.proj_row, kLanes}, step, part.proj_blocks);
   }
 
   void two_product_step(int i, const BackStep& step, const Part& part) {
     const Direction& d = directions[i];
-    if constexpr (kSecond > 0) {
-      for_blocks(part.blocks, [&](auto lanes, long block) { second_cells(i, step, lanes, block); });
-      part.barrier->wait(part.team);
-      product(d.second, {d.second_tile, second_row()}, {d.dm, sizes.hidden_row, kLanes}, step, part.blocks);
-      for_blocks(part.blocks, [&](auto lanes, long block) { first_cells(i, step, lanes, block); });
-      part.barrier->wait(part.team);
-      product(d.first, {d.tile[0], tile_row()}, {d.dh, sizes.proj_row, kLanes}, step, part.proj_blocks);
-    }
+    last_gates(i, step, part);
+    part.barrier->wait(part.team);
+    product(d.second, {d.second_tile, second_row()}, {d.dm, sizes.hidden_row, kLanes}, step, part.blocks);
+    first_gates(i, step, part);
+    part.barrier->wait(part.team);
+    product(d.first, {d.tile[step.odd], tile_row()}, {d.dh, sizes.proj_row, kLanes}, step, part.proj_blocks);
   }
 
   // dh of the projection's output, and from it that of its input.
   void unproject(int i, const BackStep& step, const Part& part) {
     const Direction& d = directions[i];
-    for (long block = part.proj_blocks.begin; block < part.proj_blocks.end; ++block) {
-      projection(i, step, Block<false>{sizes.lanes(sizes.proj, block)}, block);
-    }
-    for (long b = step.rows.begin; b < step.rows.end; ++b) clear(d.dm + b * sizes.hidden_row, part.blocks);
+    projection(i, step, part);
     part.barrier->wait(part.team);
     product(d.proj, {d.second_tile, second_row()}, {d.dm, sizes.hidden_row, kLanes}, step, part.blocks);
+  }
+
+  // All gates, or in a step of two products those of the second one.
+  void last_gates(int i, const BackStep& step, const Part& part) const {
+    for_blocks(part.blocks, [&](auto lanes, long block) {
+      if constexpr (kSecond > 0) {
+        second_cells(i, step, lanes, block);
+      } else {
+        one_cells(i, step, lanes, block);
+      }
+    });
+  }
+
+  void first_gates(int i, const BackStep& step, const Part& part) const {
+    if constexpr (kSecond > 0) {
+      for_blocks(part.blocks, [&](auto lanes, long block) { first_cells(i, step, lanes, block); });
+    }
+  }
+
+  void projection(int i, const Step& step, const Part& part) const {
+    for (long block = part.proj_blocks.begin; block < part.proj_blocks.end; ++block) {
+      projection_block(i, step, Block<false>{sizes.lanes(sizes.proj, block)}, block);
+    }
+    for (long b = step.rows.begin; b < step.rows.end; ++b) clear(directions[i].dm + b * sizes.hidden_row, part.blocks);
   }
 
   static void clear(A* row, Range blocks) {
@@ -284,12 +302,12 @@ class Backward {
       A* dh = d.dh + b * sizes.proj_row + block * kLanes;
       const V dm = load(d.dm + b * sizes.hidden_row + block * kLanes);
       const V direct = Cell::backward_first(saved, h_prev, load(dh), dm, dx, dr);
-      put_gates<0, kFirst>(i, step, lanes, block, b, dx, dr, d.tile[0] + b * tile_row());
+      put_gates<0, kFirst>(i, step, lanes, block, b, dx, dr, d.tile[step.odd] + b * tile_row());
       store(dh, direct);
     }
   }
 
-  void projection(int i, const Step& step, Block<false> lanes, long block) const {
+  void projection_block(int i, const Step& step, Block<false> lanes, long block) const {
     const Direction& d = directions[i];
     for (long b = step.rows.begin; b < step.rows.end; ++b) {
       const V dh = whole_dh(i, step, lanes, block, b);
@@ -312,6 +330,7 @@ class Backward {
 
   const RecurrentBackward& a;
   const Sizes<A> sizes;
+  const bool packs;  // weights; single_step.h does without
   Timeline time;
   Workspace space;
   Direction directions[2] = {};

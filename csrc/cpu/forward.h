@@ -8,8 +8,7 @@ namespace fusednn::cpu::FUSEDNN_ISA {
 template <class Cell, class T>
 class Forward {
  public:
-  explicit Forward(const RecurrentForward& args, bool with_panels = true)
-      : a(args), sizes(args.shape), panels(with_panels) {
+  explicit Forward(const RecurrentForward& args, bool packs = true) : a(args), sizes(args.shape), packs(packs) {
     time = {a.shape.batch, a.shape.steps, a.shape.batch_sizes, nullptr};
     lay_out();
     space.allocate();
@@ -30,30 +29,34 @@ class Forward {
 
   struct Direction {
     Panels<A> first, second, proj;
-    A* bias;    // [G, hidden_row]
-    A* h[2];    // [B, proj_row] of this and the next step
-    A* c;       // [B, hidden_row]
-    A* middle;  // [B, hidden_row] what the second product or the projection takes
-    A* kept;    // [B, hidden_blocks, S] vectors, from the first to the second half of a two-product step
-    const T* done;  // [B, gates of the product * H] where single_step.h has computed the product; else null
+    A* bias;        // [G, hidden_row]
+    A* h[2];        // [B, proj_row] of this and the next step
+    A* c;           // [B, hidden_row]
+    A* middle;      // [B, hidden_row] what the second product or the projection takes
+    A* kept;        // [B, hidden_blocks, S] vectors, from the first to the second half of a two-product step
+    const T* done;  // where single_step.h has computed the product: [B, its gates * units]; else null
   };
 
   // ------- memory
 
   A* take(long n) { return static_cast<A*>(space.take(sizeof(A) * static_cast<size_t>(n))); }
 
+  Panels<A> panels(long units, long k, int gates) {
+    return packs ? take_panels<A>(space, units, k, gates) : Panels<A>{};
+  }
+
   void lay_out() {
     const long batch = sizes.batch;
     for (long i = 0; i < sizes.directions; ++i) {
       Direction& d = directions[i];
-      d.first = take_panels<A>(space, sizes.hidden, sizes.proj, kFirst);
+      d.first = panels(sizes.hidden, sizes.proj, kFirst);
       d.bias = take(G * sizes.hidden_row);
       for (A*& h : d.h) h = take(batch * sizes.proj_row);
       if (Cell::kCellState) d.c = take(batch * sizes.hidden_row);
       if (kSecond > 0 || a.w_hr != nullptr) d.middle = take(batch * sizes.hidden_row);
-      if (kSecond > 0) d.second = take_panels<A>(space, sizes.hidden, sizes.hidden, kSecond);
+      if (kSecond > 0) d.second = panels(sizes.hidden, sizes.hidden, kSecond);
       if (kSecond > 0) d.kept = take(batch * sizes.hidden_blocks * kLanes * S);
-      if (a.w_hr != nullptr) d.proj = take_panels<A>(space, sizes.proj, sizes.hidden, 1);
+      if (a.w_hr != nullptr) d.proj = panels(sizes.proj, sizes.hidden, 1);
     }
     tiles = take(kTile * a.shape.threads);
     if (time.sizes != nullptr)
@@ -134,13 +137,14 @@ class Forward {
   void first_product(int i, const Step& step, const Part& part, A* tile) {
     const Direction& d = directions[i];
     const Rows<A> h{d.h[step.odd], sizes.proj_row};
-    product<kFirst>(d.first, h, d.bias, step, part.blocks, tile, [&](long block, Range rows, const A* r) {
-      if (sizes.lanes(sizes.hidden, block) == kLanes) {
-        first_cells(i, step, Block<true>{kLanes}, block, rows, r);
-      } else {
-        first_cells(i, step, Block<false>{sizes.lanes(sizes.hidden, block)}, block, rows, r);
-      }
-    });
+    product<kFirst>(d.first, h, d.bias, d.done, sizes.hidden, step, part.blocks, tile,
+                    [&](long block, Range rows, const A* r) {
+                      if (sizes.lanes(sizes.hidden, block) == kLanes) {
+                        first_cells(i, step, Block<true>{kLanes}, block, rows, r);
+                      } else {
+                        first_cells(i, step, Block<false>{sizes.lanes(sizes.hidden, block)}, block, rows, r);
+                      }
+                    });
   }
 
   void second_product(int i, const Step& step, const Part& part, A* tile) {
@@ -160,21 +164,27 @@ class Forward {
   void project(int i, const Step& step, const Part& part, A* tile) {
     const Direction& d = directions[i];
     const Rows<A> middle{d.middle, sizes.hidden_row};
-    product<1>(d.proj, middle, nullptr, step, part.proj_blocks, tile, [&](long block, Range rows, const A* r) {
-      const Block<false> lanes{sizes.lanes(sizes.proj, block)};
-      for (long b = rows.begin; b < rows.end; ++b) put_h(i, step, lanes, block, b, load(r + (b - rows.begin) * kLanes));
-    });
+    product<1>(d.proj, middle, nullptr, d.done, sizes.proj, step, part.proj_blocks, tile,
+               [&](long block, Range rows, const A* r) {
+                 const Block<false> lanes{sizes.lanes(sizes.proj, block)};
+                 for (long b = rows.begin; b < rows.end; ++b)
+                   put_h(i, step, lanes, block, b, load(r + (b - rows.begin) * kLanes));
+               });
   }
 
-  // Tiles of bias + a W, each handed to visit(block, rows, tile) with tile [rows, kGates] vectors.
+  // Tiles of bias + from W, or bias + done, each handed to visit(block, rows, tile) with tile [rows, kGates] vectors.
   template <int kGates, class Visit>
-  FUSEDNN_FN void product(const Panels<A>& w, Rows<A> from, const A* bias, const Step& step, Range blocks, A* tile,
-                          Visit visit) {
+  FUSEDNN_FN void product(const Panels<A>& w, Rows<A> from, const A* bias, const T* done, long units, const Step& step,
+                          Range blocks, A* tile, Visit visit) {
     for_row_groups(step.rows, [&](Range rows) {
       walk_panels<kGates>(rows.size(), blocks, step.odd, [&](long block, long count) {
         const Tile<A> c{tile, kGates * kLanes, rows.size() * kGates * kLanes};
         for (long q = 0; q < count; ++q) fill_bias<kGates>(c.data + q * c.panel, bias, block + q, rows.size());
-        multiply_group<A, kGates>(rows.size(), {from.data + rows.begin * from.row, from.row}, w, block, count, c);
+        if (done != nullptr) {
+          for (long q = 0; q < count; ++q) add_done<kGates>(c.data + q * c.panel, done, units, block + q, rows);
+        } else {
+          multiply_group<A, kGates>(rows.size(), {from.data + rows.begin * from.row, from.row}, w, block, count, c);
+        }
         for (long q = 0; q < count; ++q) visit(block + q, rows, c.data + q * c.panel);
       });
     });
@@ -186,6 +196,16 @@ class Forward {
     for (int g = 0; g < kGates; ++g) v[g] = bias ? load(bias + g * sizes.hidden_row + block * kLanes) : V{};
     for (long b = 0; b < rows; ++b) {
       for (int g = 0; g < kGates; ++g) store(tile + (b * kGates + g) * kLanes, v[g]);
+    }
+  }
+
+  template <int kGates>
+  void add_done(A* tile, const T* done, long units, long block, Range rows) const {
+    const Block<false> lanes{sizes.lanes(units, block)};
+    for (long b = rows.begin; b < rows.end; ++b) {
+      for (int g = 0; g < kGates; ++g, tile += kLanes) {
+        store(tile, load(tile) + lanes.load(done + (b * kGates + g) * units + block * kLanes));
+      }
     }
   }
 
@@ -281,6 +301,7 @@ class Forward {
 
   const RecurrentForward& a;
   const Sizes<A> sizes;
+  const bool packs;  // weights; single_step.h does without
   Timeline time;
   Workspace space;
   Direction directions[2] = {};

@@ -14,21 +14,42 @@
 #include "cpu/sequence.h"
 #include "cpu/forward.h"
 #include "cpu/backward.h"
+#include "cpu/single_step.h"
 // clang-format on
 
 namespace fusednn::cpu::FUSEDNN_ISA {
+
+template <class Cell, class T>
+struct Forwards {
+  using Sequence = Forward<Cell, T>;
+  using Single = ForwardStep<Cell, T>;
+};
+template <class Cell, class T>
+struct Backwards {
+  using Sequence = Backward<Cell, T>;
+  using Single = BackwardStep<Cell, T>;
+};
+
+template <template <class, class> class Job, class Cell, class T, class Args>
+void run(const Args& args) {
+  if (is_single_step(args.shape)) {
+    typename Job<Cell, T>::Single(args).run();
+  } else {
+    typename Job<Cell, T>::Sequence(args).run();
+  }
+}
 
 template <template <class, class> class Job, class Cell, class Args>
 void run_dtype(const Args& args) {
   switch (args.shape.dtype) {
     case Dtype::kFloat64:
-      return Job<Cell, double>::run(args);
+      return run<Job, Cell, double>(args);
     case Dtype::kFloat32:
-      return Job<Cell, float>::run(args);
+      return run<Job, Cell, float>(args);
     case Dtype::kBFloat16:
-      return Job<Cell, BFloat16>::run(args);
+      return run<Job, Cell, BFloat16>(args);
     case Dtype::kFloat16:
-      return Job<Cell, Float16>::run(args);
+      return run<Job, Cell, Float16>(args);
   }
 }
 
@@ -50,7 +71,7 @@ void evaluate(Function f, const A* x, A* y, long n) {
   }
 }
 
-inline constexpr Kernels kKernels{run_cell<Forward, RecurrentForward>, run_cell<Backward, RecurrentBackward>,
+inline constexpr Kernels kKernels{run_cell<Forwards, RecurrentForward>, run_cell<Backwards, RecurrentBackward>,
                                   evaluate<float>, evaluate<double>};
 
 }  // namespace fusednn::cpu::FUSEDNN_ISA

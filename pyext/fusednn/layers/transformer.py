@@ -25,7 +25,9 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         - src and output: ``[T, B, d_model]``, ``[B, T, d_model]`` with ``batch_first``, or ``[T, d_model]``.
 
     Note:
-        Attention has the determinism, dtypes and accumulation of ``MultiheadAttention``; the rest is PyTorch's.
+        Attention has the determinism, dtypes and accumulation of ``MultiheadAttention``; the rest is PyTorch's. A query
+        that sees no key gets what ``MultiheadAttention`` gives it; with float masks that stays finite in inference,
+        where torch's fused path gives NaN.
 
     Example:
         >>> import torch, fusednn
