@@ -1,10 +1,10 @@
 """Compare two results files: ``python -m bench.compare BEFORE AFTER``.
 
-Counted fields must be equal. A time is SAME, FAST, SLOW or AMBIGUOUS by the 95 % intervals of the medians:
-disjoint intervals decide (SLOW or FAST, where the ratio also leaves the tolerance), overlapping intervals are SAME where the
-ratio is known to within the tolerance, and AMBIGUOUS where it isn't, or where foreign load disturbed either side. Files from
-two different devices, or of two tiers' shapes, are not compared. The exit status is 1 where something is SLOW or a
-counted field changed, 2 where the files can't be compared.
+Counted fields must be equal. A time is SAME, FAST, SLOW or AMBIGUOUS by the 95 % intervals of the medians: disjoint
+intervals decide (SLOW or FAST, where the ratio also leaves the tolerance), overlapping intervals are SAME where the
+ratio is known to within the tolerance, and AMBIGUOUS where it isn't, or where foreign load disturbed either side. Files
+from two different devices, numbers of threads or tiers are not compared. The exit status is 1 where something is SLOW
+or a counted field changed, 2 where the files can't be compared.
 """
 
 from __future__ import annotations

@@ -31,26 +31,38 @@ def row(fullname, seconds, series=None, group="group", **fields):
     return {"kind": "measured", "fullname": f"bench/{fullname}", "bench": bench, "series": series or {}}
 
 
-def rows():
-    made = []
+def ladder_rows():
+    rungs = {"reference": (11, 0, 4e-5), "loop": (1, 0, 1e-5), "sequence": (0, 4, 2e-6), "torch.nn": (0, 4, 6e-6)}
     for T in (10, 50, 100, 200):
-        for rung, calls, step in (("reference", 11 * T, 4e-5), ("loop", T, 1e-5), ("sequence", 4, 2e-6),
-                                  ("torch.nn", 4, 6e-6)):  # fmt: skip
-            made.append(row(f"bench_launch.py::test_ladder[T{T}-LSTM-{rung}]", step * T, impl=rung, cell="LSTM", B=1, T=T,
-                            H=64, launches=calls, aten_ops=calls, us_per_step=step * 1e6, group="launch LSTM"))  # fmt: skip
-    for T in (50, 100, 200):
-        for impl, step in (("fusednn", 1e-4), ("torch.nn", 2e-4)):
-            for mode in ("inference", "training"):
-                made.append(row(f"bench_recurrent.py::test_time[T{T}-{mode}-LSTM-{impl}]", step * T, impl=impl, cell="LSTM",
-                                mode=mode, B=8, T=T, H=256, us_per_step=step * 1e6, tflops=0.05, saved_mib=T * 0.5))  # fmt: skip
-        for mode in ("inference", "training"):
-            made.append(row(f"bench_duel.py::test_posed[T{T}-{mode}-fusednn]", 1.0, impl="fusednn", cell="seed LSTM", B=4,
-                            T=T, mode=mode, basis="posed", ratio=T / 100, ratio_low=T / 101, ratio_high=T / 99))  # fmt: skip
-    for k, kind in enumerate(("RNN", "LSTM", "GRU", "transformer")):
-        bits = [8.0, 4.4, 3.3 - 0.1 * k]
-        made.append(row(f"bench_models.py::test_byte_lm[fusednn-{kind}]", 20.0 + k, impl="fusednn", cell=kind, B=16, T=128,
-                        params=141_000 + k, held_out_bits=bits[-1], unigram_bits=4.4, mode="training",
-                        series={"bits": bits, "bytes": [0, 10_000, 20_000], "seconds": [0.0, 10.0, 20.0 + k]}))  # fmt: skip
+        for rung, (each, fixed, step) in rungs.items():
+            calls = each * T + fixed
+            fields = {"B": 1, "T": T, "H": 64, "launches": calls, "aten_ops": calls, "us_per_step": step * 1e6}
+            name = f"bench_launch.py::test_ladder[T{T}-LSTM-{rung}]"
+            yield row(name, step * T, impl=rung, cell="LSTM", group="launch LSTM", **fields)
+
+
+def layer_rows(T, mode):
+    fields = {"cell": "LSTM", "mode": mode, "B": 8, "T": T, "H": 256, "tflops": 0.05, "saved_mib": T * 0.5}
+    for impl, step in (("fusednn", 1e-4), ("torch.nn", 2e-4)):
+        name = f"bench_recurrent.py::test_time[T{T}-{mode}-LSTM-{impl}]"
+        yield row(name, step * T, impl=impl, us_per_step=step * 1e6, **fields)
+    ratio = {"ratio": T / 100, "ratio_low": T / 101, "ratio_high": T / 99}
+    name = f"bench_duel.py::test_posed[T{T}-{mode}-fusednn]"
+    yield row(name, 1.0, impl="fusednn", cell="seed LSTM", B=4, T=T, mode=mode, basis="posed", **ratio)
+
+
+def model_row(k, kind):
+    bits = [8.0, 4.4, 3.3 - 0.1 * k]
+    series = {"bits": bits, "bytes": [0, 10_000, 20_000], "seconds": [0.0, 10.0, 20.0 + k]}
+    fields = {"B": 16, "T": 128, "params": 141_000 + k, "held_out_bits": bits[-1], "unigram_bits": 4.4}
+    name = f"bench_models.py::test_byte_lm[fusednn-{kind}]"
+    return row(name, 20.0 + k, series, impl="fusednn", cell=kind, mode="training", **fields)
+
+
+def rows():
+    made = list(ladder_rows())
+    made += [r for T in (50, 100, 200) for mode in ("inference", "training") for r in layer_rows(T, mode)]
+    made += [model_row(k, kind) for k, kind in enumerate(("RNN", "LSTM", "GRU", "transformer"))]
     skipped = {"group": None, "name": "x", "fullname": "bench/bench_x.py::test_x", "params": None, "param": None,
                "extra_info": record(skip_reason="needs a CUDA device"), "options": {}}  # fmt: skip
     return [*made, {"kind": "skipped", "fullname": skipped["fullname"], "bench": skipped, "series": {}}]

@@ -87,8 +87,8 @@ def launch_ladder(cells: Cells) -> Picture | None:
 
     word = "operator calls" if cells.device == "cpu" else "kernels"
     caption = (f"The same recurrence (B = 1, H = 64, T = {longest}, inference) on every rung of the ladder: {word} "
-               "counted, and the time of a step. What shrinks from left to right is the cost of starting work, not the work."
-               + disturbed_note(shown))  # fmt: skip
+               "counted, and the time of a step. What shrinks from left to right is the cost of starting work, not "
+               "the work." + disturbed_note(shown))  # fmt: skip
     return draw("ladder", "The launch ladder", caption, plot, (7.6, 4.0))
 
 
@@ -213,8 +213,8 @@ def duel(cells: Cells) -> Picture | None:
 
     return draw("duel", "The duel: who is faster, and from where",
                 "Paired rounds, fusednn's layers on both sides. Above 1 attention is faster; the band is the claimed "
-                "2 to 4. 'posed' is the seeds' own pair, the others hold parameters or arithmetic equal. T* is where they "
-                "cross." + disturbed_note(found), plot, (7.6, 4.0))  # fmt: skip
+                "2 to 4. 'posed' is the seeds' own pair, the others hold parameters or arithmetic equal. T* is where "
+                "they cross." + disturbed_note(found), plot, (7.6, 4.0))  # fmt: skip
 
 
 def step_cost(cells: Cells) -> Picture | None:
@@ -267,8 +267,8 @@ def memory(cells: Cells) -> Picture | None:
         log_axes(ax, "T", "MiB kept for backward", sorted({x for line in lines.values() for x in line}))
         ax.legend(fontsize=8)
 
-    return draw("memory", "Training memory", "Distinct storages that autograd keeps for backward, parameters and inputs "
-                "not counted. Recurrent: B = 8, H = 256; attention: B = 1, 8 heads of 64.", plot)  # fmt: skip
+    return draw("memory", "Training memory", "Distinct storages that autograd keeps for backward, parameters and "
+                "inputs not counted. Recurrent: B = 8, H = 256; attention: B = 1, 8 heads of 64.", plot)  # fmt: skip
 
 
 def gradients(cells: Cells) -> Picture | None:
