@@ -108,23 +108,22 @@ def scaled_dot_product_attention(
     (window); Gemma Team 2024, Gemma 2 (softcap); Press et al. 2022 (ALiBi); Xiao et al. 2023 and gpt-oss (sink).
     """
     query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
-    path, _ = choose_backend(
+    path, _ = _choose(
         query,
         key,
         value,
         attn_mask,
         dropout_p,
-        is_causal,
         scale,
         enable_gqa,
-        window=window,
-        softcap=softcap,
-        alibi_slopes=alibi_slopes,
-        sink=sink,
-        causal_alignment=causal_alignment,
-        return_lse=return_lse,
-        deterministic=deterministic,
-        backend=backend,
+        window,
+        softcap,
+        alibi_slopes,
+        sink,
+        causal_alignment,
+        return_lse,
+        deterministic,
+        backend,
     )
     limits = None if window is None else (window[0], window[1])
     if path == "torch_sdpa":
@@ -203,6 +202,43 @@ def choose_backend(
         ('composition', "torch's scaled_dot_product_attention has no softcap")
     """
     query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
+    return _choose(
+        query,
+        key,
+        value,
+        attn_mask,
+        dropout_p,
+        scale,
+        enable_gqa,
+        window,
+        softcap,
+        alibi_slopes,
+        sink,
+        causal_alignment,
+        return_lse,
+        deterministic,
+        backend,
+    )
+
+
+def _choose(
+    query,
+    key,
+    value,
+    attn_mask,
+    dropout_p,
+    scale,
+    enable_gqa,
+    window,
+    softcap,
+    alibi_slopes,
+    sink,
+    causal_alignment,
+    return_lse,
+    deterministic,
+    backend,
+) -> tuple[str, str]:
+    """``choose_backend`` after autocast."""
     _check_tensors(query, key, value, attn_mask, enable_gqa, alibi_slopes, sink)
     _check_values(dropout_p, scale, window, softcap, causal_alignment, backend)
     if backend == "triton":
@@ -210,9 +246,9 @@ def choose_backend(
             "backend='triton' asks for a kernel that this version of fusednn does not have: there is no Triton"
             " attention yet. Use backend='torch', or backend='auto', which takes the best there is"
         )
-    asked = {"softcap": softcap, "alibi_slopes": alibi_slopes, "sink": sink, "returned LSE": return_lse or None}
-    missing = [name for name, given in asked.items() if given is not None]
-    if missing:
+    if softcap is not None or alibi_slopes is not None or sink is not None or return_lse:
+        asked = {"softcap": softcap, "alibi_slopes": alibi_slopes, "sink": sink, "returned LSE": return_lse or None}
+        missing = [name for name, given in asked.items() if given is not None]
         return "composition", f"torch's scaled_dot_product_attention has no {', '.join(missing)}"
     if query.numel() == 0 or key.numel() == 0 or value.numel() == 0:
         return "composition", "a dimension is empty: the result is defined as zero on every device"
@@ -302,14 +338,16 @@ def _check_tensors(query, key, value, mask, enable_gqa, slopes, sink) -> None:
     if key.shape[-2] != value.shape[-2]:
         raise ValueError(f"key and value must have one length, got {key.shape[-2]} and {value.shape[-2]}")
     lead = _lead(query, key, value, enable_gqa)
-    scores = (*lead, query.shape[-2], key.shape[-2])
     if mask is not None:
+        scores = (*lead, query.shape[-2], key.shape[-2])
         _check_optional("attn_mask", mask, query, (torch.bool, torch.float32, query.dtype))
         if mask.dim() < 2 or not _broadcasts(mask.shape, scores):
             raise ValueError(
                 f"attn_mask must have at least 2 dimensions and broadcast to the scores [..., M, K] = {list(scores)},"
                 f" got {list(mask.shape)}"
             )
+    if slopes is None and sink is None:
+        return
     for name, x, forms in (("alibi_slopes", slopes, (lead[-1:], lead)), ("sink", sink, (lead[-1:],))):
         if x is not None:
             _check_optional(name, x, query, DTYPES)
@@ -335,6 +373,8 @@ def _lead(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[
                 raise ValueError(f"enable_gqa needs heads of {name} that divide the query's {heads}, got {shared}")
             shape = (*shape[:-1], heads)
         shapes.append(shape)
+    if shapes[0] == shapes[1] == shapes[2]:
+        return shapes[0]
     try:
         return tuple(torch.broadcast_shapes(*shapes))
     except RuntimeError:
