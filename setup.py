@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ISOLATED = """\
@@ -62,9 +62,11 @@ def extension() -> dict:
 
 def packages() -> dict:
     """``triton_kernels`` lies at the top and is installed inside fusednn; a checkout without the link maps it."""
-    if Path("pyext/fusednn/triton_kernels/__init__.py").exists():
-        return {}
-    return {"package_dir": {"": "pyext", "fusednn.triton_kernels": "triton_kernels"}}
+    found, folders = find_packages("pyext"), {"": "pyext"}
+    if "fusednn.triton_kernels" not in found:
+        found.append("fusednn.triton_kernels")
+        folders["fusednn.triton_kernels"] = "triton_kernels"
+    return {"packages": found, "package_dir": folders}
 
 
 setup(**extension(), **packages())
