@@ -152,7 +152,7 @@ class Forward {
     const Rows<A> middle{d.middle, sizes.hidden_row};
     const A* bias = d.bias + kFirst * sizes.hidden_row;
     product<largest(kSecond, 1)>(
-        d.second, middle, bias, step, part.blocks, tile, [&](long block, Range rows, const A* r) {
+        d.second, middle, bias, d.done, sizes.hidden, step, part.blocks, tile, [&](long block, Range rows, const A* r) {
           if (sizes.lanes(sizes.hidden, block) == kLanes) {
             second_cells(i, step, Block<true>{kLanes}, block, rows, r);
           } else {

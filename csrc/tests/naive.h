@@ -15,6 +15,7 @@ struct Problem {
   long batch, steps, hidden, proj, directions;
   std::vector<int64_t> batch_sizes;  // empty: padded
   bool bias, projection;
+  bool library_gemm = false;  // gives the provider one, for single steps
   Values gates, h0, c0, w_hh, b_hh, w_hr;
   Values grad_y, grad_h_n, grad_c_n;
 

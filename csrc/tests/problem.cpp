@@ -96,11 +96,35 @@ class Tensor {
   size_t guard = 0;
 };
 
+// A library GEMM that rounds its result to the dtype, as real ones do.
+void plain_gemm(const Gemm& g) {
+  const size_t size = bytes_of(g.dtype);
+  const auto element = [&](const void* base, int64_t at) {
+    return take(g.dtype, static_cast<const char*>(base) + static_cast<size_t>(at) * size);
+  };
+  for (int64_t i = 0; i < g.m; ++i) {
+    for (int64_t j = 0; j < g.n; ++j) {
+      double sum = 0;
+      for (int64_t k = 0; k < g.k; ++k) {
+        sum += element(g.a, i * g.lda + k) * element(g.b, g.transpose_b ? j * g.ldb + k : k * g.ldb + j);
+      }
+      put(g.dtype, static_cast<char*>(g.c) + static_cast<size_t>(i * g.ldc + j) * size, round_to(g.dtype, sum));
+    }
+  }
+}
+
 RecurrentShape shape_of(const Problem& p, const CellInfo& cell, Dtype dtype, int threads) {
-  return {cell.name, dtype,        p.batch,
-          p.steps,   p.rows(),     p.hidden,
-          p.proj,    p.directions, p.batch_sizes.empty() ? nullptr : p.batch_sizes.data(),
-          threads,   nullptr};
+  return {cell.name,
+          dtype,
+          p.batch,
+          p.steps,
+          p.rows(),
+          p.hidden,
+          p.proj,
+          p.directions,
+          p.batch_sizes.empty() ? nullptr : p.batch_sizes.data(),
+          threads,
+          p.library_gemm ? plain_gemm : nullptr};
 }
 
 double identity(double x) {

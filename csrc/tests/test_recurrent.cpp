@@ -39,8 +39,10 @@ double allowed(const CellInfo& cell, Dtype dtype) {
   return low && std::string(cell.name) == "rnn_relu" ? 1e9 : low ? 12 : 40;
 }
 
-void compare(const CellInfo& cell, Dtype dtype, const Size& size, int threads, const std::string& where) {
-  const Problem p = make_problem(size, cell, dtype, 7);
+void compare(const CellInfo& cell, Dtype dtype, const Size& size, int threads, const std::string& where,
+             bool library_gemm = false) {
+  Problem p = make_problem(size, cell, dtype, 7);
+  p.library_gemm = library_gemm;
   const double eps = kEps[static_cast<int>(dtype)], limit = allowed(cell, dtype);
   const Outputs out = run_forward(p, cell, dtype, threads), truth = naive_forward(p, cell, dtype);
   const std::string what =
@@ -103,6 +105,20 @@ TEST(a_projection_agrees_with_plain_loops) {
         if (cell.cell_state) {
           for (Dtype dtype : kDtypes) compare(cell, dtype, size, 1, isa);
         }
+      }
+    });
+  });
+}
+
+TEST(a_single_step_by_library_gemm_agrees_with_plain_loops) {
+  for_each_isa([](const char* isa) {
+    for_each_cell([&](const CellInfo& cell) {
+      for (Dtype dtype : kDtypes) {
+        for (const Size& size : {Size{1, 1, 1, 0, 1}, Size{3, 1, 33, 0, 2}, Size{300, 1, 60, 0, 1}}) {
+          compare(cell, dtype, size, 2, isa, true);
+        }
+        if (cell.cell_state) compare(cell, dtype, {5, 1, 20, 7, 2}, 2, isa, true);
+        if (cell.cell_state) compare(cell, dtype, {5, 1, 7, 20, 1}, 2, isa, true);
       }
     });
   });
