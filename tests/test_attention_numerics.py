@@ -22,7 +22,7 @@ def test_each_modifier_alone(case, dtype):
     check(case, dtype)
 
 
-@dtypes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @modifiers
 def test_each_modifier_with_the_lse_and_its_gradient(case, dtype):
     check(case, dtype, with_lse=True)
@@ -31,7 +31,7 @@ def test_each_modifier_with_the_lse_and_its_gradient(case, dtype):
 sides = st.none() | st.integers(0, 8)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     case=st.builds(
         lambda groups, heads, **sizes: Case(N=groups * heads, groups=groups, **sizes),

@@ -48,7 +48,7 @@ def run(layer, inputs, masks, grad=True):
     return [out, *torch.autograd.grad(total, [*inputs, *layer.parameters()])]
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_configuration_equals_torchs(data):
     """Output and every gradient over constructor options, masks, training and inference (torch's fused path)."""
