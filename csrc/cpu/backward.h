@@ -157,18 +157,20 @@ class Backward {
 
   // All gates, or in a step of two products those of the second one.
   void last_gates(int i, const BackStep& step, const Part& part) const {
-    for_blocks(part.blocks, [&](auto lanes, long block) {
+    for_cells(step, part.blocks, [&](auto lanes, long block, long b) __attribute__((always_inline)) {
       if constexpr (kSecond > 0) {
-        second_cells(i, step, lanes, block);
+        second_cell(i, step, lanes, block, b);
       } else {
-        one_cells(i, step, lanes, block);
+        one_cell(i, step, lanes, block, b);
       }
     });
   }
 
   void first_gates(int i, const BackStep& step, const Part& part) const {
     if constexpr (kSecond > 0) {
-      for_blocks(part.blocks, [&](auto lanes, long block) { first_cells(i, step, lanes, block); });
+      for_cells(step, part.blocks, [&](auto lanes, long block, long b) __attribute__((always_inline)) {
+        first_cell(i, step, lanes, block, b);
+      });
     }
   }
 
@@ -192,14 +194,14 @@ class Backward {
     });
   }
 
+  // Row by row, so that the tensors are read in the order in which they lie. visit(lanes, block, b).
   template <class Visit>
-  FUSEDNN_FN void for_blocks(Range blocks, Visit visit) const {
-    for (long block = blocks.begin; block < blocks.end; ++block) {
-      const int lanes = sizes.lanes(sizes.hidden, block);
-      if (lanes == kLanes) {
-        visit(Block<true>{lanes}, block);
-      } else {
-        visit(Block<false>{lanes}, block);
+  FUSEDNN_FN void for_cells(const Step& step, Range blocks, Visit visit) const {
+    const long full = sizes.hidden / kLanes, end = blocks.end < full ? blocks.end : full;
+    for (long b = step.rows.begin; b < step.rows.end; ++b) {
+      for (long block = blocks.begin; block < end; ++block) visit(Block<true>{kLanes}, block, b);
+      for (long block = end < blocks.begin ? blocks.begin : end; block < blocks.end; ++block) {
+        visit(Block<false>{sizes.lanes(sizes.hidden, block)}, block, b);
       }
     }
   }
@@ -256,55 +258,49 @@ class Backward {
   }
 
   template <class Lane>
-  __attribute__((noinline)) void one_cells(int i, const BackStep& step, Lane lanes, long block) const {
+  FUSEDNN_FN void one_cell(int i, const BackStep& step, Lane lanes, long block, long b) const {
     const Direction& d = directions[i];
-    for (long b = step.rows.begin; b < step.rows.end; ++b) {
-      V saved[S + 1], dx[G], dr[G], h{}, h_prev{}, c_prev{}, dc{};
-      load_saved(i, step, lanes, block, b, saved);
-      if constexpr (Cell::kCellState) {
-        c_prev = lanes.load(c_prev_at(i, step, block, b));
-        dc = load(d.dc + b * sizes.hidden_row + block * kLanes);
-      } else {
-        h = lanes.load(at(static_cast<const T*>(a.y), step.offset + b, i, sizes.proj, block));
-        h_prev = lanes.load(h_prev_at(i, step, block, b));
-      }
-      const V dh =
-          a.w_hr != nullptr ? load(d.dm + b * sizes.hidden_row + block * kLanes) : whole_dh(i, step, lanes, block, b);
-      const V direct = Cell::backward(saved, h, h_prev, c_prev, dh, dc, dx, dr);
-      put_gates<0, G>(i, step, lanes, block, b, dx, dr, d.tile[step.odd] + b * tile_row());
-      if (Cell::kCellState) store(d.dc + b * sizes.hidden_row + block * kLanes, dc);
-      if (a.w_hr == nullptr) store(d.dh + b * sizes.proj_row + block * kLanes, direct);
+    V saved[S + 1], dx[G], dr[G], h{}, h_prev{}, c_prev{}, dc{};
+    load_saved(i, step, lanes, block, b, saved);
+    if constexpr (Cell::kCellState) {
+      c_prev = lanes.load(c_prev_at(i, step, block, b));
+      dc = load(d.dc + b * sizes.hidden_row + block * kLanes);
+    } else {
+      h = lanes.load(at(static_cast<const T*>(a.y), step.offset + b, i, sizes.proj, block));
+      h_prev = lanes.load(h_prev_at(i, step, block, b));
     }
+    const V dh =
+        a.w_hr != nullptr ? load(d.dm + b * sizes.hidden_row + block * kLanes) : whole_dh(i, step, lanes, block, b);
+    const V direct = Cell::backward(saved, h, h_prev, c_prev, dh, dc, dx, dr);
+    put_gates<0, G>(i, step, lanes, block, b, dx, dr, d.tile[step.odd] + b * tile_row());
+    if (Cell::kCellState) store(d.dc + b * sizes.hidden_row + block * kLanes, dc);
+    if (a.w_hr == nullptr) store(d.dh + b * sizes.proj_row + block * kLanes, direct);
   }
 
   template <class Lane>
-  __attribute__((noinline)) void second_cells(int i, const BackStep& step, Lane lanes, long block) const {
+  FUSEDNN_FN void second_cell(int i, const BackStep& step, Lane lanes, long block, long b) const {
     const Direction& d = directions[i];
-    for (long b = step.rows.begin; b < step.rows.end; ++b) {
-      V saved[S + 1], dx[G], dr[G];
-      load_saved(i, step, lanes, block, b, saved);
-      const V h_prev = lanes.load(h_prev_at(i, step, block, b));
-      const V dh = whole_dh(i, step, lanes, block, b);
-      Cell::backward_second(saved, h_prev, dh, dx, dr);
-      put_gates<kFirst, G>(i, step, lanes, block, b, dx, dr, d.second_tile + b * second_row());
-      store(d.dh + b * sizes.proj_row + block * kLanes, dh);
-      store(d.dm + b * sizes.hidden_row + block * kLanes, V{});
-    }
+    V saved[S + 1], dx[G], dr[G];
+    load_saved(i, step, lanes, block, b, saved);
+    const V h_prev = lanes.load(h_prev_at(i, step, block, b));
+    const V dh = whole_dh(i, step, lanes, block, b);
+    Cell::backward_second(saved, h_prev, dh, dx, dr);
+    put_gates<kFirst, G>(i, step, lanes, block, b, dx, dr, d.second_tile + b * second_row());
+    store(d.dh + b * sizes.proj_row + block * kLanes, dh);
+    store(d.dm + b * sizes.hidden_row + block * kLanes, V{});
   }
 
   template <class Lane>
-  __attribute__((noinline)) void first_cells(int i, const BackStep& step, Lane lanes, long block) const {
+  FUSEDNN_FN void first_cell(int i, const BackStep& step, Lane lanes, long block, long b) const {
     const Direction& d = directions[i];
-    for (long b = step.rows.begin; b < step.rows.end; ++b) {
-      V saved[S + 1], dx[G], dr[G];
-      load_saved(i, step, lanes, block, b, saved);
-      const V h_prev = lanes.load(h_prev_at(i, step, block, b));
-      A* dh = d.dh + b * sizes.proj_row + block * kLanes;
-      const V dm = load(d.dm + b * sizes.hidden_row + block * kLanes);
-      const V direct = Cell::backward_first(saved, h_prev, load(dh), dm, dx, dr);
-      put_gates<0, kFirst>(i, step, lanes, block, b, dx, dr, d.tile[step.odd] + b * tile_row());
-      store(dh, direct);
-    }
+    V saved[S + 1], dx[G], dr[G];
+    load_saved(i, step, lanes, block, b, saved);
+    const V h_prev = lanes.load(h_prev_at(i, step, block, b));
+    A* dh = d.dh + b * sizes.proj_row + block * kLanes;
+    const V dm = load(d.dm + b * sizes.hidden_row + block * kLanes);
+    const V direct = Cell::backward_first(saved, h_prev, load(dh), dm, dx, dr);
+    put_gates<0, kFirst>(i, step, lanes, block, b, dx, dr, d.tile[step.odd] + b * tile_row());
+    store(dh, direct);
   }
 
   void projection_block(int i, const Step& step, Block<false> lanes, long block) const {

@@ -134,60 +134,86 @@ class Forward {
     }
   }
 
+  // What a product multiplies, and where its results meet the gates' input parts.
+  struct Factors {
+    const Panels<A>& w;
+    Rows<A> from;
+    const A* bias;
+    const T* gates;  // of row 0 at the product's first gate; null for a projection
+    const T* done;   // as in Direction
+    long units;      // of the result
+  };
+
   void first_product(int i, const Step& step, const Part& part, A* tile) {
     const Direction& d = directions[i];
-    const Rows<A> h{d.h[step.odd], sizes.proj_row};
-    product<kFirst>(d.first, h, d.bias, d.done, sizes.hidden, step, part.blocks, tile,
-                    [&](long block, Range rows, const A* r) {
-                      if (sizes.lanes(sizes.hidden, block) == kLanes) {
-                        first_cells(i, step, Block<true>{kLanes}, block, rows, r);
-                      } else {
-                        first_cells(i, step, Block<false>{sizes.lanes(sizes.hidden, block)}, block, rows, r);
-                      }
-                    });
+    const Factors factors{d.first,     {d.h[step.odd], sizes.proj_row}, d.bias, gates_at(i, step, 0, 0), d.done,
+                          sizes.hidden};
+    product<kFirst>(factors, step, part.blocks, tile, [&](auto lanes, long block, Range rows, const A* r) {
+      first_cells(i, step, lanes, block, rows, r);
+    });
   }
 
   void second_product(int i, const Step& step, const Part& part, A* tile) {
     const Direction& d = directions[i];
-    const Rows<A> middle{d.middle, sizes.hidden_row};
-    const A* bias = d.bias + kFirst * sizes.hidden_row;
-    product<largest(kSecond, 1)>(
-        d.second, middle, bias, d.done, sizes.hidden, step, part.blocks, tile, [&](long block, Range rows, const A* r) {
-          if (sizes.lanes(sizes.hidden, block) == kLanes) {
-            second_cells(i, step, Block<true>{kLanes}, block, rows, r);
-          } else {
-            second_cells(i, step, Block<false>{sizes.lanes(sizes.hidden, block)}, block, rows, r);
-          }
-        });
+    const Factors factors{d.second,
+                          {d.middle, sizes.hidden_row},
+                          d.bias + kFirst * sizes.hidden_row,
+                          gates_at(i, step, 0, 0) + kFirst * sizes.hidden,
+                          d.done,
+                          sizes.hidden};
+    product<largest(kSecond, 1)>(factors, step, part.blocks, tile, [&](auto lanes, long block, Range rows, const A* r) {
+      second_cells(i, step, lanes, block, rows, r);
+    });
   }
 
   void project(int i, const Step& step, const Part& part, A* tile) {
     const Direction& d = directions[i];
-    const Rows<A> middle{d.middle, sizes.hidden_row};
-    product<1>(d.proj, middle, nullptr, d.done, sizes.proj, step, part.proj_blocks, tile,
-               [&](long block, Range rows, const A* r) {
-                 const Block<false> lanes{sizes.lanes(sizes.proj, block)};
-                 for (long b = rows.begin; b < rows.end; ++b)
-                   put_h(i, step, lanes, block, b, load(r + (b - rows.begin) * kLanes));
-               });
+    const Factors factors{d.proj, {d.middle, sizes.hidden_row}, nullptr, nullptr, d.done, sizes.proj};
+    product<1>(factors, step, part.proj_blocks, tile, [&](auto lanes, long block, Range rows, const A* r) {
+      for (long b = rows.begin; b < rows.end; ++b, r += kLanes) put_h(i, step, lanes, block, b, load(r));
+    });
   }
 
-  // Tiles of bias + from W, or bias + done, each handed to visit(block, rows, tile) with tile [rows, kGates] vectors.
+  // Tiles of bias + from W, or bias + done, each handed to visit(lanes, block, rows, tile) with tile [rows, kGates]
+  // vectors.
   template <int kGates, class Visit>
-  FUSEDNN_FN void product(const Panels<A>& w, Rows<A> from, const A* bias, const T* done, long units, const Step& step,
-                          Range blocks, A* tile, Visit visit) {
+  FUSEDNN_FN void product(const Factors& f, const Step& step, Range blocks, A* tile, Visit visit) {
     for_row_groups(step.rows, [&](Range rows) {
       walk_panels<kGates>(rows.size(), blocks, step.odd, [&](long block, long count) {
         const Tile<A> c{tile, kGates * kLanes, rows.size() * kGates * kLanes};
-        for (long q = 0; q < count; ++q) fill_bias<kGates>(c.data + q * c.panel, bias, block + q, rows.size());
-        if (done != nullptr) {
-          for (long q = 0; q < count; ++q) add_done<kGates>(c.data + q * c.panel, done, units, block + q, rows);
-        } else {
-          multiply_group<A, kGates>(rows.size(), {from.data + rows.begin * from.row, from.row}, w, block, count, c);
+        for (long q = 0; q < count; ++q) start_tile<kGates>(c.data + q * c.panel, f, block + q, rows);
+        if (f.done == nullptr) {
+          multiply_group<A, kGates>(rows.size(), {f.from.data + rows.begin * f.from.row, f.from.row}, f.w, block, count,
+                                    c);
         }
-        for (long q = 0; q < count; ++q) visit(block + q, rows, c.data + q * c.panel);
+        for (long q = 0; q < count; ++q) {
+          const int lanes = sizes.lanes(f.units, block + q);
+          const A* r = c.data + q * c.panel;
+          if (lanes == kLanes) {
+            visit(Block<true>{lanes}, block + q, rows, r);
+          } else {
+            visit(Block<false>{lanes}, block + q, rows, r);
+          }
+        }
       });
     });
+  }
+
+  template <int kGates>
+  void start_tile(A* tile, const Factors& f, long block, Range rows) const {
+    fill_bias<kGates>(tile, f.bias, block, rows.size());
+    if (f.gates != nullptr) fetch_gates<kGates>(f.gates, block, rows);
+    if (f.done != nullptr) add_done<kGates>(tile, f.done, f.units, block, rows);
+  }
+
+  // The cells of a block read one cache line a gate and row, far apart: no hardware prefetcher follows. Asked for
+  // before the product, the lines arrive behind it.
+  template <int kGates>
+  void fetch_gates(const T* gates, long block, Range rows) const {
+    for (long b = rows.begin; b < rows.end; ++b) {
+      const T* row = gates + b * sizes.directions * G * sizes.hidden + block * kLanes;
+      for (int g = 0; g < kGates; ++g) __builtin_prefetch(row + g * sizes.hidden, 0, 2);
+    }
   }
 
   template <int kGates>
