@@ -31,6 +31,11 @@ class Estimate:
         return self.low <= other.high and other.low <= self.high
 
 
+def around(value: float, low: float, high: float) -> Estimate:
+    """An estimate whose interval holds the figure itself: with few rounds a percentile interval may miss it."""
+    return Estimate(value, min(low, value), max(high, value))
+
+
 def exact(value: float) -> Estimate:
     """A counted figure: the interval is the point."""
     return Estimate(value, value, value)
@@ -45,10 +50,10 @@ def median(data: Sequence[float]) -> Estimate:
     values = np.asarray(data, dtype=float)
     middle = float(np.median(values))
     if values.size < 2 or np.ptp(values) == 0:
-        return Estimate(middle, float(values.min()), float(values.max()))
+        return around(middle, float(values.min()), float(values.max()))
     got = sp.bootstrap((values,), np.median, n_resamples=RESAMPLES, confidence_level=CONFIDENCE,
                        method="percentile", vectorized=True, rng=_rng())  # fmt: skip
-    return Estimate(middle, float(got.confidence_interval.low), float(got.confidence_interval.high))
+    return around(middle, float(got.confidence_interval.low), float(got.confidence_interval.high))
 
 
 def mean(data: Sequence[float]) -> Estimate:
@@ -56,10 +61,10 @@ def mean(data: Sequence[float]) -> Estimate:
     values = np.asarray(data, dtype=float)
     middle = float(values.mean())
     if values.size < 2 or np.ptp(values) == 0:
-        return Estimate(middle, float(values.min()), float(values.max()))
+        return around(middle, float(values.min()), float(values.max()))
     got = sp.bootstrap((values,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE,
                        method="percentile", vectorized=True, rng=_rng())  # fmt: skip
-    return Estimate(middle, float(got.confidence_interval.low), float(got.confidence_interval.high))
+    return around(middle, float(got.confidence_interval.low), float(got.confidence_interval.high))
 
 
 def _median_ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -74,10 +79,10 @@ def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Estimate:
     value = float(_median_ratio(x, y))
     if x.size < 2 or (np.ptp(x) == 0 and np.ptp(y) == 0):
         pairs = x / y
-        return Estimate(value, float(pairs.min()), float(pairs.max()))
+        return around(value, float(pairs.min()), float(pairs.max()))
     got = sp.bootstrap((x, y), _median_ratio, paired=True, n_resamples=RESAMPLES, confidence_level=CONFIDENCE,
                        method="percentile", vectorized=True, rng=_rng())  # fmt: skip
-    return Estimate(value, float(got.confidence_interval.low), float(got.confidence_interval.high))
+    return around(value, float(got.confidence_interval.low), float(got.confidence_interval.high))
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -104,7 +109,7 @@ def exponent(points: Mapping[float, Sequence[float]]) -> Estimate:
     draws = np.stack([np.median(rng.choice(v, (RESAMPLES, v.size)), axis=1) for v in logs], axis=-1)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(_slope(x, draws), [tail, 1 - tail])
-    return Estimate(value, float(low), float(high))
+    return around(value, float(low), float(high))
 
 
 def crossover(ratios: Mapping[float, float]) -> float | None:

@@ -106,3 +106,11 @@ def test_aic_prefers_the_form_that_made_the_data():
 
 def test_slope_of_a_line():
     assert line_slope([1, 2, 3], [5, 7, 9]) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_interval_holds_its_figure_however_few_the_rounds(seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.lognormal(0, 1, (2, 3)).tolist()
+    for got in (median(a), mean(a), paired_ratio(a, b), exponent({1.0: a, 2.0: b})):
+        assert got.low <= got.value <= got.high

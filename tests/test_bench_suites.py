@@ -17,6 +17,7 @@ from bench.models import EncoderStack, Factory, SeedLSTM, SeedTransformer, Simpl
 from bench.models.byte_lm import KINDS
 from bench.models.stacks import EQUAL_LAYERS, equal_flops_ff
 
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Small models gain nothing from threads, and tests may share their cores."""

@@ -200,7 +200,10 @@ def duel(cells: Cells) -> Picture | None:
                 if not infos:
                     continue
                 xs, y = [i["T"] for i in infos], [i["ratio"] for i in infos]
-                errors = [[i["ratio"] - i["ratio_low"] for i in infos], [i["ratio_high"] - i["ratio"] for i in infos]]
+                errors = [
+                    [max(0.0, i["ratio"] - i["ratio_low"]) for i in infos],
+                    [max(0.0, i["ratio_high"] - i["ratio"]) for i in infos],
+                ]
                 at = crossover(dict(zip(map(float, xs), y, strict=True)))
                 label = basis + (f", T* = {at:.0f}" if at else "")
                 ax.errorbar(xs, y, yerr=errors, marker="o", capsize=2, color=colour(basis), label=label)

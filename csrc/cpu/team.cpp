@@ -23,7 +23,7 @@ bool built_with_openmp() {
 namespace cpu {
 namespace {
 
-constexpr int kSpins = 4000;  // some 50 us, above any step that is worth splitting
+constexpr int kSpins = 1000;  // some 50 us, longer than any step that is worth splitting
 
 void relax() {
 #if defined(__x86_64__)
