@@ -119,3 +119,4 @@ def test_attention(measure: Measure, T: int) -> None:
     gains = [aic(distance.tolist(), n.log().tolist()) - aic(distance.log().tolist(), n.log().tolist()) for n in norms]
     _slope(measure, gains, "AIC of exponential - AIC of power law")
     measure.series["log10_norm"] = torch.stack(norms).log10().mean(0).tolist()
+    measure.series["slopes"] = [g.log_slope(n) for n in norms]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.query import Cells, Unavailable
-from bench.stats import Estimate, exact, line_slope, median
+from bench.stats import Estimate, exact, line_slope, mean, median
 
 LONG = 50  # exponents in T are fitted from here on: below, fixed costs show
 
@@ -159,6 +159,19 @@ def attention_path() -> Getter:
     def figure(cells: Cells) -> Figure:
         got = cells.slope("bench_gradients.py::test_attention")
         return Figure(got, "AIC", "one encoder layer at initialisation, fp64")
+
+    return figure
+
+
+def attention_slope() -> Getter:
+    def figure(cells: Cells) -> Figure:
+        found = cells.select("bench_gradients.py::test_attention")
+        slopes = cells.series(found[0]).get("slopes") if found else None
+        if not slopes:
+            raise Unavailable(f"no such cell in tier {cells.tier}")
+        return Figure(
+            mean(slopes), "decades a step", "one encoder layer at initialisation, fp64; the rule is claim 10's"
+        )
 
     return figure
 

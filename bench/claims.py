@@ -94,6 +94,7 @@ ROWS: tuple[Row, ...] = (
       for kind in ("LSTM", "LSTM forget bias 1", "GRU", "IRNN")),
     Row(10, "median of tanh' in the trained byte RNN", Rule(high=0.25, strict=True), f.tanh_median()),
     Row(11, "AIC of an exponential less that of a power law", Rule(low=10), f.attention_path()),
+    Row(11, "slope of log10 |dL/dx|", Rule(low=-0.02, strict=True), f.attention_slope()),
     Row(12, "recall by T and H", None, _missing(LATER)),
     Row(13, "synthetic agreement by distance", None, _missing(LATER)),
     Row(14, "RNN: exponent of saved bytes", EXACT_1, f.saved_exponent("bench_recurrent.py::test_time", cell="RNN",

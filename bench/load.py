@@ -123,13 +123,22 @@ class Judge:
             self._close()
         if self.clean_rounds >= self.rounds and self.clean_seconds >= self.seconds:
             return True
-        return spent >= self.limit
+        if spent < self.limit:
+            return False
+        # Long rounds: on a quiet machine a few are worth waiting for.
+        tried = self.clean_rounds + sum(len(w.durations) for w in self.rejected)
+        return self.clean_rounds >= self.least or tried >= 2 * self.least or spent >= 3 * self.limit
 
     def _close(self) -> None:
         stride = -(-len(self._pending) // KEEP)  # thousands of short rounds say no more than an even sample of them
         window = Window(self._pending[::stride], self.watch.read(), self._hosts[::stride], sum(self._pending))
         (self.kept if window.foreign <= self.threshold else self.rejected).append(window)
         self._pending, self._hosts = [], []
+
+    @property
+    def least(self) -> int:
+        """Clean rounds below which a cell counts as disturbed."""
+        return min(self.rounds, 3)
 
     @property
     def clean_rounds(self) -> int:
@@ -145,11 +154,10 @@ class Judge:
             self._close()
         rejected = sum(len(w.durations) for w in self.rejected)
         chosen, disturbed = list(self.kept), False
-        least = min(self.rounds, 3)
-        if self.clean_rounds < least:
+        if self.clean_rounds < self.least:
             disturbed = True
             for window in sorted(self.rejected, key=lambda w: w.foreign):
-                if sum(len(w.durations) for w in chosen) >= least:
+                if sum(len(w.durations) for w in chosen) >= self.least:
                     break
                 chosen.append(window)
                 rejected -= len(window.durations)

@@ -7,12 +7,14 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import stats as sp
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,18 @@ def _rng(seed: int = 0) -> np.random.Generator:
 
 def median(data: Sequence[float]) -> Estimate:
     """Median with its bootstrap interval (percentile)."""
+    return _median(tuple(data))
+
+
+@cache
+def _median(data: tuple[float, ...]) -> Estimate:
     values = np.asarray(data, dtype=float)
     middle = float(np.median(values))
     if values.size < 2 or np.ptp(values) == 0:
         return around(middle, float(values.min()), float(values.max()))
-    got = sp.bootstrap((values,), np.median, n_resamples=RESAMPLES, confidence_level=CONFIDENCE,
-                       method="percentile", vectorized=True, rng=_rng())  # fmt: skip
-    return around(middle, float(got.confidence_interval.low), float(got.confidence_interval.high))
+    draws = np.median(_rng().choice(values, (RESAMPLES, values.size)), axis=1)
+    low, high = np.quantile(draws, TAILS)
+    return around(middle, float(low), float(high))
 
 
 def mean(data: Sequence[float]) -> Estimate:
@@ -107,8 +114,7 @@ def exponent(points: Mapping[float, Sequence[float]]) -> Estimate:
     value = float(_slope(x, np.array([np.median(v) for v in logs])))
     rng = _rng()
     draws = np.stack([np.median(rng.choice(v, (RESAMPLES, v.size)), axis=1) for v in logs], axis=-1)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(_slope(x, draws), [tail, 1 - tail])
+    low, high = np.quantile(_slope(x, draws), TAILS)
     return around(value, float(low), float(high))
 
 

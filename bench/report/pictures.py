@@ -36,6 +36,11 @@ def disturbed_note(cells: Iterable[dict[str, Any]]) -> str:
     return f" {n} of {len(cells)} points were disturbed by foreign load." if n else ""
 
 
+def short(value: float) -> str:
+    """A figure for a bar's end."""
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
 def plot_line(ax: Any, name: str, line: Line, scale: float = 1e3, label: str | None = None, **style: Any) -> None:
     """Medians with their intervals."""
     xs = list(line)
@@ -75,8 +80,7 @@ def launch_ladder(cells: Cells) -> Picture | None:
                         continue
                     at = k + (row - (len(rungs) - 1) / 2) * 0.2
                     bar = ax.bar(at, value, 0.18, color=colour(rung), label=rung if k == 0 else None)
-                    ax.bar_label(bar, fmt=lambda v: f"{v:,.0f}" if v >= 10 else f"{v:.1f}", fontsize=7, rotation=90,
-                                 padding=3, color=INK)  # fmt: skip
+                    ax.bar_label(bar, fmt=short, fontsize=7, rotation=90, padding=3, color=INK)
             ax.set_yscale("log")
             ax.set_ylim(top=ax.get_ylim()[1] * 6)
             ax.set_xticks(range(len(kinds)), kinds)

@@ -31,7 +31,7 @@ def number(value: float | None, digits: int = 3) -> str:
         return ""
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
         return f"{value:.{digits - 1}e}"
-    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:.{digits}g}" if abs(value) < 10**digits - 0.5 else f"{value:,.0f}"
 
 
 def interval(values: Sequence[float] | None) -> str:
