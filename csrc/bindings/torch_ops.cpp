@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -20,7 +21,6 @@
 namespace fusednn {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
@@ -28,24 +28,25 @@ void require(bool condition, const std::string& message) {
   if (!condition) throw std::runtime_error("fusednn: " + message);
 }
 
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return Dtype::kFloat64;
-    case ScalarType::Float:
-      return Dtype::kFloat32;
-    case ScalarType::BFloat16:
-      return Dtype::kBFloat16;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    default:
-      throw std::runtime_error("fusednn: expected float64, float32, bfloat16 or float16");
-  }
+// torch's number of a dtype, without the conversions of Tensor::scalar_type(), which cost more than a small kernel.
+int32_t type_number(const Tensor& tensor) {
+  int32_t type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));
+  return type;
 }
 
-ScalarType scalar_type(Dtype dtype) {
-  constexpr ScalarType types[] = {ScalarType::Double, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half};
-  return types[static_cast<int>(dtype)];
+int32_t type_number(Dtype dtype) {
+  static const int32_t numbers[] = {aoti_torch_dtype_float64(), aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(),
+                                    aoti_torch_dtype_float16()};
+  return numbers[static_cast<int>(dtype)];
+}
+
+Dtype dtype_of(const Tensor& tensor) {
+  const int32_t type = type_number(tensor);
+  for (Dtype dtype : {Dtype::kFloat64, Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16}) {
+    if (type == type_number(dtype)) return dtype;
+  }
+  throw std::runtime_error("fusednn: expected float64, float32, bfloat16 or float16");
 }
 
 std::string text(const std::vector<int64_t>& sizes) {
@@ -57,13 +58,15 @@ std::string text(const std::vector<int64_t>& sizes) {
 // The arguments of a call, contiguous and alive until it ends.
 class Inputs {
  public:
-  explicit Inputs(const Tensor& like) : type_(like.scalar_type()) {}
+  explicit Inputs(const Tensor& like) : type_(type_number(like)) {}
 
   const void* get(const char* name, const Tensor& tensor, const std::vector<int64_t>& sizes) {
-    require(tensor.is_cpu(), std::string(name) + " must be on the CPU");
-    require(tensor.scalar_type() == type_, std::string(name) + " differs in dtype from the other tensors");
-    std::vector<int64_t> got(tensor.sizes().begin(), tensor.sizes().end());
-    require(got == sizes, std::string(name) + ": expected size " + text(sizes) + ", got " + text(got));
+    if (!tensor.is_cpu()) fail(name, " must be on the CPU");
+    if (type_number(tensor) != type_) fail(name, " differs in dtype from the other tensors");
+    const auto got = tensor.sizes();
+    if (!std::equal(got.begin(), got.end(), sizes.begin(), sizes.end())) {
+      fail(name, ": expected size " + text(sizes) + ", got " + text({got.begin(), got.end()}));
+    }
     if (tensor.is_contiguous()) return tensor.const_data_ptr();
     kept_.push_back(torch::stable::contiguous(tensor));
     return kept_.back().const_data_ptr();
@@ -74,7 +77,11 @@ class Inputs {
   }
 
  private:
-  ScalarType type_;
+  [[noreturn]] static void fail(const char* name, const std::string& what) {
+    throw std::runtime_error(std::string("fusednn: ") + name + what);
+  }
+
+  int32_t type_;
   std::vector<Tensor> kept_;
 };
 
@@ -84,20 +91,23 @@ const CellInfo& info(const std::string& cell) {
   return *found;
 }
 
+// A view of memory that outlives it.
+Tensor matrix(const void* data, const int64_t (&sizes)[2], const int64_t (&strides)[2], Dtype dtype) {
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
+      const_cast<void*>(data), 2, sizes, strides, 0, type_number(dtype), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
 // Library GEMM for single steps.
 void gemm(const Gemm& g) {
-  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
-  const auto matrix = [&](const void* p, int64_t rows, int64_t columns, int64_t row, bool transpose) {
-    const int64_t sizes[] = {transpose ? columns : rows, transpose ? rows : columns};
-    const int64_t strides[] = {transpose ? 1 : row, transpose ? row : 1};
-    return torch::stable::from_blob(const_cast<void*>(p), {sizes, 2}, {strides, 2}, cpu, scalar_type(g.dtype));
-  };
-  const Tensor a = matrix(g.a, g.m, g.k, g.lda, false);
-  const Tensor b = g.transpose_b ? matrix(g.b, g.n, g.k, g.ldb, true) : matrix(g.b, g.k, g.n, g.ldb, false);
-  Tensor c = matrix(g.c, g.m, g.n, g.ldc, false);
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
-                                    torch::stable::detail::from(c)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  const Tensor a = matrix(g.a, {g.m, g.k}, {g.lda, 1}, g.dtype);
+  const Tensor b =
+      g.transpose_b ? matrix(g.b, {g.k, g.n}, {1, g.ldb}, g.dtype) : matrix(g.b, {g.k, g.n}, {g.ldb, 1}, g.dtype);
+  const Tensor c = matrix(g.c, {g.m, g.n}, {g.ldc, 1}, g.dtype);
+  StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b),
+                          torch::stable::detail::from(c)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION));
   torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference
 }
 
@@ -120,8 +130,9 @@ RecurrentShape shape_of(const std::string& cell, const std::string& strategy, in
     require(s.steps * s.batch == rows, "the number of rows must be a multiple of the batch size");
     return s;
   }
-  require(batch_sizes->is_cpu() && batch_sizes->is_contiguous() && batch_sizes->scalar_type() == ScalarType::Long,
-          "batch_sizes must be a contiguous int64 tensor on the CPU");
+  require(
+      batch_sizes->is_cpu() && batch_sizes->is_contiguous() && type_number(*batch_sizes) == aoti_torch_dtype_int64(),
+      "batch_sizes must be a contiguous int64 tensor on the CPU");
   s.steps = batch_sizes->numel();
   s.batch_sizes = static_cast<const int64_t*>(batch_sizes->const_data_ptr());
   int64_t sum = 0;
@@ -135,7 +146,14 @@ RecurrentShape shape_of(const std::string& cell, const std::string& strategy, in
 }
 
 Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return torch::stable::new_empty(like, sizes);
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0; stride *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = stride;
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), type_number(like),
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 Tensor empty_if(bool wanted, const Tensor& like, const std::vector<int64_t>& sizes) {
