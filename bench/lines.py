@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +52,6 @@ class Lines:
     def _append(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as out:
             out.write(json.dumps(clean(row), allow_nan=False) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
 
     def add(self, kind: str, bench: dict[str, Any], series: dict[str, Any] | None = None) -> dict[str, Any]:
         """Append one finished test."""
