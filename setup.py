@@ -17,7 +17,7 @@ ISOLATED = """\
 fusednn compiles against the torch that will load it, and build isolation hides that torch. Run:
   pip install torch setuptools wheel pybind11 ninja && pip install --no-build-isolation ."""
 
-SOURCES = sorted(str(p) for folder in ("csrc/cpu", "csrc/bindings") for p in Path(folder).glob("*.cpp"))
+SOURCES = sorted(str(p) for folder in ("csrc/cpu", "csrc/bindings") for p in Path(folder).rglob("*.cpp"))
 HEADERS = sorted(str(p) for p in Path("csrc").rglob("*.h"))
 FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 OPENMP = ["-fopenmp"] if platform.system() == "Linux" else []  # Apple's clang has none: one thread there

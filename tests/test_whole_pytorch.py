@@ -89,6 +89,30 @@ def test_inference_mode_and_no_grad_equal_training_forward(cell):
         assert torch.equal(layer(x)[0], y) and not layer(x)[0].requires_grad
 
 
+def test_per_sample_gradients_by_vmap_of_grad(cell):
+    layer = make_layer(cell, CASE, torch.float64)
+    parameters = dict(layer.named_parameters())
+    x = make_input(CASE, torch.float64)
+
+    def loss(parameters, row):  # [T, I]
+        return torch.func.functional_call(layer, parameters, (row.unsqueeze(1),))[0].square().sum()
+
+    together = torch.func.vmap(torch.func.grad(loss), (None, 1))(parameters, x)
+    for b in range(CASE.B):
+        alone = torch.autograd.grad(loss(parameters, x[:, b]), tuple(parameters.values()))
+        for name, gradient in zip(parameters, alone, strict=True):
+            torch.testing.assert_close(together[name][b], gradient)
+
+
+def test_forward_mode_differentiation_agrees_with_reverse_mode(cell):
+    layer = make_layer(cell, CASE, torch.float64)
+    x = make_input(CASE, torch.float64).requires_grad_()
+    tangent, weight = torch.randn_like(x), torch.randn(CASE.T, CASE.B, 2 * CASE.H, dtype=torch.float64)
+    _, derivative = torch.func.jvp(lambda x: (layer(x)[0] * weight).sum(), (x.detach(),), (tangent,))
+    (gradient,) = torch.autograd.grad((layer(x)[0] * weight).sum(), x)
+    torch.testing.assert_close(derivative, (gradient * tangent).sum())
+
+
 def test_meta_device_gives_shapes(cell):
     layer = make_layer(cell, CASE, torch.float32).to("meta")
     y, hidden = layer(torch.empty(5, 3, 4, device="meta"))

@@ -239,7 +239,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor grad_
   return {d_gates, d_recurrent, d_h0, d_c0, d_proj};
 }
 
+// x W^T + b for all steps and both directions: [N, D*G*H] from w [D, G*H, I] and b [D, G*H].
+Tensor input_product(const Tensor& x, const Tensor& w, const OptionalTensor& b) {
+  require(w.dim() == 3, "w_ih [D, G*H, I] must have 3 dimensions");
+  OptionalTensor bias;
+  if (b.has_value()) bias = torch::stable::flatten(*b, 0, -1);
+  StableIValue stack[] = {torch::stable::detail::from(x), torch::stable::detail::from(torch::stable::flatten(w, 0, 1)),
+                          torch::stable::detail::from(bias)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+std::tuple<Tensor, Tensor, Tensor> inference(Tensor x, Tensor h0, OptionalTensor c0, Tensor w_ih, Tensor w_hh,
+                                             OptionalTensor b_ih, OptionalTensor b_hh, OptionalTensor w_hr,
+                                             OptionalTensor batch_sizes, std::string cell, std::string strategy) {
+  auto [y, h_n, c_n, saved] =
+      forward(input_product(x, w_ih, b_ih), h0, c0, w_hh, b_hh, w_hr, batch_sizes, cell, strategy, false);
+  return {y, h_n, c_n};
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fusednn, CPU, m) {
+  m.impl("recurrent", TORCH_BOX(&inference));
   m.impl("recurrent_forward", TORCH_BOX(&forward));
   m.impl("recurrent_backward", TORCH_BOX(&backward));
 }

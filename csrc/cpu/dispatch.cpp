@@ -11,7 +11,7 @@ namespace {
 
 struct Isa {
   const char* name;
-  const cpu::Kernels* (*kernels)();
+  const cpu::Kernels* kernels[4];  // by Dtype
   bool (*supported)();
 };
 
@@ -25,11 +25,17 @@ bool has_avx512() {
 }
 #endif
 
+bool has_baseline() {
+  return true;
+}
+
+#define FUSEDNN_ISA_ENTRY(isa) \
+  {#isa, {&cpu::isa##_float64, &cpu::isa##_float32, &cpu::isa##_bfloat16, &cpu::isa##_float16}, has_##isa}
 const Isa kIsas[] = {
-    {"baseline", cpu::baseline_kernels, [] { return true; }},
+    FUSEDNN_ISA_ENTRY(baseline),
 #if defined(__x86_64__)
-    {"avx2", cpu::avx2_kernels, has_avx2},
-    {"avx512", cpu::avx512_kernels, has_avx512},
+    FUSEDNN_ISA_ENTRY(avx2),
+    FUSEDNN_ISA_ENTRY(avx512),
 #endif
 };
 constexpr int kIsaCount = sizeof(kIsas) / sizeof(kIsas[0]);
@@ -91,8 +97,8 @@ const char* set_isa(const char* name) {
   return nullptr;
 }
 
-const cpu::Kernels& cpu::chosen_kernels() {
-  return *current_isa()->kernels();
+const cpu::Kernels& cpu::chosen_kernels(Dtype dtype) {
+  return *current_isa()->kernels[static_cast<int>(dtype)];
 }
 
 }  // namespace fusednn

@@ -1,25 +1,25 @@
-// The kernels of one instruction set: each csrc/cpu/isa_*.cpp gives one table.
+// The kernels of one instruction set and dtype: each csrc/cpu/isa/*.cpp gives one table.
 #pragma once
 
 #include "api.h"
 
 namespace fusednn::cpu {
 
-// Vector functions for the tests of their accuracy: y[i] = f(x[i]).
+// Vector functions for the tests of their accuracy: y[i] = f(x[i]), in the table's dtype.
 enum class Function : int { kTanh, kSigmoid };
 
 struct Kernels {
   void (*forward)(const RecurrentForward&);
   void (*backward)(const RecurrentBackward&);
-  void (*evaluate_f32)(Function, const float* x, float* y, long n);
-  void (*evaluate_f64)(Function, const double* x, double* y, long n);
+  void (*evaluate)(Function, const void* x, void* y, long n);
 };
 
-// Null where the build's architecture has no such instruction set.
-const Kernels* baseline_kernels();
-const Kernels* avx2_kernels();
-const Kernels* avx512_kernels();
+extern const Kernels baseline_float64, baseline_float32, baseline_bfloat16, baseline_float16;
+#if defined(__x86_64__)
+extern const Kernels avx2_float64, avx2_float32, avx2_bfloat16, avx2_float16;
+extern const Kernels avx512_float64, avx512_float32, avx512_bfloat16, avx512_float16;
+#endif
 
-const Kernels& chosen_kernels();
+const Kernels& chosen_kernels(Dtype dtype);
 
 }  // namespace fusednn::cpu

@@ -35,10 +35,10 @@ const char* run(const Args& args, void (*kernel)(const Args&)) {
 }
 
 const char* forward(const RecurrentForward& args) {
-  return run(args, cpu::chosen_kernels().forward);
+  return run(args, cpu::chosen_kernels(args.shape.dtype).forward);
 }
 const char* backward(const RecurrentBackward& args) {
-  return run(args, cpu::chosen_kernels().backward);
+  return run(args, cpu::chosen_kernels(args.shape.dtype).backward);
 }
 
 }  // namespace

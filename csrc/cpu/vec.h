@@ -1,5 +1,5 @@
 // Vectors of the unit's instruction set, and loads and stores that convert from and to the tensors' dtype.
-// Included by the isa_*.cpp files alone, after their target pragma; see there.
+// Included by isa/all.h alone, after the target pragma; see there.
 
 namespace fusednn::cpu::FUSEDNN_ISA {
 

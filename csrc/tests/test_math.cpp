@@ -32,7 +32,7 @@ double ulps(A got, long double expected) {
 }
 
 template <class A>
-double worst_ulps(Function f, void (*evaluate)(Function, const A*, A*, long), const std::vector<A>& x) {
+double worst_ulps(Function f, void (*evaluate)(Function, const void*, void*, long), const std::vector<A>& x) {
   std::vector<A> y(x.size());
   evaluate(f, x.data(), y.data(), static_cast<long>(x.size()));
   double worst = 0;
@@ -66,7 +66,7 @@ std::vector<double> double_sweep(Function f) {
 TEST(float_tanh_and_sigmoid_are_within_4_units_in_the_last_place) {
   for_each_isa([](const char* isa) {
     for (Function f : {Function::kTanh, Function::kSigmoid}) {
-      const double worst = worst_ulps(f, cpu::chosen_kernels().evaluate_f32, float_sweep(f));
+      const double worst = worst_ulps(f, cpu::chosen_kernels(Dtype::kFloat32).evaluate, float_sweep(f));
       std::printf("       %s %s float: %.2f ulp\n", isa, f == Function::kTanh ? "tanh" : "sigmoid", worst);
       CHECK(worst <= 4, isa << " " << worst);
     }
@@ -76,7 +76,7 @@ TEST(float_tanh_and_sigmoid_are_within_4_units_in_the_last_place) {
 TEST(double_tanh_and_sigmoid_are_within_4_units_in_the_last_place) {
   for_each_isa([](const char* isa) {
     for (Function f : {Function::kTanh, Function::kSigmoid}) {
-      const double worst = worst_ulps(f, cpu::chosen_kernels().evaluate_f64, double_sweep(f));
+      const double worst = worst_ulps(f, cpu::chosen_kernels(Dtype::kFloat64).evaluate, double_sweep(f));
       std::printf("       %s %s double: %.2f ulp\n", isa, f == Function::kTanh ? "tanh" : "sigmoid", worst);
       CHECK(worst <= 4, isa << " " << worst);
     }
@@ -88,8 +88,8 @@ TEST(functions_keep_nan_infinity_and_signed_zero) {
     const float inf = std::numeric_limits<float>::infinity();
     const float x[] = {NAN, inf, -inf, 0.f, -0.f, 1e30f, -1e30f};
     float t[7], s[7];
-    cpu::chosen_kernels().evaluate_f32(Function::kTanh, x, t, 7);
-    cpu::chosen_kernels().evaluate_f32(Function::kSigmoid, x, s, 7);
+    cpu::chosen_kernels(Dtype::kFloat32).evaluate(Function::kTanh, x, t, 7);
+    cpu::chosen_kernels(Dtype::kFloat32).evaluate(Function::kSigmoid, x, s, 7);
     CHECK(std::isnan(t[0]) && std::isnan(s[0]), isa);
     CHECK(t[1] == 1 && t[2] == -1 && t[5] == 1 && t[6] == -1, isa);
     CHECK(t[3] == 0 && !std::signbit(t[3]) && t[4] == 0 && std::signbit(t[4]), isa);

@@ -80,20 +80,6 @@ def _units(cell: str, w_hh: Tensor) -> int:
     return w_hh.shape[1] // len(CELLS[cell].gates)
 
 
-def _project(x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
-    """Input part of all pre-activations, both directions in one GEMM.  # [N, D * G * H]"""
-    return torch.nn.functional.linear(x, w_ih.flatten(0, 1), None if b_ih is None else b_ih.flatten())
-
-
-def _forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, *, save):
-    gates = _project(x, w_ih, b_ih)
-    return torch.ops.fusednn.recurrent_forward(gates, h0, c0, w_hh, b_hh, w_hr, batch_sizes, cell, strategy, save)
-
-
-def _inference(*args):
-    return _forward(*args, save=False)[:3]
-
-
 def _reference(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy):
     return reference_recurrent.recurrent(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell)
 
@@ -140,7 +126,10 @@ class _Recurrent(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *args):
         x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy = args
-        y, h_n, c_n, saved = _forward(*args, save=True)
+        gates = torch.nn.functional.linear(x, w_ih.flatten(0, 1), None if b_ih is None else b_ih.flatten())
+        y, h_n, c_n, saved = torch.ops.fusednn.recurrent_forward(
+            gates, h0, c0, w_hh, b_hh, w_hr, batch_sizes, cell, strategy, True
+        )
         ctx.save_for_backward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, y, saved)
         ctx.cell, ctx.strategy = cell, strategy
         ctx.set_materialize_grads(False)
@@ -223,7 +212,6 @@ def _register() -> None:
     """Compiled kernels where they exist, the reference on every other device."""
     for device in ("CPU", "CUDA", "XPU", "MPS"):
         if device.lower() in COMPILED_DEVICES:
-            LIBRARY.impl("recurrent", _inference, device)
             LIBRARY.impl("recurrent", _autograd, f"Autograd{device}", with_keyset=True)
         else:
             LIBRARY.impl("recurrent", _reference, device)

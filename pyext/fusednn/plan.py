@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -94,7 +93,6 @@ STRATEGIES = (
 NAMES = ("auto", *(s.name for s in STRATEGIES))
 
 
-@functools.cache
 def plan(request: Request, strategy: str = "auto") -> Plan:
     """Choose a strategy for a request.
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch.autograd import forward_ad
 
 from .. import operators  # noqa: F401  (registers torch.ops.fusednn)
 from ..plan import Request, plan
 from ..reference import recurrent as reference_recurrent
 from ..reference.cells import CELLS
+
+_NAMES = ("h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 
 
 def recurrent(
@@ -27,7 +34,8 @@ def recurrent(
     """Run one recurrent layer, in one or both directions, over all steps of a batch of sequences.
 
     The operator under ``fusednn.RNN``, ``LSTM`` and ``GRU``. Differentiable to any order; second-order gradients
-    recompute the sequence in plain PyTorch. Under autocast all tensors are cast to autocast's dtype; sums are
+    recompute the sequence in plain PyTorch, and torch.func's transforms and forward-mode differentiation run there
+    altogether, whatever the strategy. Under autocast all tensors are cast to autocast's dtype; sums are
     accumulated in fp32 (fp64 for fp64), gates and the cell state within a call are computed in fp32.
 
     Args:
@@ -60,22 +68,42 @@ def recurrent(
         >>> y.shape, h_n.shape
         (torch.Size([10, 4]), torch.Size([1, 2, 4]))
     """
-    tensors = {"x": x, "h0": h0, "c0": c0, "w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh, "w_hr": w_hr}
+    tensors: tuple[Any, ...] = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
-        tensors = {k: t if t is None or t.dtype == torch.float64 else t.to(low) for k, t in tensors.items()}
-        x = x if x.dtype == torch.float64 else x.to(low)
-        tensors["x"] = x
-    chosen = plan(Request(cell, device, str(x.dtype).removeprefix("torch.")), strategy).strategy.name
-    _check(cell, tensors, batch_sizes)
+        tensors = tuple(t if t is None or t.dtype == torch.float64 else t.to(low) for t in tensors)
+    compiling = torch.compiler.is_compiling()
+    chosen = (_choose if compiling else _cached_choose)(cell, device, tensors[0].dtype, strategy)
+    if not compiling and _is_transformed():
+        chosen = "reference"
+    _check(cell, *tensors, batch_sizes=batch_sizes)
     run = {"reference": _reference, "loop": _loop}.get(chosen, _operator)
-    y, h_n, c_n = run(*tensors.values(), batch_sizes, cell, chosen)
+    y, h_n, c_n = run(*tensors, batch_sizes, cell, chosen)
     return y, h_n, c_n if c0 is not None else None
 
 
+def _choose(cell: str, device: str, dtype: torch.dtype, strategy: str) -> str:
+    return plan(Request(cell, device, str(dtype).removeprefix("torch.")), strategy).strategy.name
+
+
+_cached_choose = functools.cache(_choose)
+
+
+def _is_transformed() -> bool:
+    """Inside torch.func's transforms and forward-mode differentiation, which a compiled kernel cannot follow."""
+    return forward_ad._current_level >= 0 or _functorch.maybe_current_level() is not None
+
+
 def _operator(*args):
-    return torch.ops.fusednn.recurrent(*args)
+    if torch.compiler.is_compiling() or _differentiates(args):
+        return torch.ops.fusednn.recurrent(*args)
+    with torch._C._AutoDispatchBelowAutograd():  # nothing to record: a third of the time of one small step
+        return torch.ops.fusednn.recurrent(*args)
+
+
+def _differentiates(args) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
 
 
 def _reference(*args):
@@ -108,15 +136,13 @@ def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _):
     return torch.cat(outputs, dim=1), torch.cat(last_h), c_n
 
 
-def _check(cell: str, tensors: dict[str, Tensor | None], batch_sizes: Tensor | None) -> None:
+def _check(cell: str, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, *, batch_sizes: Tensor | None) -> None:
     """Raise unless dtypes, devices and shapes fit together."""
-    x, h0, w_ih, w_hh = (tensors[name] for name in ("x", "h0", "w_ih", "w_hh"))
-    assert x is not None and h0 is not None and w_ih is not None and w_hh is not None
-    for name, tensor in tensors.items():
-        if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
+    dtype, device = x.dtype, x.device
+    for name, tensor in zip(_NAMES, (h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr), strict=True):
+        if tensor is not None and (tensor.dtype != dtype or tensor.device != device):
             raise TypeError(
-                f"{name} must have the dtype and device of x ({x.dtype}, {x.device}),"
-                f" got {tensor.dtype}, {tensor.device}"
+                f"{name} must have the dtype and device of x ({dtype}, {device}), got {tensor.dtype}, {tensor.device}"
             )
     if x.dim() != 2 or h0.dim() != 3 or w_hh.dim() != 3:
         raise ValueError(
@@ -124,37 +150,36 @@ def _check(cell: str, tensors: dict[str, Tensor | None], batch_sizes: Tensor | N
             f" got {x.dim()}, {h0.dim()} and {w_hh.dim()} dimensions"
         )
     definition = CELLS[cell]
-    gates = len(definition.gates)
+    rows, inputs = x.shape
     directions, batch, width = h0.shape
-    units = w_hh.shape[1] // gates
-    if definition.has_cell_state != (tensors["c0"] is not None):
+    units = w_hh.shape[1] // len(definition.gates)
+    if definition.has_cell_state != (c0 is not None):
         raise ValueError(f"cell {cell} {'needs' if definition.has_cell_state else 'takes no'} c0")
-    if tensors["w_hr"] is not None and not definition.has_cell_state:
+    if w_hr is not None and not definition.has_cell_state:
         raise ValueError(f"cell {cell} takes no w_hr: projections exist for lstm")
     if directions not in (1, 2):
         raise ValueError(f"h0 must have 1 or 2 directions, got shape {list(h0.shape)}")
-    expected = {
-        "c0": (directions, batch, units),
-        "w_ih": (directions, gates * units, x.shape[1]),
-        "w_hh": (directions, gates * units, width),
-        "b_ih": (directions, gates * units),
-        "b_hh": (directions, gates * units),
-        "w_hr": (directions, width, units),
-    }
-    for name, shape in expected.items():
-        tensor = tensors[name]
-        if tensor is not None and tuple(tensor.shape) != shape:
+    lines = units * len(definition.gates)  # a number of lines that G does not divide fits no tensor
+    for name, tensor, shape in (
+        ("c0", c0, (directions, batch, units)),
+        ("w_ih", w_ih, (directions, lines, inputs)),
+        ("w_hh", w_hh, (directions, lines, width)),
+        ("b_ih", b_ih, (directions, lines)),
+        ("b_hh", b_hh, (directions, lines)),
+        ("w_hr", w_hr, (directions, width, units)),
+    ):
+        if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} must have shape {list(shape)} for cell {cell}, got {list(tensor.shape)}")
-    if tensors["w_hr"] is None and width != units:
+    if w_hr is None and width != units:
         raise ValueError(f"h0 must have {units} units without w_hr, got {width}")
-    if batch_sizes is None and batch and x.shape[0] % batch:
-        raise ValueError(f"x must have a multiple of B = {batch} rows, got {x.shape[0]}")
+    if batch_sizes is None and batch and rows % batch:
+        raise ValueError(f"x must have a multiple of B = {batch} rows, got {rows}")
     if batch_sizes is not None and (batch_sizes.device.type != "cpu" or batch_sizes.dtype != torch.int64):
         raise TypeError(f"batch_sizes must be int64 on the CPU, got {batch_sizes.dtype} on {batch_sizes.device}")
     if batch_sizes is not None and not torch.compiler.is_compiling():
         sizes = batch_sizes.tolist()
-        if sum(sizes) != x.shape[0] or sizes != sorted(sizes, reverse=True) or max(sizes, default=0) > batch:
+        if sum(sizes) != rows or sizes != sorted(sizes, reverse=True) or max(sizes, default=0) > batch:
             raise ValueError(
-                f"batch_sizes must not increase, start with at most B = {batch} and add up to {x.shape[0]} rows,"
+                f"batch_sizes must not increase, start with at most B = {batch} and add up to {rows} rows,"
                 f" got {sizes if len(sizes) < 20 else f'{sizes[:20]}...'}"
             )

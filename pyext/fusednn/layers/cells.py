@@ -33,18 +33,18 @@ class RecurrentCell(nn.RNNCellBase):
         elif not batched:
             states = tuple(state.unsqueeze(0) for state in states)
         self._check(x, states)
-        biases = (None, None) if self.bias_ih is None else (self.bias_ih[None], self.bias_hh[None])
+        biases = (None, None) if self.bias_ih is None else (self.bias_ih.unsqueeze(0), self.bias_hh.unsqueeze(0))
         _, h, c = recurrent(
             self.cell,
             x,
-            states[0][None],
-            states[1][None] if count == 2 else None,
-            self.weight_ih[None],
-            self.weight_hh[None],
+            states[0].unsqueeze(0),
+            states[1].unsqueeze(0) if count == 2 else None,
+            self.weight_ih.unsqueeze(0),
+            self.weight_hh.unsqueeze(0),
             *biases,
             strategy=self.strategy,
         )
-        result = (h[0],) if c is None else (h[0], c[0])
+        result = (h.squeeze(0),) if c is None else (h.squeeze(0), c.squeeze(0))
         return result if batched else tuple(state.squeeze(0) for state in result)
 
     def _check(self, x: Tensor, states: tuple[Tensor, ...]) -> None:

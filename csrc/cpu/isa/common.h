@@ -1,4 +1,4 @@
-// Everything that the isa_*.cpp files share with other units: included before any target pragma (see isa.h).
+// Everything that the kernels share with other units: included before any target pragma (see all.h).
 #pragma once
 
 #include <cmath>

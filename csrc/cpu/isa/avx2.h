@@ -1,5 +1,5 @@
 // AVX2 with FMA.
-#include "cpu/isa_common.h"
+#include "cpu/isa/common.h"
 
 #if defined(__x86_64__)
 
@@ -13,20 +13,12 @@
 #define FUSEDNN_ISA avx2
 #define FUSEDNN_VECTOR_BYTES 32
 #define FUSEDNN_ACCUMULATORS 12
-#include "cpu/isa.h"
+#include "cpu/isa/all.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
-
-namespace fusednn::cpu {
-
-const Kernels* avx2_kernels() {
-  return &avx2::kKernels;
-}
-
-}  // namespace fusednn::cpu
 
 #endif

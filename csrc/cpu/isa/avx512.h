@@ -1,5 +1,5 @@
 // AVX-512 (F, BW, DQ, VL).
-#include "cpu/isa_common.h"
+#include "cpu/isa/common.h"
 
 #if defined(__x86_64__)
 
@@ -15,20 +15,12 @@
 #define FUSEDNN_ISA avx512
 #define FUSEDNN_VECTOR_BYTES 64
 #define FUSEDNN_ACCUMULATORS 24
-#include "cpu/isa.h"
+#include "cpu/isa/all.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
-
-namespace fusednn::cpu {
-
-const Kernels* avx512_kernels() {
-  return &avx512::kKernels;
-}
-
-}  // namespace fusednn::cpu
 
 #endif

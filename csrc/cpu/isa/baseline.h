@@ -1,5 +1,5 @@
 // What every machine of the build's architecture has: SSE2 on x86-64, NEON on arm64.
-#include "cpu/isa_common.h"
+#include "cpu/isa/common.h"
 
 #define FUSEDNN_ISA baseline
 #define FUSEDNN_VECTOR_BYTES 16
@@ -8,12 +8,4 @@
 #else
 #define FUSEDNN_ACCUMULATORS 12
 #endif
-#include "cpu/isa.h"
-
-namespace fusednn::cpu {
-
-const Kernels* baseline_kernels() {
-  return &baseline::kKernels;
-}
-
-}  // namespace fusednn::cpu
+#include "cpu/isa/all.h"

@@ -1,0 +1,3 @@
+#define FUSEDNN_TYPE float
+#define FUSEDNN_TABLE avx2_float32
+#include "cpu/isa/avx2.h"
