@@ -64,10 +64,10 @@ def stack_cases(
     return made[0], made[1]
 
 
-@tiers(T={"standard": (50, 200), "full": (10, 50, 100, 200, 500, 1000)})
+@tiers(T={"standard": (25, 100), "full": (10, 25, 50, 100, 200, 500, 1000)})
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("mode", ("inference", "training"))
-@cost(9.0)
+@cost(5.0)
 def test_posed(measure: Measure, device: torch.device, mode: str, impl: str, T: int) -> None:
     measure.benchmark.group = f"duel posed {mode}"
     B = 32 if measure.tier.name == "full" else 4

@@ -34,7 +34,7 @@ def test_seed_model(measure: Measure, device: torch.device, impl: str, model: st
 
 @tiers(impl={"smoke": (layers.OURS,), "standard": (layers.OURS,), "full": IMPLS})
 @pytest.mark.parametrize("kind", KINDS)
-@cost(22.0)
+@cost(12.0)
 def test_byte_lm(measure: Measure, device: torch.device, kind: str, impl: str) -> None:
     """Trained on the standard library's source files; must end one bit a byte below the unigram entropy."""
     measure.benchmark.group = "models byte lm"

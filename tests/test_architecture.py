@@ -20,7 +20,7 @@ PACKAGE = ROOT / "pyext/fusednn"
 LEVELS = [
     {"native"},
     {"reference", "triton_kernels"},
-    {"plan", "operators"},
+    {"occupancy", "plan", "operators"},
     {"functional"},
     {"layers"},
     {"conversion", "explanation", "environment"},

@@ -1,0 +1,121 @@
+"""How many blocks of a kernel fit on one multiprocessor of a GPU, and what stops one more.
+
+The rules are those of NVIDIA's occupancy calculator (``cuda_occupancy.h``, CUDA 13), written out for the compute
+capabilities that fusednn's kernels are compiled for; a test compares them with that header. Nothing here needs a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WARP = 32  # threads
+SCHEDULERS = 4  # a multiprocessor's, each with a quarter of the registers
+REGISTERS = 64 * 1024  # a multiprocessor's, and the most a block may hold
+REGISTER_GRAIN = 256  # registers, given to one warp at a time
+SHARED_GRAIN = 128  # bytes
+SHARED_RESERVED = 1024  # bytes of each block that the system keeps
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Limits of one multiprocessor.
+
+    Attributes:
+        warps: resident at once.
+        blocks: resident at once.
+        shared: bytes of shared memory for all blocks.
+        shared_block: bytes that one block may ask for.
+    """
+
+    warps: int
+    blocks: int
+    shared: int
+    shared_block: int
+
+
+CAPABILITIES = {
+    "8.0": Capability(64, 32, 164 * 1024, 163 * 1024),
+    "8.6": Capability(48, 16, 100 * 1024, 99 * 1024),
+    "8.9": Capability(48, 24, 100 * 1024, 99 * 1024),
+    "9.0": Capability(64, 32, 228 * 1024, 227 * 1024),
+    "10.0": Capability(64, 32, 228 * 1024, 227 * 1024),
+    "12.0": Capability(48, 24, 100 * 1024, 99 * 1024),
+}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU by name: its compute capability, its multiprocessors, and the architecture whose machine code it runs."""
+
+    name: str
+    capability: str
+    multiprocessors: int
+    architecture: str
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("A100", "8.0", 108, "sm_80"),
+        Gpu("A10", "8.6", 72, "sm_80"),
+        Gpu("L40S", "8.9", 142, "sm_80"),
+        Gpu("H100", "9.0", 132, "sm_90a"),
+        Gpu("H200", "9.0", 132, "sm_90a"),
+        Gpu("B200", "10.0", 148, "sm_100"),
+        Gpu("RTX 5090", "12.0", 170, "sm_120"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """Blocks and warps resident on one multiprocessor, the share of the warps it could hold, and the limiter."""
+
+    blocks: int
+    warps: int
+    share: float
+    limiter: str
+
+
+def _up(value: int, grain: int) -> int:
+    return -(-value // grain) * grain
+
+
+def occupancy(gpu: Gpu, threads: int, registers: int, shared: int) -> Occupancy:
+    """Theoretical occupancy of a kernel.
+
+    Args:
+        gpu: one of ``GPUS``.
+        threads: of a block.
+        registers: of a thread.
+        shared: bytes of a block, static and dynamic.
+
+    Returns:
+        What is resident on one multiprocessor if the grid is large enough. The limiter is the first of blocks, warps,
+        registers and shared memory that allows no further block; 0 blocks mean that the kernel cannot be launched.
+
+    Raises:
+        ValueError: a block without threads or of more than 1,024, or negative resources.
+    """
+    if not 1 <= threads <= 1024 or registers < 0 or shared < 0:
+        raise ValueError(
+            "expected 1 to 1024 threads and resources of at least 0,"
+            f" got {threads} threads, {registers} registers, {shared} bytes"
+        )
+    limits = CAPABILITIES[gpu.capability]
+    warps = _up(threads, WARP) // WARP
+    of_warp = _up(registers * WARP, REGISTER_GRAIN)
+    of_block = of_warp * _up(warps, SCHEDULERS)
+    by_registers = limits.blocks
+    if of_warp:
+        by_registers = REGISTERS // SCHEDULERS // of_warp * SCHEDULERS // warps if of_block <= REGISTERS else 0
+    by_shared = limits.shared // _up(shared + SHARED_RESERVED, SHARED_GRAIN) if shared <= limits.shared_block else 0
+    allowed = {
+        "blocks": limits.blocks,
+        "warps": limits.warps // warps,
+        "registers": by_registers,
+        "shared memory": by_shared,
+    }
+    limiter = min(allowed, key=lambda name: allowed[name])
+    blocks = allowed[limiter]
+    return Occupancy(blocks, blocks * warps, blocks * warps / limits.warps, limiter)

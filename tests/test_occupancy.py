@@ -1,0 +1,110 @@
+"""The occupancy calculator agrees with NVIDIA's own header, compiled here."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fusednn.occupancy import CAPABILITIES, GPUS, REGISTERS, SHARED_RESERVED, WARP, occupancy
+
+SOURCE = r"""
+#include <cstddef>
+#include <cstdio>
+#include <cuda_occupancy.h>
+
+int main() {
+  int major, minor, warps, shared, shared_block, threads, registers, bytes;
+  while (std::scanf("%d%d%d%d%d%d%d%d", &major, &minor, &warps, &shared, &shared_block, &threads, &registers, &bytes) ==
+         8) {
+    cudaOccDeviceProp device;
+    device.computeMajor = major, device.computeMinor = minor;
+    device.maxThreadsPerBlock = 1024, device.maxThreadsPerMultiprocessor = warps * 32;
+    device.regsPerBlock = device.regsPerMultiprocessor = 65536;
+    device.warpSize = 32;
+    device.sharedMemPerBlock = 48 * 1024, device.sharedMemPerMultiprocessor = shared;
+    device.numSms = 100;
+    device.sharedMemPerBlockOptin = shared_block, device.reservedSharedMemPerBlock = 1024;
+    cudaOccFuncAttributes kernel;
+    kernel.maxThreadsPerBlock = 1024, kernel.numRegs = registers;
+    kernel.sharedSizeBytes = 0;
+    kernel.partitionedGCConfig = PARTITIONED_GC_OFF;
+    kernel.shmemLimitConfig = FUNC_SHMEM_LIMIT_OPTIN;
+    kernel.maxDynamicSharedSizeBytes = shared_block;
+    kernel.numBlockBarriers = 1;
+    cudaOccDeviceState state;
+    cudaOccResult result;
+    const cudaOccError error =
+        cudaOccMaxActiveBlocksPerMultiprocessor(&result, &device, &kernel, &state, threads, bytes);
+    std::printf("%d\n", error == CUDA_OCC_SUCCESS ? result.activeBlocksPerMultiprocessor : -1);
+  }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def nvidias(tmp_path_factory):
+    """Blocks a multiprocessor by NVIDIA's header, for lines of numbers."""
+    found = importlib.util.find_spec("triton")
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if found is None or found.origin is None or compiler is None:
+        pytest.skip("needs a C++ compiler and Triton's wheel, which carries cuda_occupancy.h")
+    include = Path(found.origin).parent / "backends/nvidia/include"
+    folder = tmp_path_factory.mktemp("occupancy")
+    (folder / "main.cpp").write_text(SOURCE)
+    subprocess.run([compiler, "-w", "-I", include, folder / "main.cpp", "-o", folder / "main"], check=True)
+
+    def ask(lines: list[str]) -> list[int]:
+        done = subprocess.run([folder / "main"], input="\n".join(lines), capture_output=True, text=True, check=True)
+        return [int(line) for line in done.stdout.split()]
+
+    return ask
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=lambda gpu: gpu.name)
+def test_blocks_agree_with_nvidias_calculator(nvidias, gpu):
+    limits = CAPABILITIES[gpu.capability]
+    draw = random.Random(0)
+    kernels = [
+        (draw.randint(1, 1024), draw.randint(1, 255), draw.choice([0, draw.randint(0, limits.shared_block)]))
+        for _ in range(3000)
+    ]
+    kernels += [(threads, registers, 0) for threads in (32, 256, 1024) for registers in range(1, 256)]
+    major, minor = gpu.capability.split(".")
+    device = f"{major} {minor} {limits.warps} {limits.shared} {limits.shared_block}"
+    expected = nvidias([f"{device} {threads} {registers} {shared}" for threads, registers, shared in kernels])
+    assert [occupancy(gpu, *kernel).blocks for kernel in kernels] == expected
+
+
+@pytest.mark.parametrize(
+    "kernel, limiter",
+    [((32, 16, 0), "blocks"), ((1024, 16, 0), "warps"), ((256, 255, 0), "registers"), ((64, 16, 90_000), "shared memory")],
+)
+def test_the_limiter_is_the_resource_that_allows_no_further_block(kernel, limiter):
+    gpu = GPUS["H200"]
+    found = occupancy(gpu, *kernel)
+    assert found.limiter == limiter and found.blocks > 0
+    threads, registers, shared = kernel
+    used = {
+        "blocks": found.blocks / CAPABILITIES["9.0"].blocks,
+        "warps": found.warps / CAPABILITIES["9.0"].warps,
+        "registers": found.blocks * threads * registers / REGISTERS,
+        "shared memory": found.blocks * (shared + SHARED_RESERVED) / CAPABILITIES["9.0"].shared,
+    }
+    assert max(used.values()) <= 1 and used[limiter] * (1 + 1 / found.blocks) > 1
+    assert found.warps == found.blocks * threads // WARP
+
+
+def test_a_kernel_that_does_not_fit_has_no_blocks():
+    assert occupancy(GPUS["A10"], 256, 32, 150_000).blocks == 0
+    assert occupancy(GPUS["H200"], 1024, 128, 0).limiter == "registers"
+
+
+@pytest.mark.parametrize("kernel", [(0, 32, 0), (1025, 32, 0), (32, -1, 0), (32, 32, -1)])
+def test_impossible_kernels_are_refused(kernel):
+    with pytest.raises(ValueError, match="expected 1 to 1024 threads"):
+        occupancy(GPUS["H200"], *kernel)

@@ -1,0 +1,155 @@
+"""What the compiler made of every CUDA kernel, on every architecture: the table that occupancy and the tests read.
+
+``python tools/machine_code.py`` compiles ``csrc/cuda`` for each architecture and compares registers, shared memory,
+spills and tensor-core instructions with ``pyext/fusednn/machine_code.json``; ``--write`` brings the table up to date.
+Needs nvcc, and cuobjdump from the toolkit or from Triton's wheel; no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import concurrent.futures
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "pyext/fusednn/machine_code.json"
+ARCHITECTURES = ("sm_80", "sm_90a", "sm_100", "sm_120")
+FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Icsrc")
+
+_ENTRY = re.compile(r"Compiling entry function '(\S+)'")
+_SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
+_FUNCTION = re.compile(r"^\s*Function : (\S+)", re.MULTILINE)
+_MMA = re.compile(r"\b((?:[A-Z]*MMA)(?:\.[0-9A-Z]+)*)\b")
+
+
+def find(program: str) -> str | None:
+    """A tool of the toolkit: on PATH, in CUDA_HOME, or in Triton's wheel."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    triton = importlib.util.find_spec("triton")
+    folders = [str(Path(home) / "bin")]
+    if triton is not None and triton.origin is not None:
+        folders.append(str(Path(triton.origin).parent / "backends/nvidia/bin"))
+    return shutil.which(program) or shutil.which(program, path=os.pathsep.join(folders))
+
+
+def readable(mangled: list[str]) -> dict[str, str]:
+    """``step_forward<Lstm, float>`` for each mangled name."""
+    shown = subprocess.run(["c++filt", *mangled], capture_output=True, text=True, check=True).stdout.splitlines()
+    short = {}
+    for name, text in zip(mangled, shown, strict=True):
+        text = re.sub(r"\b(?:fusednn|cuda|cells|\(anonymous namespace\))::", "", text)
+        depth, end = 0, len(text)
+        for i, letter in enumerate(text):  # the parameter list starts at the first parenthesis outside <>
+            depth += (letter == "<") - (letter == ">")
+            if letter == "(" and depth == 0:
+                end = i
+                break
+        short[name] = text[:end].removeprefix("void ")
+    return short
+
+
+def compile_one(source: Path, architecture: str, folder: Path) -> dict[str, dict]:
+    """Facts of each kernel of one file on one architecture, by mangled name."""
+    nvcc, cuobjdump = find("nvcc"), find("cuobjdump")
+    assert nvcc is not None and cuobjdump is not None
+    cubin = folder / f"{source.stem}.{architecture}.cubin"
+    command = [nvcc, *FLAGS, f"-arch={architecture}", "-cubin", "-Xptxas", "-v", str(source), "-o", str(cubin)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stderr}")
+    facts: dict[str, dict] = {}
+    for part in re.split(r"(?=ptxas info\s*: Compiling entry)", done.stderr):
+        entry, spill, used = _ENTRY.search(part), _SPILL.search(part), _USED.search(part)
+        if entry and spill and used:
+            facts[entry[1]] = {
+                "registers": int(used[1]),
+                "shared": int(used[2] or 0),
+                "stack": int(spill[1]),
+                "spills": int(spill[2]) + int(spill[3]),
+            }
+    listing = subprocess.run([cuobjdump, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
+    pieces = _FUNCTION.split(listing)[1:]
+    for name, code in zip(pieces[::2], pieces[1::2], strict=True):
+        facts[name]["mma"] = dict(sorted(collections.Counter(_MMA.findall(code)).items()))
+    return facts
+
+
+def measure() -> dict:
+    """The table of this toolkit."""
+    sources = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
+    nvcc = find("nvcc")
+    assert nvcc is not None
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    kernels: dict[str, dict] = {}
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {
+            (source, architecture): pool.submit(compile_one, source, architecture, Path(folder))
+            for source in sources
+            for architecture in ARCHITECTURES
+        }
+        for (_, architecture), job in jobs.items():
+            facts = job.result()
+            names = readable(list(facts)) if facts else {}
+            for mangled, fact in facts.items():
+                kernels.setdefault(names[mangled], {})[architecture] = fact
+    release = re.search(r"release (\S+),", version)
+    return {"nvcc": release[1] if release else version, "kernels": dict(sorted(kernels.items()))}
+
+
+def differences(kept: dict, found: dict) -> list[str]:
+    """What the table says otherwise; registers and shared memory only where the compiler is the table's."""
+    lines = [f"{name}: not in the table" for name in found["kernels"].keys() - kept["kernels"].keys()]
+    lines += [f"{name}: in the table, not in the code" for name in kept["kernels"].keys() - found["kernels"].keys()]
+    same = kept["nvcc"] == found["nvcc"]
+    for name in found["kernels"].keys() & kept["kernels"].keys():
+        for architecture, fact in found["kernels"][name].items():
+            old = kept["kernels"][name].get(architecture)
+            if same and fact != old:
+                lines.append(f"{name} on {architecture}: {old} in the table, {fact} in the code")
+    return sorted(lines)
+
+
+def faults(table: dict) -> list[str]:
+    """Kernels that break a rule: no spills, tensor cores where the number form has them."""
+    lines = []
+    for name, by_architecture in table["kernels"].items():
+        wants_mma = name.startswith("step_") and any(form in name for form in ("BFloat16", "Float16", "TF32"))
+        for architecture, fact in by_architecture.items():
+            if fact["spills"]:
+                lines.append(f"{name} on {architecture}: {fact['spills']} bytes of spills")
+            if bool(fact["mma"]) != wants_mma:
+                lines.append(f"{name} on {architecture}: tensor-core instructions {fact['mma'] or 'missing'}")
+    return lines
+
+
+def main() -> None:
+    """Compare, or write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="bring the table up to date")
+    options = parser.parse_args()
+    missing = [program for program in ("nvcc", "cuobjdump", "c++filt") if find(program) is None]
+    if missing:
+        sys.exit(f"machine code not checked: {', '.join(missing)} not found")
+    found = measure()
+    if options.write:
+        TABLE.write_text(json.dumps(found, indent=1) + "\n")
+    kept = json.loads(TABLE.read_text())
+    wrong = differences(kept, found) + faults(found)
+    count = sum(map(len, found["kernels"].values()))
+    print(f"machine code: {len(found['kernels'])} kernels, {count} compilations, nvcc {found['nvcc']}")
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()
