@@ -20,7 +20,7 @@ from bench.train import BATCH, LENGTH, train
 
 
 @tiers(
-    T={"standard": (10, 50, 100, 200), "full": (10, 50, 100, 200, 500, 1000)},
+    T={"standard": (10, 50, 200), "full": (10, 50, 100, 200, 500, 1000)},
     model={"standard": ("LSTM", "transformer"), "full": ("LSTM", "transformer")},
 )
 @pytest.mark.parametrize("impl", IMPLS)

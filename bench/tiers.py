@@ -21,14 +21,14 @@ class Tier:
     seeds: int  # repetitions of the gradient measurements
     lm_steps: int  # training steps of a byte model
     window: float = WINDOW  # seconds of rounds that are judged together
-    patience: float = 40.0  # seconds a whole run spends on repeating rejected rounds before it takes what it gets
+    patience: float = 20.0  # seconds a whole run spends on repeating rejected rounds before it takes what it gets
 
     def as_dict(self) -> dict[str, Any]:
         return dict(self.__dict__)
 
 
 SMOKE = Tier("smoke", rounds=3, seconds=0.0, limit=0.2, seeds=3, lm_steps=10, window=0.05, patience=5.0)
-STANDARD = Tier("standard", rounds=7, seconds=0.25, limit=3.0, seeds=20, lm_steps=300)
+STANDARD = Tier("standard", rounds=7, seconds=0.25, limit=2.0, seeds=20, lm_steps=250)
 FULL = Tier("full", rounds=15, seconds=1.0, limit=30.0, seeds=20, lm_steps=1000, patience=600.0)
 TIERS = {tier.name: tier for tier in (SMOKE, STANDARD, FULL)}
 

@@ -82,7 +82,12 @@ def test_blocks_agree_with_nvidias_calculator(nvidias, gpu):
 
 @pytest.mark.parametrize(
     "kernel, limiter",
-    [((32, 16, 0), "blocks"), ((1024, 16, 0), "warps"), ((256, 255, 0), "registers"), ((64, 16, 90_000), "shared memory")],
+    [
+        ((32, 16, 0), "blocks"),
+        ((1024, 16, 0), "warps"),
+        ((256, 255, 0), "registers"),
+        ((64, 16, 90_000), "shared memory"),
+    ],
 )
 def test_the_limiter_is_the_resource_that_allows_no_further_block(kernel, limiter):
     gpu = GPUS["H200"]
