@@ -70,7 +70,7 @@ def stack_cases(
 @cost(5.0)
 def test_posed(measure: Measure, device: torch.device, mode: str, impl: str, T: int) -> None:
     measure.benchmark.group = f"duel posed {mode}"
-    B = 32 if measure.tier.name == "full" else 4
+    B = 32 if measure.tier.name == "full" else 2
     measure.pair(*seed_cases(impl, B, T, mode, device), basis="posed")
 
 
@@ -84,7 +84,7 @@ def test_posed(measure: Measure, device: torch.device, mode: str, impl: str, T: 
 @cost(2.0)
 def test_stacks(measure: Measure, device: torch.device, basis: str, mode: str, impl: str, cell: str, T: int) -> None:
     measure.benchmark.group = f"duel {basis} {mode}"
-    B, d = (2, 32) if measure.tier.name == "smoke" else (4, 256)
+    B, d = (2, 32) if measure.tier.name == "smoke" else (2, 256)
     measure.pair(*stack_cases(impl, cell, basis, B, T, d, mode, device), basis=basis)
 
 
@@ -118,4 +118,4 @@ def test_lstm_over_gru(measure: Measure, device: torch.device, H: int, mode: str
 def test_long_training(measure: Measure, device: torch.device, impl: str, T: int) -> None:
     """Training at T = 512 at equal parameters, which the seeds put at 3.4 to 1."""
     measure.benchmark.group = "duel parameters training"
-    measure.pair(*stack_cases(impl, "LSTM", "parameters", 4, T, 256, "training", device), basis="parameters")
+    measure.pair(*stack_cases(impl, "LSTM", "parameters", 2, T, 256, "training", device), basis="parameters")

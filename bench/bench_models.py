@@ -27,7 +27,7 @@ from bench.train import BATCH, LENGTH, train
 @cost(3.0)
 def test_seed_model(measure: Measure, device: torch.device, impl: str, model: str, T: int) -> None:
     measure.benchmark.group = f"models seed {model}"
-    B = 32 if measure.tier.name == "full" else 4
+    B = 32 if measure.tier.name == "full" else 2
     lstm, transformer = seed_cases(impl, B, T, "inference", device)
     measure(lstm if model == "LSTM" else transformer)
 

@@ -93,7 +93,7 @@ def duel(test: str, basis: str, mode: str, impl: str) -> Getter:
 def long_training(impl: str) -> Getter:
     def figure(cells: Cells) -> Figure:
         got = cells.ratio("bench_duel.py::test_long_training", impl=impl)
-        return Figure(got, "LSTM / transformer", "paired, forward and backward, fp32, B = 4, T = 512, d = 256")
+        return Figure(got, "LSTM / transformer", "paired, forward and backward, fp32, B = 2, T = 512, d = 256")
 
     return figure
 
