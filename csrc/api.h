@@ -1,12 +1,15 @@
 // The C++ API of the kernels, free of torch. A provider (cpu, cuda, emulated) is a table of functions over these
 // structs.
 //
+// Providers: cpu (linked in), cuda and emulated (csrc/cuda, libraries of their own).
+//
 // Letters: B batch, T time, H hidden size, P size of h (H, or the projection's size), D directions (the second runs
 // in reverse time), N rows in all: T * B padded and time-major, or the sum of batch_sizes. G gates and S saved values
 // are the cell's. Every tensor is contiguous, in the dtype of the call; nothing may alias; every pointer is borrowed
 // for the call. The provider writes each element of each output.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace fusednn {
@@ -30,7 +33,12 @@ struct RecurrentShape {
   int64_t batch, steps, rows, hidden, proj, directions;  // B, T, N, H, P, D
   const int64_t* batch_sizes;                            // [T] on the host, non-increasing; null: padded
   int threads;                                           // at most this many (cpu)
-  void (*gemm)(const Gemm&);  // a library GEMM for single steps; null: the provider does without
+  void (*gemm)(const Gemm&);  // a library GEMM; null: the provider does without (cpu), or cannot serve `gemm`
+  // For providers of CUDA kernels; the cpu provider has one strategy and needs none of these.
+  const char* strategy;  // "gemm" or "step"
+  bool allow_tf32;       // fp32 products may round their factors to TF32
+  void* stream;          // a cudaStream_t; all work is ordered by it, and nothing waits for it
+  void* workspace;       // device memory of the size that the provider asked for, 256-byte aligned
 };
 
 struct RecurrentForward {
@@ -70,9 +78,16 @@ struct Provider {
   const char* name;
   const char* (*forward)(const RecurrentForward&);
   const char* (*backward)(const RecurrentBackward&);
+  // Bytes of workspace that the call needs, from its sizes and from which pointers are null; null: none, ever.
+  size_t (*forward_workspace)(const RecurrentForward&);
+  size_t (*backward_workspace)(const RecurrentBackward&);
 };
 
 const Provider& cpu_provider();
+
+// What libfusednn_cuda.so and libfusednn_emulated.so export.
+using ProviderEntry = const Provider* (*)();
+inline constexpr const char* kProviderEntry = "fusednn_provider";
 
 // What the registry knows of a cell.
 struct CellInfo {

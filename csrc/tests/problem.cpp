@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <random>
 
 #include "tests/check.h"
+
+extern "C" const fusednn::Provider* fusednn_provider();  // of the emulated kernels
 
 namespace fusednn::testing {
 namespace {
@@ -113,18 +116,37 @@ void plain_gemm(const Gemm& g) {
   }
 }
 
+bool tf32 = false;
+
 RecurrentShape shape_of(const Problem& p, const CellInfo& cell, Dtype dtype, int threads) {
-  return {cell.name,
-          dtype,
-          p.batch,
-          p.steps,
-          p.rows(),
-          p.hidden,
-          p.proj,
-          p.directions,
-          p.batch_sizes.empty() ? nullptr : p.batch_sizes.data(),
-          threads,
-          p.library_gemm ? plain_gemm : nullptr};
+  const bool library_gemm = p.library_gemm || emulated_strategy() != nullptr;
+  RecurrentShape s{};
+  s.cell = cell.name, s.dtype = dtype;
+  s.batch = p.batch, s.steps = p.steps, s.rows = p.rows();
+  s.hidden = p.hidden, s.proj = p.proj, s.directions = p.directions;
+  s.batch_sizes = p.batch_sizes.empty() ? nullptr : p.batch_sizes.data();
+  s.threads = threads;
+  s.gemm = library_gemm ? plain_gemm : nullptr;
+  s.strategy = emulated_strategy();
+  s.allow_tf32 = tf32;
+  return s;
+}
+
+// The workspace that a call asks for, full of NaN, between guards.
+template <class Args>
+void call(const char* (*run)(const Args&), size_t (*bytes)(const Args&), Args& args) {
+  constexpr size_t kAlign = 256;
+  std::vector<char> memory(bytes == nullptr ? 0 : bytes(args) + 3 * kAlign, '\xff');
+  char* start = memory.data() + kAlign;
+  start += kAlign - reinterpret_cast<uintptr_t>(start) % kAlign;
+  args.shape.workspace = memory.empty() ? nullptr : start;
+  const char* error = run(args);
+  CHECK(error == nullptr, error);
+  const auto intact = [](char c) { return c == '\xff'; };
+  if (!memory.empty()) {
+    CHECK(std::all_of(memory.data(), start, intact), "written before the workspace");
+    CHECK(std::all_of(start + bytes(args), memory.data() + memory.size(), intact), "written behind the workspace");
+  }
 }
 
 double identity(double x) {
@@ -142,6 +164,19 @@ Rounding rounding_of(Dtype dtype) {
 }
 
 }  // namespace
+
+const char* emulated_strategy() {
+  static const char* name = std::getenv("FUSEDNN_TEST_STRATEGY");
+  return name;
+}
+
+const Provider& provider() {
+  return emulated_strategy() == nullptr ? cpu_provider() : *fusednn_provider();
+}
+
+void allow_tf32(bool allow) {
+  tf32 = allow;
+}
 
 double round_to(Dtype dtype, double x) {
   if (dtype == Dtype::kFloat64 || !std::isfinite(x) || x == 0) return x;
@@ -197,8 +232,7 @@ Outputs run_forward(const Problem& p, const CellInfo& cell, Dtype dtype, int thr
   if (p.projection) a.w_hr = w_hr.input();
   a.y = y.output(), a.h_n = h_n.output();
   if (save && cell.saved > 0) a.saved = saved.output();
-  const char* error = cpu_provider().forward(a);
-  CHECK(error == nullptr, error);
+  call(provider().forward, provider().forward_workspace, a);
   return {y.values(), h_n.values(), c_n.values(), saved.values()};
 }
 
@@ -219,8 +253,7 @@ Gradients run_backward(const Problem& p, const Outputs& f, const CellInfo& cell,
   if (p.projection) a.w_hr = w_hr.input(), a.d_proj = d_proj.output();
   a.d_gates = d_gates.output(), a.d_h0 = d_h0.output();
   if (cell.split) a.d_recurrent = d_recurrent.output();
-  const char* error = cpu_provider().backward(a);
-  CHECK(error == nullptr, error);
+  call(provider().backward, provider().backward_workspace, a);
   return {d_gates.values(), d_recurrent.values(), d_h0.values(), d_c0.values(), d_proj.values()};
 }
 

@@ -1,4 +1,5 @@
-// Random problems, and calls of the CPU provider on them in any dtype.
+// Random problems, and calls of a provider on them in any dtype: the CPU's, or with FUSEDNN_TEST_STRATEGY=gemm|step the
+// emulated CUDA kernels.
 #pragma once
 
 #include <sstream>
@@ -34,9 +35,16 @@ Gradients run_backward(const Problem& p, const Outputs& forward, const CellInfo&
 Outputs naive_forward(const Problem& p, const CellInfo& cell, Dtype dtype);
 Gradients naive_backward(const Problem& p, const CellInfo& cell, Dtype dtype);
 
-// Calls visit for each instruction set of this machine, with it chosen.
+// The strategy of the emulated kernels, or null: the CPU's.
+const char* emulated_strategy();
+const Provider& provider();
+// From here on fp32 products of emulated kernels may use TF32.
+void allow_tf32(bool allow);
+
+// Calls visit for each instruction set of this machine, with it chosen; for emulated kernels once.
 template <class Visit>
 void for_each_isa(Visit visit) {
+  if (emulated_strategy() != nullptr) return visit(emulated_strategy());
   for (int i = 0; i < isa_count(); ++i) {
     if (!isa_supported(i)) continue;
     set_isa(isa_name(i));

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "api.h"
-#include "cpu/elements.h"
+#include "elements.h"
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
 #include "cpu/team.h"

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace fusednn::cpu {
+namespace fusednn {
 
 struct BFloat16 {
   uint16_t bits;
@@ -24,4 +24,4 @@ struct Accumulator<double> {
 template <class T>
 using AccOf = typename Accumulator<T>::type;
 
-}  // namespace fusednn::cpu
+}  // namespace fusednn

@@ -1,0 +1,94 @@
+// The one way to launch a kernel, on a GPU or in the emulation.
+#pragma once
+
+#include <tuple>
+#include <utility>
+
+#include "cuda/primitives/device.h"
+
+namespace fusednn::cuda {
+
+struct LaunchShape {
+  unsigned grid[3] = {1, 1, 1};
+  unsigned threads = 32;
+  size_t shared_bytes = 0;   // dynamic
+  unsigned cluster = 1;      // blocks along x
+  bool cooperative = false;  // all blocks are resident together
+  // May begin while the launch in front still runs: the kernel then calls dependency_wait() before it reads what that
+  // one wrote. A plain launch on GPUs before sm_90.
+  bool programmatic = false;
+};
+
+#if defined(FUSEDNN_EMULATE)
+
+// Each returns null, or a message that lives until the thread's next call.
+template <class... Parameters, class... Arguments>
+const char* launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& s, void*,
+                   Arguments&&... arguments) {
+  std::tuple<Parameters...> kept{std::forward<Arguments>(arguments)...};
+  const emulation::Shape shape{
+      {s.grid[0], s.grid[1], s.grid[2]}, {s.threads, 1, 1}, s.cluster, s.shared_bytes, s.cooperative, s.programmatic};
+  return emulation::launch(name, shape, [kernel, kept] { std::apply(kernel, kept); });
+}
+
+// What was launched is visible to the host's own reads: nothing on a GPU, where the host reads through the stream.
+inline const char* settle() {
+  return emulation::synchronize();
+}
+
+#else
+
+inline bool programmatic_launch_exists() {
+  int device = 0, major = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return major >= 9;
+}
+
+inline const char* message_of(cudaError_t error) {
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+template <class... Parameters, class... Arguments>
+const char* launch(const char*, void (*kernel)(Parameters...), const LaunchShape& s, void* stream,
+                   Arguments&&... arguments) {
+  std::tuple<Parameters...> kept{std::forward<Arguments>(arguments)...};
+  void* pointers[sizeof...(Parameters)];
+  std::apply(
+      [&](auto&... each) {
+        int i = 0;
+        ((pointers[i++] = &each), ...);
+      },
+      kept);
+  const void* function = reinterpret_cast<const void*>(kernel);
+  cudaLaunchAttribute attributes[3];
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(s.grid[0], s.grid[1], s.grid[2]);
+  config.blockDim = dim3(s.threads);
+  config.dynamicSmemBytes = s.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = attributes;
+  const auto attribute = [&](cudaLaunchAttributeID id) -> cudaLaunchAttributeValue& {
+    attributes[config.numAttrs].id = id;
+    return attributes[config.numAttrs++].val;
+  };
+  if (s.cluster > 1) attribute(cudaLaunchAttributeClusterDimension).clusterDim = {s.cluster, 1, 1};
+  if (s.cooperative) attribute(cudaLaunchAttributeCooperative).cooperative = 1;
+  if (s.programmatic && programmatic_launch_exists()) {
+    attribute(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed = 1;
+  }
+  if (s.shared_bytes > 48 * 1024) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(s.shared_bytes));
+    if (error != cudaSuccess) return message_of(error);
+  }
+  return message_of(cudaLaunchKernelExC(&config, function, pointers));
+}
+
+inline const char* settle() {
+  return nullptr;
+}
+
+#endif
+
+}  // namespace fusednn::cuda

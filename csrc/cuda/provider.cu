@@ -1,0 +1,72 @@
+// The provider of the CUDA kernels: libfusednn_cuda.so with nvcc, libfusednn_emulated.so with FUSEDNN_EMULATE.
+#include <cstring>
+#include <exception>
+#include <string>
+
+#include "cuda/sequence.h"
+
+namespace fusednn {
+namespace {
+
+thread_local std::string message;
+
+// Null, or why the call is impossible.
+const char* refusal(const RecurrentShape& s, const void* w_hr) {
+  const auto refuse = [](const std::string& why) {
+    message = why;
+    return message.c_str();
+  };
+  const CellInfo* cell = find_cell(s.cell);
+  if (cell == nullptr) return refuse(std::string("unknown cell '") + s.cell + "'");
+  const bool gemm = std::strcmp(s.strategy, "gemm") == 0;
+  if (!gemm && std::strcmp(s.strategy, "step") != 0)
+    return refuse(std::string("no strategy '") + s.strategy + "' here");
+  if (gemm && s.gemm == nullptr) return refuse("strategy 'gemm' needs a library GEMM");
+  if (w_hr != nullptr && !cell->cell_state) return refuse(std::string("cell '") + s.cell + "' has no projection");
+  if (w_hr != nullptr && !gemm) return refuse("strategy 'step' has no projection; 'gemm' has");
+  if (w_hr == nullptr && s.proj != s.hidden) return refuse("without w_hr the size of h is the hidden size");
+  if (s.hidden < 1 || s.proj < 1) return refuse("the hidden size must be positive");
+  if (s.directions != 1 && s.directions != 2) return refuse("directions must be 1 or 2");
+  return nullptr;
+}
+
+template <class Args>
+const char* run(const Args& args, const char* (*kernels)(const Args&)) {
+  try {
+    if (const char* error = refusal(args.shape, args.w_hr)) return error;
+    const char* error = kernels(args);
+    if (error == nullptr) return nullptr;
+    message = error;
+    return message.c_str();
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+}
+
+const char* forward(const RecurrentForward& args) {
+  return run(args, cuda::run_forward);
+}
+const char* backward(const RecurrentBackward& args) {
+  return run(args, cuda::run_backward);
+}
+size_t forward_workspace(const RecurrentForward& args) {
+  return refusal(args.shape, args.w_hr) == nullptr ? cuda::forward_workspace(args) : 0;
+}
+size_t backward_workspace(const RecurrentBackward& args) {
+  return refusal(args.shape, args.w_hr) == nullptr ? cuda::backward_workspace(args) : 0;
+}
+
+}  // namespace
+}  // namespace fusednn
+
+extern "C" __attribute__((visibility("default"))) const fusednn::Provider* fusednn_provider() {
+#if defined(FUSEDNN_EMULATE)
+  static const fusednn::Provider provider{"emulated", fusednn::forward, fusednn::backward, fusednn::forward_workspace,
+                                          fusednn::backward_workspace};
+#else
+  static const fusednn::Provider provider{"cuda", fusednn::forward, fusednn::backward, fusednn::forward_workspace,
+                                          fusednn::backward_workspace};
+#endif
+  return &provider;
+}

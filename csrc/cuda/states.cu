@@ -1,0 +1,102 @@
+#include "cuda/states.h"
+
+#include "cuda/cell_step.h"
+#include "cuda/launch.h"
+#include "cuda/primitives/barrier.h"
+
+namespace fusednn::cuda {
+namespace {
+
+constexpr int kThreads = 256, kTile = 32;
+
+template <class A>
+__global__ void __launch_bounds__(kThreads) spread_kernel(const void* from, AnyStored<A> io, long n, Spread to) {
+  const long i = static_cast<long>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= n) return;
+  const A x = from == nullptr ? A(0) : io.load(from, i);
+  if (to.acc != nullptr) static_cast<A*>(to.acc)[i] = x;
+  for (void* same : to.same) {
+    if (same != nullptr) io.store(same, i, x);
+  }
+}
+
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(const A* acc, AnyStored<A> io, long n, const void* product, long passed, void* to) {
+  const long i = static_cast<long>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= n) return;
+  io.store(to, i, acc[i] + (product != nullptr && i < passed ? io.load(product, i) : A(0)));
+}
+
+template <class Bits>
+__global__ void __launch_bounds__(kThreads) transpose_kernel(const Bits* from, long m, long k, Bits* to) {
+  // A padded row, so that the reads down a column meet all banks.
+  Bits* tile = shared_memory<Bits>();
+  const long m0 = static_cast<long>(blockIdx.y) * kTile, k0 = static_cast<long>(blockIdx.x) * kTile;
+  const int x = static_cast<int>(threadIdx.x) % kTile, y0 = static_cast<int>(threadIdx.x) / kTile;
+  for (int y = y0; y < kTile; y += kThreads / kTile) {
+    if (m0 + y < m && k0 + x < k) tile[y * (kTile + 1) + x] = from[(m0 + y) * k + k0 + x];
+  }
+  block_sync();
+  for (int y = y0; y < kTile; y += kThreads / kTile) {
+    if (k0 + y < k && m0 + x < m) to[(k0 + y) * m + m0 + x] = tile[x * (kTile + 1) + y];
+  }
+}
+
+LaunchShape over(int64_t n) {
+  LaunchShape shape;
+  shape.grid[0] = static_cast<unsigned>((n + kThreads - 1) / kThreads);
+  shape.threads = kThreads;
+  return shape;
+}
+
+template <class A>
+const char* spread(const void* from, Dtype dtype, int64_t n, const Spread& to, void* stream) {
+  return launch("spread_state", spread_kernel<A>, over(n), stream, from, AnyStored<A>(dtype), static_cast<long>(n), to);
+}
+
+template <class A>
+const char* gather(const void* acc, Dtype dtype, int64_t n, const void* product, int64_t passed, void* to,
+                   void* stream) {
+  return launch("gather_state", gather_kernel<A>, over(n), stream, static_cast<const A*>(acc), AnyStored<A>(dtype),
+                static_cast<long>(n), product, static_cast<long>(passed), to);
+}
+
+template <class Bits>
+const char* transpose_bits(const void* from, int64_t m, int64_t k, void* to, void* stream) {
+  LaunchShape shape;
+  shape.grid[0] = static_cast<unsigned>((k + kTile - 1) / kTile);
+  shape.grid[1] = static_cast<unsigned>((m + kTile - 1) / kTile);
+  shape.threads = kThreads;
+  shape.shared_bytes = sizeof(Bits) * kTile * (kTile + 1);
+  return launch("transpose", transpose_kernel<Bits>, shape, stream, static_cast<const Bits*>(from),
+                static_cast<long>(m), static_cast<long>(k), static_cast<Bits*>(to));
+}
+
+}  // namespace
+
+const char* spread_state(const void* from, Dtype dtype, int64_t n, const Spread& to, void* stream) {
+  if (n == 0) return nullptr;
+  return dtype == Dtype::kFloat64 ? spread<double>(from, dtype, n, to, stream)
+                                  : spread<float>(from, dtype, n, to, stream);
+}
+
+const char* gather_state(const void* acc, Dtype dtype, int64_t n, const void* product, int64_t rows, int64_t width,
+                         void* to, void* stream) {
+  if (n == 0) return nullptr;
+  return dtype == Dtype::kFloat64 ? gather<double>(acc, dtype, n, product, rows * width, to, stream)
+                                  : gather<float>(acc, dtype, n, product, rows * width, to, stream);
+}
+
+const char* transpose(const void* from, Dtype dtype, int64_t m, int64_t k, void* to, void* stream) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return transpose_bits<u64>(from, m, k, to, stream);
+    case Dtype::kFloat32:
+      return transpose_bits<u32>(from, m, k, to, stream);
+    default:
+      return transpose_bits<u16>(from, m, k, to, stream);
+  }
+}
+
+}  // namespace fusednn::cuda

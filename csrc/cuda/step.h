@@ -1,0 +1,219 @@
+// The rung `step`: one launch a time step (two for a cell with two products), forward and backward, for one number
+// form.
+//
+// A block owns 16 hidden units with all their gates, and kRows rows of the batch. Its warps share k; their sums meet in
+// shared memory, in the order of the warps, and each thread then finishes one unit of one row. Under programmatic
+// dependent launch the first weights are loaded while the step in front still runs.
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/cell_step.h"
+#include "cuda/launch.h"
+#include "cuda/primitives/dependency.h"
+#include "cuda/primitives/warp.h"
+#include "cuda/product.h"
+
+namespace fusednn::cuda {
+
+constexpr int kUnits = 16, kColumns = 2, kRows = 8 * kColumns, kWarps = 8, kThreads = 32 * kWarps;
+
+template <class A>
+constexpr size_t step_shared_bytes(int tiles) {
+  return sizeof(A) * kWarps * static_cast<size_t>(tiles) * kColumns * 128;
+}
+
+// The sums of all warps, for one unit of one row: gather(unit, row, out[kTiles]).
+template <class Form, int kTiles>
+struct BlockProduct {
+  using A = typename Form::A;
+
+  template <class Ready>
+  FUSEDNN_DEVICE BlockProduct(const Weights<typename Form::T>& w, const States<typename Form::T>& h, Ready ready) {
+    const int lane = static_cast<int>(lane_of_warp()), warp = static_cast<int>(warp_of_block());
+    Product<Form, kTiles, kColumns> product;
+    product.run(w, h, warp, kWarps, lane, ready);
+    A* mine = shared_memory<A>() + warp * kTiles * kColumns * 128 + lane * 4;
+#pragma unroll
+    for (int q = 0; q < kTiles; ++q) {
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) mine[(q * kColumns + n) * 128 + i] = product.sum[q][n][i];
+      }
+    }
+    block_sync();
+  }
+
+  FUSEDNN_DEVICE void gather(int unit, int row, A* out) const {
+    const int at = row / 8 * 128 + (unit % 8 * 4 + row % 8 / 2) * 4 + unit / 8 * 2 + row % 2;
+    const A* sums = shared_memory<A>();
+    for (int q = 0; q < kTiles; ++q) {
+      A sum = 0;
+      for (int w = 0; w < kWarps; ++w) sum += sums[(w * kTiles + q) * kColumns * 128 + at];
+      out[q] = sum;
+    }
+  }
+};
+
+// One thread a unit and row of the block's tile.
+struct Place {
+  int unit, row;         // in the tile
+  int first_u, first_b;  // of the tile
+  FUSEDNN_DEVICE Place()
+      : unit(static_cast<int>(threadIdx.x) % kUnits),
+        row(static_cast<int>(threadIdx.x) / kUnits),
+        first_u(static_cast<int>(blockIdx.x) * kUnits),
+        first_b(static_cast<int>(blockIdx.y) * kRows) {
+    static_assert(kUnits * kRows == kThreads);
+  }
+  FUSEDNN_DEVICE int u() const { return first_u + unit; }
+  FUSEDNN_DEVICE int b() const { return first_b + row; }
+};
+
+template <class Cell, class Form, bool kLate>
+__global__ void __launch_bounds__(kThreads) step_forward(Sizes z, Both<ForwardStep> both) {
+  using T = typename Form::T;
+  using A = typename Form::A;
+  constexpr int kSecond = Cell::kSecondGates, kFirst = Cell::G - kSecond, kGates = kLate ? kSecond : kFirst;
+  dependency_launch();
+  const ForwardStep& s = both.step[blockIdx.z];
+  const Place at;
+  const bool busy = at.first_b < s.count;  // the same for the whole block
+  if (!busy) {
+    dependency_wait();
+    return;
+  }
+  const int k = kLate ? z.hidden : z.proj;
+  const T* w = static_cast<const T*>(s.w) + (kLate ? static_cast<long>(kFirst) * z.hidden * z.proj : 0);
+  const BlockProduct<Form, kGates> product({w, k, z.hidden, at.first_u, z.hidden},
+                                           {static_cast<const T*>(kLate ? s.middle : s.h), k, at.first_b, s.count},
+                                           [] { dependency_wait(); });
+  if (at.u() >= z.hidden || at.b() >= s.count) return;
+  A sums[kGates];
+  product.gather(at.unit, at.row, sums);
+  const Stored<T> io;
+  const ForwardCell<Cell, Stored<T>> cell{io, z, s};
+  if constexpr (kLate) {
+    cell.second(at.b(), at.u(), sums);
+  } else {
+    cell.first(at.b(), at.u(), sums);
+  }
+}
+
+template <class Cell, class Form, bool kLate>
+__global__ void __launch_bounds__(kThreads) step_backward(Sizes z, Both<BackwardStep> both) {
+  using T = typename Form::T;
+  using A = typename Form::A;
+  constexpr int kSecond = Cell::kSecondGates, kFirst = Cell::G - kSecond;
+  dependency_launch();
+  const BackwardStep& s = both.step[blockIdx.z];
+  const Place at;
+  const int rows = kLate ? s.count : s.before;  // whose gradients pass through the weights
+  const int reached = kLate ? s.count : rows_reached(s);
+  if (at.first_b >= reached) {
+    dependency_wait();
+    return;
+  }
+  const long row = static_cast<long>(z.directions) * Cell::G * z.hidden;
+  const int k = (kLate ? kSecond : kFirst) * z.hidden;
+  const T* own = static_cast<const T*>(Cell::kSplit ? s.d_recurrent : s.d_gates);
+  const T* d = kLate ? own + static_cast<long>(kFirst) * z.hidden : static_cast<const T*>(s.d_before);
+  const BlockProduct<Form, 1> product({static_cast<const T*>(kLate ? s.w_t_late : s.w_t), k, 0, at.first_u, z.hidden},
+                                      {d, row, at.first_b, rows}, [] { dependency_wait(); });
+  if (at.u() >= z.hidden || at.b() >= reached) return;
+  A sum;
+  product.gather(at.unit, at.row, &sum);
+  const Stored<T> io;
+  const BackwardCell<Cell, Stored<T>> cell{io, z, s};
+  if constexpr (kLate) {
+    cell.second(at.b(), at.u(), sum);
+  } else {
+    A dh;
+    if (cell.arrive(at.b(), at.u(), sum, dh)) cell.first(at.b(), at.u(), dh);
+  }
+}
+
+// ------- launches of one step, of a cell known by its type
+
+struct StepKernels {
+  const char* (*forward)(const RecurrentShape&, const Both<ForwardStep>&, bool programmatic);
+  const char* (*backward)(const RecurrentShape&, const Both<BackwardStep>&, bool programmatic);
+};
+
+inline LaunchShape step_shape(const RecurrentShape& s, int rows, size_t shared_bytes, bool programmatic) {
+  LaunchShape shape;
+  shape.grid[0] = static_cast<unsigned>((s.hidden + kUnits - 1) / kUnits);
+  shape.grid[1] = static_cast<unsigned>((rows + kRows - 1) / kRows);
+  shape.grid[2] = static_cast<unsigned>(s.directions);
+  shape.threads = kThreads;
+  shape.shared_bytes = shared_bytes;
+  shape.programmatic = programmatic;
+  return shape;
+}
+
+inline Sizes sizes_of(const RecurrentShape& s) {
+  return {static_cast<int>(s.hidden), static_cast<int>(s.proj), static_cast<int>(s.directions)};
+}
+
+template <class Cell, class Form>
+struct StepOf {
+  using A = typename Form::A;
+  static constexpr int kSecond = Cell::kSecondGates, kFirst = Cell::G - kSecond;
+
+  static const char* forward(const RecurrentShape& s, const Both<ForwardStep>& both, bool programmatic) {
+    int rows = 0;
+    for (int64_t d = 0; d < s.directions; ++d) rows = std::max(rows, both.step[d].count);
+    if (rows == 0) return nullptr;
+    const char* error =
+        launch("step_forward", step_forward<Cell, Form, false>,
+               step_shape(s, rows, step_shared_bytes<A>(kFirst), programmatic), s.stream, sizes_of(s), both);
+    if constexpr (kSecond > 0) {
+      if (error == nullptr) {
+        error = launch("step_forward_late", step_forward<Cell, Form, true>,
+                       step_shape(s, rows, step_shared_bytes<A>(kSecond), true), s.stream, sizes_of(s), both);
+      }
+    }
+    return error;
+  }
+
+  static const char* backward(const RecurrentShape& s, const Both<BackwardStep>& both, bool programmatic) {
+    int rows = 0, active = 0;
+    for (int64_t d = 0; d < s.directions; ++d) {
+      rows = std::max(rows, rows_reached(both.step[d]));
+      active = std::max(active, both.step[d].count);
+    }
+    if (rows == 0) return nullptr;
+    const char* error = launch("step_backward", step_backward<Cell, Form, false>,
+                               step_shape(s, rows, step_shared_bytes<A>(1), programmatic), s.stream, sizes_of(s), both);
+    if constexpr (kSecond > 0) {
+      if (error == nullptr && active > 0) {
+        error = launch("step_backward_late", step_backward<Cell, Form, true>,
+                       step_shape(s, active, step_shared_bytes<A>(1), true), s.stream, sizes_of(s), both);
+      }
+    }
+    return error;
+  }
+};
+
+// Null: no such cell.
+template <class Form>
+const StepKernels* step_kernels(const char* cell) {
+#define FUSEDNN_STEP(C)                                                                                  \
+  if (__builtin_strcmp(cell, cells::C::kName) == 0) {                                                    \
+    static const StepKernels kernels{StepOf<cells::C, Form>::forward, StepOf<cells::C, Form>::backward}; \
+    return &kernels;                                                                                     \
+  }
+  FUSEDNN_CELLS(FUSEDNN_STEP)
+#undef FUSEDNN_STEP
+  return nullptr;
+}
+
+// Each in its own file, so that they compile side by side.
+const StepKernels* step_float64(const char* cell);
+const StepKernels* step_float32(const char* cell);
+const StepKernels* step_tf32(const char* cell);
+const StepKernels* step_bfloat16(const char* cell);
+const StepKernels* step_float16(const char* cell);
+
+}  // namespace fusednn::cuda
