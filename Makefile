@@ -6,7 +6,7 @@ INSTALLED := $(ENV)/.fusednn-installed
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install build bench test test-full lint cpp wheel results clean
+.PHONY: help install build emulated bench test test-full lint cpp wheel results clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -25,13 +25,16 @@ install: $(INSTALLED) ## environment, torch, fusednn (editable) and what bench a
 build: install ## compile what changed in csrc
 	@$(PY) tools/build.py
 
+emulated: install ## the CUDA kernels as a library that runs on any machine (FUSEDNN_EMULATE=1)
+	@$(PY) tools/providers.py emulated
+
 bench: build ## the benchmark: report in build/report/index.html
 	$(PY) -m pytest bench
 
-test: build ## the tests
+test: build emulated ## the tests
 	$(PY) -m pytest tests -m "not slow"
 
-test-full: build ## all tests, and the built module under the oldest and the newest torch
+test-full: build emulated ## all tests, and the built module under the oldest and the newest torch
 	$(PY) -m pytest tests
 	$(PY) tools/torch_versions.py
 
@@ -52,4 +55,4 @@ results: bench ## keep this machine's results in bench/results, and bring README
 	$(PY) -m bench.publish
 
 clean: ## remove what was built
-	rm -rf build dist pyext/fusednn/_C*.so $(INSTALLED)
+	rm -rf build dist pyext/fusednn/*.so $(INSTALLED)

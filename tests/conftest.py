@@ -1,11 +1,21 @@
-"""Settings for all tests: a seed a test, two threads, and the cases that the registry of cells yields."""
+"""Settings for all tests: emulated CUDA kernels, a seed a test, two threads, and the cases that the registry yields."""
 
 from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
-from fusednn.reference.cells import CELLS
+# The CUDA kernels run on the host here, where `make emulated` has built them. Children of a test do not inherit it.
+if (Path(__file__).parent.parent / "pyext/fusednn/libfusednn_emulated.so").exists():
+    os.environ["FUSEDNN_EMULATE"] = "1"
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="FUSEDNN_EMULATE=1")
+    from fusednn.reference.cells import CELLS
+os.environ.pop("FUSEDNN_EMULATE", None)
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +35,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     own = [m for m in metafunc.definition.iter_markers("parametrize") if "cell" in m.args[0]]
     if "cell" in metafunc.fixturenames and not own:
         metafunc.parametrize("cell", sorted(CELLS))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked ``gpu`` need one."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU is visible to torch")

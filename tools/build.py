@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+
+import providers
 
 
 def stale(root: Path) -> bool:
@@ -14,9 +17,22 @@ def stale(root: Path) -> bool:
     return any(p.stat().st_mtime > built for p in sources)
 
 
+def torch_has_cuda() -> bool:
+    """Whether this environment's torch was built for CUDA; decided without importing it."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return False
+    return (Path(found.origin).parent / "lib/libtorch_cuda.so").exists()
+
+
 def main() -> None:
-    """Run setup.py's build where it is needed; show its output only where it fails."""
+    """Run setup.py's build where it is needed, and that of the CUDA kernels; show output only where one fails."""
     root = Path(__file__).resolve().parent.parent
+    if torch_has_cuda():
+        if providers.toolkit() is None:
+            print("fusednn: no CUDA toolkit: pip install 'fusednn[nvcc]' brings the one that matches torch")
+        else:
+            providers.build("cuda", root / "pyext/fusednn")
     if not stale(root):
         return
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]

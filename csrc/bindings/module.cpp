@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "api.h"
+#include "bindings/providers.h"
 
 namespace py = pybind11;
 
@@ -46,6 +47,12 @@ py::list cells() {
   return out;
 }
 
+void load_provider(const std::string& name, const std::string& path) {
+  if (name != "cuda" && name != "emulated") throw std::invalid_argument("provider must be cuda or emulated, got " + name);
+  fusednn::load_provider(name, path);
+  if (name == "cuda") fusednn::register_cuda_operators();
+}
+
 void set_isa(const std::string& name) {
   const char* error = fusednn::set_isa(name.c_str());
   if (error != nullptr) throw std::invalid_argument(error);  // ValueError in Python
@@ -59,5 +66,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cells", &cells, "The compiled cells, as the registry in csrc/cells has them.");
   m.def("set_isa", &set_isa, py::arg("name"),
         "Use this CPU instruction set from the next call on; \"\" is the best one. ValueError where the CPU lacks it.");
+  m.def("load_provider", &load_provider, py::arg("name"), py::arg("path"),
+        "Load the library of CUDA kernels (\"cuda\") or of the same kernels on the host (\"emulated\").");
   if (const char* name = std::getenv("FUSEDNN_CPU_ISA")) set_isa(name);  // so that a wrong name is an error at import
 }

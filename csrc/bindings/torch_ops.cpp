@@ -1,10 +1,13 @@
-// Registers the CPU implementations of the operators whose schemas are in pyext/fusednn/operators.py. The only file
-// that includes torch, and of torch only its stable ABI: one build loads on torch 2.11 and later.
+// Registers the implementations of the operators whose schemas are in pyext/fusednn/operators.py, for tensors on the CPU
+// and, once the provider "cuda" is loaded, on GPUs. The only file that includes torch, and of torch only its stable ABI:
+// one build loads on torch 2.11 and later, built with CUDA or without.
 //
 // Python checks what users pass; the checks here keep a wrong call from reading out of bounds.
 #ifndef TORCH_TARGET_VERSION
 #define TORCH_TARGET_VERSION ((2ULL << 56) | (11ULL << 48))
 #endif
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -17,6 +20,7 @@
 #include <vector>
 
 #include "api.h"
+#include "bindings/providers.h"
 
 namespace fusednn {
 namespace {
@@ -55,13 +59,38 @@ std::string text(const std::vector<int64_t>& sizes) {
   return out + "]";
 }
 
+struct Device {
+  int32_t type;
+  int32_t index;
+
+  bool cpu() const { return type == aoti_torch_device_type_cpu(); }
+  bool operator==(const Device& other) const { return type == other.type && index == other.index; }
+};
+
+Device device_of(const Tensor& tensor) {
+  Device device;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device.type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &device.index));
+  return device;
+}
+
+// Absent from a CPU build of torch, so looked up when it runs.
+void* current_stream(const Device& device) {
+  using Get = AOTITorchError (*)(int32_t, void**);
+  static const auto get = reinterpret_cast<Get>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+  require(get != nullptr, "this build of torch has no CUDA streams");
+  void* stream;
+  STABLE_TORCH_ERROR_CODE_CHECK(get(device.index, &stream));
+  return stream;
+}
+
 // The arguments of a call, contiguous and alive until it ends.
 class Inputs {
  public:
-  explicit Inputs(const Tensor& like) : type_(type_number(like)) {}
+  explicit Inputs(const Tensor& like) : type_(type_number(like)), device_(device_of(like)) {}
 
   const void* get(const char* name, const Tensor& tensor, const std::vector<int64_t>& sizes) {
-    if (!tensor.is_cpu()) fail(name, " must be on the CPU");
+    if (!(device_of(tensor) == device_)) fail(name, " is on another device than the other tensors");
     if (type_number(tensor) != type_) fail(name, " differs in dtype from the other tensors");
     const auto got = tensor.sizes();
     if (!std::equal(got.begin(), got.end(), sizes.begin(), sizes.end())) {
@@ -82,6 +111,7 @@ class Inputs {
   }
 
   int32_t type_;
+  Device device_;
   std::vector<Tensor> kept_;
 };
 
@@ -91,15 +121,18 @@ const CellInfo& info(const std::string& cell) {
   return *found;
 }
 
+thread_local Device gemm_device;  // of the call that runs
+
 // A view of memory that outlives it.
 Tensor matrix(const void* data, const int64_t (&sizes)[2], const int64_t (&strides)[2], Dtype dtype) {
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
-      const_cast<void*>(data), 2, sizes, strides, 0, type_number(dtype), aoti_torch_device_type_cpu(), 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_create_tensor_from_blob(const_cast<void*>(data), 2, sizes, strides, 0, type_number(dtype),
+                                         gemm_device.type, gemm_device.index, &handle));
   return Tensor(handle);
 }
 
-// Library GEMM for single steps.
+// The library GEMM of torch, on the current stream of the call's device.
 void gemm(const Gemm& g) {
   const Tensor a = matrix(g.a, {g.m, g.k}, {g.lda, 1}, g.dtype);
   const Tensor b =
@@ -111,11 +144,61 @@ void gemm(const Gemm& g) {
   torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference
 }
 
+// "step+tf32" is the strategy "step" with fp32 products that may round their factors to TF32.
+constexpr const char* kTf32 = "+tf32";
+
+// A call: which kernels run, on what. Lives as long as the arguments that point into it.
+struct Call {
+  Call(const Tensor& like, std::string asked) : device(device_of(like)), strategy(std::move(asked)) {
+    const size_t at = strategy.find(kTf32);
+    allow_tf32 = at != std::string::npos;
+    if (allow_tf32) strategy.resize(at);
+    if (!device.cpu()) {
+      provider = loaded_provider("cuda");
+      require(provider != nullptr, "the library of CUDA kernels is not loaded");
+      guard.emplace(device.index);
+      stream = current_stream(device);
+    } else if (strategy == "sequence") {
+      provider = &cpu_provider();
+    } else {
+      provider = loaded_provider("emulated");
+      require(provider != nullptr, "strategy '" + strategy + "' runs on CPU tensors only with FUSEDNN_EMULATE=1");
+    }
+    gemm_device = device;
+  }
+
+  // Runs it, with the workspace that it asks for.
+  template <class Args>
+  void run(Args& args, const char* (*kernels)(const Args&), size_t (*workspace)(const Args&)) const {
+    constexpr int64_t kAlign = 256;
+    std::optional<Tensor> space;
+    args.shape.strategy = strategy.c_str();
+    args.shape.allow_tf32 = allow_tf32;
+    args.shape.stream = stream;
+    if (workspace != nullptr) {
+      const int64_t sizes[] = {static_cast<int64_t>(workspace(args)) + kAlign}, strides[] = {1};
+      AtenTensorHandle handle;
+      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, sizes, strides, aoti_torch_dtype_uint8(), device.type,
+                                                             device.index, &handle));
+      space.emplace(handle);
+      const auto start = reinterpret_cast<uintptr_t>(space->mutable_data_ptr());
+      args.shape.workspace = reinterpret_cast<void*>((start + kAlign - 1) / kAlign * kAlign);
+    }
+    const char* error = kernels(args);
+    require(error == nullptr, error == nullptr ? "" : error);
+  }
+
+  Device device;
+  std::string strategy;
+  bool allow_tf32;
+  const Provider* provider;
+  std::optional<torch::stable::accelerator::DeviceGuard> guard;
+  void* stream = nullptr;
+};
+
 // Sizes of a call from those tensors that hold them all.
-RecurrentShape shape_of(const std::string& cell, const std::string& strategy, int64_t rows, const Tensor& h0,
-                        const Tensor& w_hh, const OptionalTensor& batch_sizes) {
-  require(strategy == "sequence",
-          "strategy '" + strategy + "' does not run on CPU tensors in compiled code; expected 'sequence'");
+RecurrentShape shape_of(const std::string& cell, int64_t rows, const Tensor& h0, const Tensor& w_hh,
+                        const OptionalTensor& batch_sizes) {
   require(h0.dim() == 3 && w_hh.dim() == 3, "h0 [D, B, P] and w_hh [D, G*H, P] must have 3 dimensions");
   RecurrentShape s{};
   s.cell = cell.c_str();
@@ -149,10 +232,11 @@ Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
   for (size_t i = sizes.size(); i-- > 0; stride *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = stride;
+  const Device device = device_of(like);
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), type_number(like),
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+                                                         strides.data(), type_number(like), device.type, device.index,
+                                                         &handle));
   return Tensor(handle);
 }
 
@@ -164,16 +248,13 @@ void* data_if(bool wanted, const Tensor& tensor) {
   return wanted ? tensor.mutable_data_ptr() : nullptr;
 }
 
-void check(const char* error) {
-  require(error == nullptr, error == nullptr ? "" : error);
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor gates, Tensor h0, OptionalTensor c0, Tensor w_hh,
                                                    OptionalTensor b_hh, OptionalTensor w_hr, OptionalTensor batch_sizes,
                                                    std::string cell, std::string strategy, bool save) {
   require(gates.dim() == 2, "gates [N, D*G*H] must have 2 dimensions");
   RecurrentForward args{};
-  args.shape = shape_of(cell, strategy, gates.size(0), h0, w_hh, batch_sizes);
+  const Call call(h0, std::move(strategy));
+  args.shape = shape_of(cell, gates.size(0), h0, w_hh, batch_sizes);
   const RecurrentShape& s = args.shape;
   const CellInfo& c = info(cell);
   require(c0.has_value() == c.cell_state, "c0 must be given for cells with a cell state, and for no other");
@@ -196,7 +277,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor gates, Tensor h0, Opti
   args.h_n = h_n.mutable_data_ptr();
   args.c_n = data_if(c.cell_state, c_n);
   args.saved = data_if(save, saved);
-  check(cpu_provider().forward(args));
+  call.run(args, call.provider->forward, call.provider->forward_workspace);
   return {y, h_n, c_n, saved};
 }
 
@@ -208,7 +289,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor grad_
   (void)b_hh;  // in the schema so that both operators take the same weights; backward does not need its value
   require(y.dim() == 2, "y [N, D*P] must have 2 dimensions");
   RecurrentBackward args{};
-  args.shape = shape_of(cell, strategy, y.size(0), h0, w_hh, batch_sizes);
+  const Call call(h0, std::move(strategy));
+  args.shape = shape_of(cell, y.size(0), h0, w_hh, batch_sizes);
   const RecurrentShape& s = args.shape;
   const CellInfo& c = info(cell);
   require(c0.has_value() == c.cell_state, "c0 must be given for cells with a cell state, and for no other");
@@ -235,7 +317,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor grad_
   args.d_h0 = d_h0.mutable_data_ptr();
   args.d_c0 = data_if(c.cell_state, d_c0);
   args.d_proj = data_if(w_hr.has_value(), d_proj);
-  check(cpu_provider().backward(args));
+  call.run(args, call.provider->backward, call.provider->backward_workspace);
   return {d_gates, d_recurrent, d_h0, d_c0, d_proj};
 }
 
@@ -258,11 +340,21 @@ std::tuple<Tensor, Tensor, Tensor> inference(Tensor x, Tensor h0, OptionalTensor
   return {y, h_n, c_n};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fusednn, CPU, m) {
+void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("recurrent", TORCH_BOX(&inference));
   m.impl("recurrent_forward", TORCH_BOX(&forward));
   m.impl("recurrent_backward", TORCH_BOX(&backward));
 }
 
+STABLE_TORCH_LIBRARY_IMPL(fusednn, CPU, m) {
+  implement(m);
+}
+
 }  // namespace
+
+void register_cuda_operators() {
+  using namespace torch::stable::detail;
+  static const StableTorchLibraryInit once(StableLibrary::Kind::IMPL, &implement, "fusednn", "CUDA", __FILE__, __LINE__);
+}
+
 }  // namespace fusednn

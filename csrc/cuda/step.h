@@ -72,7 +72,7 @@ struct Place {
 };
 
 template <class Cell, class Form, bool kLate>
-__global__ void __launch_bounds__(kThreads) step_forward(Sizes z, Both<ForwardStep> both) {
+__global__ void __launch_bounds__(kThreads, 1) step_forward(Sizes z, Both<ForwardStep> both) {
   using T = typename Form::T;
   using A = typename Form::A;
   constexpr int kSecond = Cell::kSecondGates, kFirst = Cell::G - kSecond, kGates = kLate ? kSecond : kFirst;
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads) step_forward(Sizes z, Both<ForwardSt
 }
 
 template <class Cell, class Form, bool kLate>
-__global__ void __launch_bounds__(kThreads) step_backward(Sizes z, Both<BackwardStep> both) {
+__global__ void __launch_bounds__(kThreads, 1) step_backward(Sizes z, Both<BackwardStep> both) {
   using T = typename Form::T;
   using A = typename Form::A;
   constexpr int kSecond = Cell::kSecondGates, kFirst = Cell::G - kSecond;

@@ -26,3 +26,6 @@ def cells() -> list[CellInfo]:
 
 def set_isa(name: str) -> None:
     """Use this CPU instruction set from the next call on; "" is the best one. ValueError where the CPU lacks it."""
+
+def load_provider(name: str, path: str) -> None:
+    """Load the library of CUDA kernels ("cuda") or of the same kernels on the host ("emulated")."""

@@ -49,7 +49,7 @@ def _explain(options: argparse.Namespace) -> str:
         q = torch.empty(shape, dtype=getattr(torch, options.dtype), device=options.device)
         return explain(functional.scaled_dot_product_attention, q, q, q)
     cell = "rnn_tanh" if options.what == "rnn" else options.what
-    chosen = plan(Request(cell, options.device, options.dtype), options.strategy)
+    chosen = plan(Request(cell, options.device, options.dtype, options.batch), options.strategy)
     sizes = f"sizes      B = {options.batch}, T = {options.time}, H = {options.hidden}, L = {options.layers}"
     first, rest = describe(chosen, options.time, options.layers).split("\n", 1)
     return "\n".join([first, sizes, rest])

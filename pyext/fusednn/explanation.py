@@ -25,8 +25,8 @@ def describe(chosen: Plan, steps: int | None = None, calls: int = 1) -> str:
     """
     request = chosen.request
     launches = chosen.strategy.launches
-    if steps is not None and launches in ("1", "T"):
-        launches = f"{calls * (1 if launches == '1' else steps)} (T = {steps})"
+    if steps is not None and (count := {"1": 1, "T": steps, "T + 2": steps + 2, "2 T + 2": 2 * steps + 2}.get(launches)):
+        launches = f"{calls * count} (T = {steps})"
     lines = [
         f"cell       {request.cell}, {request.dtype} on {request.device}",
         f"strategy   {chosen.strategy.name}: {chosen.strategy.idea}",
@@ -34,7 +34,7 @@ def describe(chosen: Plan, steps: int | None = None, calls: int = 1) -> str:
         f"calls      {launches}",
     ]
     built = native.MODULE
-    if request.device == "cpu" and chosen.strategy.name != "reference" and built is not None:
+    if request.device == "cpu" and chosen.strategy.name in ("sequence", "loop") and built is not None:
         info = built.build_info()
         lines.append(f"kernel     {info['isa']}, {torch.get_num_threads()} threads")
     lines += [f"not {name}: {why}" for name, why in chosen.refused]
@@ -42,11 +42,13 @@ def describe(chosen: Plan, steps: int | None = None, calls: int = 1) -> str:
 
 
 def _recurrent(layer: RecurrentLayer | RecurrentCell, x: Tensor, hx=None) -> str:
-    request = Request(layer.cell, x.device.type, str(x.dtype).removeprefix("torch."))
-    steps, calls = 1, 1
+    steps, calls, batch = 1, 1, x.shape[0] if x.dim() == 2 else 1
     if isinstance(layer, RecurrentLayer):
-        steps = x.shape[1 if layer.batch_first and x.dim() == 3 else 0]
-        calls = layer.num_layers
+        time = 1 if layer.batch_first and x.dim() == 3 else 0
+        steps, batch, calls = x.shape[time], x.shape[1 - time] if x.dim() == 3 else 1, layer.num_layers
+    request = Request(
+        layer.cell, x.device.type, str(x.dtype).removeprefix("torch."), batch, bool(getattr(layer, "proj_size", 0))
+    )
     return describe(plan(request, layer.strategy), steps, calls)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 HOW_TO_BUILD = "install a C++20 compiler (g++ 11 or clang 14, or newer), then run `make build` in the source tree"
@@ -27,5 +29,31 @@ def _load() -> ModuleType | None:
     return _C
 
 
+def _devices() -> frozenset[str]:
+    """The device types, as torch names them, that compiled kernels exist for; loads those of a GPU."""
+    if MODULE is None:
+        return frozenset()
+    import torch
+
+    library = Path(__file__).with_name("libfusednn_cuda.so")
+    if torch.version.cuda is None or not library.exists():
+        return frozenset({"cpu"})
+    MODULE.load_provider("cuda", str(library))
+    return frozenset({"cpu", "cuda"})
+
+
+def _emulates() -> bool:
+    """With FUSEDNN_EMULATE=1, strategies of CUDA kernels run on CPU tensors, in the emulation."""
+    if os.environ.get("FUSEDNN_EMULATE", "0") != "1":
+        return False
+    library = Path(__file__).with_name("libfusednn_emulated.so")
+    if MODULE is None or not library.exists():
+        raise ImportError("FUSEDNN_EMULATE=1 needs the emulated kernels: run `make emulated` in the source tree")
+    MODULE.load_provider("emulated", str(library))
+    warnings.warn("FUSEDNN_EMULATE=1: CUDA kernels run on the CPU, thread by thread, very slowly.", stacklevel=3)
+    return True
+
+
 MODULE = _load()
-COMPILED_DEVICES = frozenset() if MODULE is None else frozenset({"cpu"})  # as torch names device types
+COMPILED_DEVICES = _devices()
+EMULATED = _emulates()

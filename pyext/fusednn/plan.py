@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .native import COMPILED_DEVICES, HOW_TO_BUILD
+from .native import COMPILED_DEVICES, EMULATED, HOW_TO_BUILD
 from .reference.cells import CELLS
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a call asks for: the cell, the device type and the floating-point type, as torch names them."""
+    """What a call asks for: the cell, the device type and the floating-point type, as torch names them, and sizes."""
 
     cell: str
     device: str
     dtype: str = "float32"
+    batch: int = 1
+    projection: bool = False
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class Strategy:
     Attributes:
         name: what ``strategy=`` takes.
         idea: one sentence on how it works.
-        launches: operator calls for a sequence of T steps, a formula in T.
+        launches: operator calls (on a GPU: kernel launches) for a sequence of T steps, a formula in T.
         refuse: why the request cannot run this way, or None if it can.
-        automatic: whether ``auto`` may choose it.
+        pass_over: why ``auto`` does not take it although it can serve the request, or None.
         evidence: the result file, or the prediction labelled as such, that puts it where it stands.
     """
 
@@ -39,7 +41,7 @@ class Strategy:
     launches: str
     refuse: Callable[[Request], str | None]
     evidence: str
-    automatic: bool = True
+    pass_over: Callable[[Request], str | None] = lambda request: None
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,69 @@ def _needs_kernel(request: Request) -> str | None:
     if request.device not in COMPILED_DEVICES:
         if request.device == "cpu":
             return f"no compiled kernel: {HOW_TO_BUILD}"
+        if request.device == "cuda":
+            return "the library of CUDA kernels is not built: `make build` builds it for a torch with CUDA, given nvcc"
         return f"this version of fusednn has no compiled kernel for {request.device} tensors"
     if request.dtype not in COMPILED_DTYPES:
         return f"dtype must be one of {', '.join(COMPILED_DTYPES)}, got {request.dtype}"
     return None
 
 
-# Best first: ``auto`` takes the first one that does not refuse.
+def _needs_cpu(request: Request) -> str | None:
+    return _needs_kernel(request) or (None if request.device == "cpu" else "runs on CPU tensors")
+
+
+def _needs_gpu(request: Request) -> str | None:
+    if request.device == "cpu" and not EMULATED:
+        return "runs CUDA kernels; on CPU tensors only in the emulation, with FUSEDNN_EMULATE=1 set at import"
+    return _needs_kernel(request)
+
+
+def _step(request: Request) -> str | None:
+    return _needs_gpu(request) or ("has no projection; 'gemm' has" if request.projection else None)
+
+
+def _only_measures(request: Request) -> str | None:
+    return "kept for measurement"
+
+
+def _emulation(request: Request) -> str | None:
+    return "emulated on CPU tensors" if request.device == "cpu" else None
+
+
+STEP_ROWS = 64  # predicted: a block of `step` reads its weights once for 16 rows; beyond, a library GEMM reads less
+
+
+def _large_batch(request: Request) -> str | None:
+    if request.batch > STEP_ROWS:
+        return f"predicted slower than 'gemm' for more than {STEP_ROWS} rows"
+    return _emulation(request)
+
+
+# Best first: ``auto`` takes the first one that neither refuses nor is passed over.
 STRATEGIES = (
     Strategy(
         "sequence",
         "one operator call for all steps: threads stay, weights are packed once, gates are fused",
         "1",
-        _needs_kernel,
+        _needs_cpu,
         "bench_launch in bench/results",
+    ),
+    Strategy(
+        "step",
+        "one kernel a step (two with reset before the product): recurrent product, gates and state update fused",
+        "T + 2",
+        _step,
+        "predicted, not measured on a GPU",
+        _large_batch,
+    ),
+    Strategy(
+        "gemm",
+        "a library GEMM and one fused pointwise kernel a step: works for every size and dtype",
+        "2 T + 2",
+        _needs_gpu,
+        "predicted, not measured on a GPU",
+        _emulation,
     ),
     Strategy(
         "loop",
@@ -80,7 +131,7 @@ STRATEGIES = (
         "T",
         _needs_kernel,
         "bench_launch in bench/results",
-        automatic=False,
+        _only_measures,
     ),
     Strategy(
         "reference",
@@ -106,15 +157,10 @@ def plan(request: Request, strategy: str = "auto") -> Plan:
     refusals = {s.name: s.refuse(request) for s in STRATEGIES}
     if strategy != "auto" and refusals[strategy] is not None:
         raise ValueError(f"strategy {strategy!r} is impossible for {request}: {refusals[strategy]}")
-    chosen = next(
-        s for s in STRATEGIES if s.name == strategy or (strategy == "auto" and s.automatic and refusals[s.name] is None)
-    )
+    reasons = {s.name: refusals[s.name] or s.pass_over(request) for s in STRATEGIES}
+    chosen = next(s for s in STRATEGIES if s.name == strategy or (strategy == "auto" and reasons[s.name] is None))
     reason = f"first in the plan table that can serve it; {chosen.evidence}"
     if strategy != "auto":
         reason = "asked for by name"
-    others = tuple(
-        (s.name, refusals[s.name] or ("kept for measurement" if not s.automatic else "slower in the plan table"))
-        for s in STRATEGIES
-        if s is not chosen
-    )
+    others = tuple((s.name, reasons[s.name] or "after it in the plan table") for s in STRATEGIES if s is not chosen)
     return Plan(request, chosen, reason, others)

@@ -74,7 +74,10 @@ def recurrent(
         low = torch.get_autocast_dtype(device)
         tensors = tuple(t if t is None or t.dtype == torch.float64 else t.to(low) for t in tensors)
     compiling = torch.compiler.is_compiling()
-    chosen = (_choose if compiling else _cached_choose)(cell, device, tensors[0].dtype, strategy)
+    batch = h0.shape[1] if h0.dim() == 3 and device != "cpu" else 1  # what auto goes by on a GPU
+    chosen = (_choose if compiling else _cached_choose)(
+        cell, device, tensors[0].dtype, batch, w_hr is not None, strategy
+    )
     if not compiling and _is_transformed():
         chosen = "reference"
     _check(cell, *tensors, batch_sizes=batch_sizes)
@@ -83,8 +86,9 @@ def recurrent(
     return y, h_n, c_n if c0 is not None else None
 
 
-def _choose(cell: str, device: str, dtype: torch.dtype, strategy: str) -> str:
-    return plan(Request(cell, device, str(dtype).removeprefix("torch.")), strategy).strategy.name
+def _choose(cell: str, device: str, dtype: torch.dtype, batch: int, projection: bool, strategy: str) -> str:
+    request = Request(cell, device, str(dtype).removeprefix("torch."), batch, projection)
+    return plan(request, strategy).strategy.name
 
 
 _cached_choose = functools.cache(_choose)
@@ -96,6 +100,8 @@ def _is_transformed() -> bool:
 
 
 def _operator(*args):
+    if args[-1] == "step" and args[0].dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+        args = (*args[:-1], "step+tf32")
     if torch.compiler.is_compiling() or _differentiates(args):
         return torch.ops.fusednn.recurrent(*args)
     with torch._C._AutoDispatchBelowAutograd():  # nothing to record: a third of the time of one small step
@@ -112,7 +118,7 @@ def _reference(*args):
 
 def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _):
     """One operator call a step and direction: what a user's loop over a cell does."""
-    at_one = "sequence"  # the kernel, at T = 1
+    at_one = "sequence" if x.device.type == "cpu" else "step" if w_hr is None else "gemm"  # the kernel, at T = 1
     batch, rows = h0.shape[1], x.shape[0]
     sizes = batch_sizes.tolist() if batch_sizes is not None else [batch] * (rows // batch if batch else 0)
     steps = x.split(sizes)

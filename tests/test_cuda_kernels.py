@@ -1,0 +1,155 @@
+"""The rungs of the CUDA ladder, layer by layer: in the emulation on every machine, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fusednn
+from fusednn.native import EMULATED
+from numerics import assert_numerics
+from sequences import Case, everything, initial_states, make_input, make_layer, retyped, torch_twin
+
+DEVICES = [
+    pytest.param("cpu", marks=pytest.mark.skipif(not EMULATED, reason="`make emulated` builds the emulated kernels")),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+]
+STRATEGIES = ["gemm", "step"]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+BOTH = {"num_layers": 2, "bidirectional": True}
+CASES = [
+    Case(3, 1, 2, 1),
+    Case(17, 9, 5, 17, BOTH),
+    Case(17, 1, 3, 40, {"batch_first": True}),
+    Case(3, 9, 8, 130, {"bias": False}),
+    Case(3, 1, 5, 130, {"bidirectional": True}),
+    Case(3, 9, 4, 40, BOTH, packed=True),
+    Case(17, 9, 6, 17, {"bidirectional": True}, packed=True),
+]
+PROJECTED = Case(5, 9, 6, 24, {"proj_size": 9, **BOTH}, packed=True)
+
+
+def moved(value, device):
+    return tuple(v.to(device) for v in value) if type(value) is tuple else value.to(device)
+
+
+def check(layer, case, dtype, device):
+    x, hx = moved(make_input(case, dtype), device), moved(initial_states(layer, case.B), device)
+    layer = layer.to(device)
+    ours = everything(layer, x, hx)
+    torchs = everything(torch_twin(layer).to(device), x, hx)
+    truth = everything(retyped(layer, torch.float64, "reference").to(device), x, hx)
+    for name in truth:
+        assert_numerics(ours[name], torchs[name], truth[name], name, "rows" if name.startswith("d_weight") else "rule")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_rung_meets_the_rule(strategy, cell, case, dtype, device):
+    check(make_layer(cell, case, dtype, strategy=strategy), case, dtype, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_projection_meets_the_rule(dtype, device):
+    check(make_layer("lstm", PROJECTED, dtype, strategy="gemm"), PROJECTED, dtype, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_tf32_is_used_where_torchs_switch_allows_it_and_only_there(cell, device, monkeypatch):
+    case = Case(4, 3, 5, 40)
+    layer = make_layer(cell, case, torch.float32, strategy="step").to(device)
+    x = make_input(case, torch.float32).to(device)
+    truth = retyped(layer, torch.float64, "reference").to(device)(x.double())[0]
+
+    def error():
+        return (layer(x)[0] - truth).abs().max().item()
+
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    assert error() < 20 * torch.finfo(torch.float32).eps
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    assert 20 * torch.finfo(torch.float32).eps < error() < 2**-9  # a factor keeps 11 bits
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_results_are_the_same_bits_from_run_to_run(strategy, cell, device):
+    case = Case(5, 9, 4, 40, BOTH)
+    layer = make_layer(cell, case, torch.bfloat16, strategy=strategy).to(device)
+    x = make_input(case, torch.bfloat16).to(device)
+    first = everything(layer, x)
+    again = everything(layer, x)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_empty_batch_and_single_steps(strategy, cell, device):
+    layer = make_layer(cell, Case(1, 1, 3, 5), torch.float32, strategy=strategy).to(device)
+    y, _ = layer(torch.zeros(4, 0, 3, device=device))
+    assert y.shape == (4, 0, 5)
+    x = torch.randn(3, 2, 3, device=device)
+    whole, state = layer(x)[0], None
+    for x_t, y_t in zip(x, whole, strict=True):
+        got, state = layer.step(x_t, state)
+        torch.testing.assert_close(got, y_t)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_operators_pass_opcheck(strategy, cell, device):
+    layer = make_layer(cell, Case(4, 3, 5, 6), torch.float32, strategy=strategy).to(device)
+    weights = [None if w is None else w.detach().clone() for w in layer._weights(0)]
+    x, h0 = torch.randn(12, 5, device=device), torch.randn(1, 3, 6, device=device)
+    c0 = h0.clone() if fusednn.reference.cells.CELLS[cell].has_cell_state else None
+    inputs = [x, h0, c0, *weights, None, cell, strategy]
+    inputs = [i.requires_grad_() if isinstance(i, torch.Tensor) else i for i in inputs]
+    torch.library.opcheck(torch.ops.fusednn.recurrent.default, tuple(inputs))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_compile_without_a_graph_break(strategy, cell, device):
+    torch._dynamo.reset()
+    layer = make_layer(cell, Case(4, 3, 5, 6), torch.float32, strategy=strategy).to(device)
+    x = torch.randn(4, 3, 5, device=device)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x)[0], layer(x)[0])
+
+
+def test_an_emulated_rung_is_never_chosen_by_itself(cell):
+    chosen = fusednn.plan.plan(fusednn.plan.Request(cell, "cpu"))
+    assert chosen.strategy.name == "sequence"
+
+
+def test_step_refuses_a_projection_and_says_what_does_it():
+    layer = fusednn.LSTM(3, 5, proj_size=2, strategy="step")
+    with pytest.raises(ValueError, match="no projection; 'gemm' has" if EMULATED else "FUSEDNN_EMULATE=1"):
+        layer(torch.randn(2, 1, 3))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_forward_and_backward_can_be_captured_in_a_graph(strategy, cell):
+    layer = make_layer(cell, Case(6, 3, 5, 17), torch.float32, strategy=strategy).cuda()
+    x = torch.randn(6, 3, 5, device="cuda", requires_grad=True)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            torch.autograd.grad(layer(x)[0].square().sum(), [x, *layer.parameters()])
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = layer(x)[0]
+        gradients = torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])
+    with torch.no_grad():
+        x.copy_(torch.randn_like(x))
+    graph.replay()
+    again = layer(x)[0]
+    torch.testing.assert_close(y, again)
+    expected = torch.autograd.grad(again.square().sum(), [x, *layer.parameters()])
+    for a, b in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(a, b)
