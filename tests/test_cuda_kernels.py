@@ -40,7 +40,8 @@ def check(layer, case, dtype, device):
     torchs = everything(torch_twin(layer).to(device), x, hx)
     truth = everything(retyped(layer, torch.float64, "reference").to(device), x, hx)
     for name in truth:
-        assert_numerics(ours[name], torchs[name], truth[name], name, "rows" if name.startswith("d_weight") else "rule")
+        row = "rows" if name.startswith("d_weight") else "single" if truth[name].numel() == 1 else "rule"
+        assert_numerics(ours[name], torchs[name], truth[name], name, row)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -58,7 +59,7 @@ def test_a_projection_meets_the_rule(dtype, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_tf32_is_used_where_torchs_switch_allows_it_and_only_there(cell, device, monkeypatch):
+def test_tf32_is_used_where_torchs_switch_allows_it_and_only_there(cell, device):
     case = Case(4, 3, 5, 40)
     layer = make_layer(cell, case, torch.float32, strategy="step").to(device)
     x = make_input(case, torch.float32).to(device)
@@ -67,10 +68,15 @@ def test_tf32_is_used_where_torchs_switch_allows_it_and_only_there(cell, device,
     def error():
         return (layer(x)[0] - truth).abs().max().item()
 
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    assert error() < 20 * torch.finfo(torch.float32).eps
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    assert 20 * torch.finfo(torch.float32).eps < error() < 2**-9  # a factor keeps 11 bits
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    try:
+        switch.fp32_precision = "ieee"
+        assert error() < 20 * torch.finfo(torch.float32).eps
+        switch.fp32_precision = "tf32"
+        assert 20 * torch.finfo(torch.float32).eps < error() < 2**-9  # a factor keeps 11 bits
+    finally:
+        switch.fp32_precision = before
 
 
 @pytest.mark.parametrize("device", DEVICES)

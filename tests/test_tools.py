@@ -89,7 +89,9 @@ def test_convert_refuses_what_is_no_module():
 
 def test_auto_takes_the_first_that_can(cell):
     chosen = plan(Request(cell, "cpu"))
-    possible = [s.name for s in STRATEGIES if (s.refuse(Request(cell, "cpu")) or s.pass_over(Request(cell, "cpu"))) is None]
+    possible = [
+        s.name for s in STRATEGIES if (s.refuse(Request(cell, "cpu")) or s.pass_over(Request(cell, "cpu"))) is None
+    ]
     assert chosen.strategy.name == possible[0]
     assert {name for name, _ in chosen.refused} == {s.name for s in STRATEGIES} - {chosen.strategy.name}
 

@@ -32,7 +32,12 @@ def toolkit() -> Path | None:
     """The folder of a CUDA toolkit, or None."""
     wheels = sorted(Path(sysconfig.get_paths()["platlib"]).glob("nvidia/cu[0-9]*"), reverse=True)
     nvcc = shutil.which("nvcc")
-    places = [os.environ.get("CUDA_HOME"), *wheels, "/usr/local/cuda", Path(nvcc).resolve().parent.parent if nvcc else None]
+    places = [
+        os.environ.get("CUDA_HOME"),
+        *wheels,
+        "/usr/local/cuda",
+        Path(nvcc).resolve().parent.parent if nvcc else None,
+    ]
     for place in filter(None, places):
         if (Path(place) / "bin/nvcc").exists() and (Path(place) / "include/cuda_runtime_api.h").exists():
             return Path(place)

@@ -48,7 +48,8 @@ py::list cells() {
 }
 
 void load_provider(const std::string& name, const std::string& path) {
-  if (name != "cuda" && name != "emulated") throw std::invalid_argument("provider must be cuda or emulated, got " + name);
+  if (name != "cuda" && name != "emulated")
+    throw std::invalid_argument("provider must be cuda or emulated, got " + name);
   fusednn::load_provider(name, path);
   if (name == "cuda") fusednn::register_cuda_operators();
 }

@@ -1,6 +1,6 @@
-// Registers the implementations of the operators whose schemas are in pyext/fusednn/operators.py, for tensors on the CPU
-// and, once the provider "cuda" is loaded, on GPUs. The only file that includes torch, and of torch only its stable ABI:
-// one build loads on torch 2.11 and later, built with CUDA or without.
+// Registers the implementations of the operators whose schemas are in pyext/fusednn/operators.py, for tensors on the
+// CPU and, once the provider "cuda" is loaded, on GPUs. The only file that includes torch, and of torch only its stable
+// ABI: one build loads on torch 2.11 and later, built with CUDA or without.
 //
 // Python checks what users pass; the checks here keep a wrong call from reading out of bounds.
 #ifndef TORCH_TARGET_VERSION
@@ -126,9 +126,8 @@ thread_local Device gemm_device;  // of the call that runs
 // A view of memory that outlives it.
 Tensor matrix(const void* data, const int64_t (&sizes)[2], const int64_t (&strides)[2], Dtype dtype) {
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_create_tensor_from_blob(const_cast<void*>(data), 2, sizes, strides, 0, type_number(dtype),
-                                         gemm_device.type, gemm_device.index, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
+      const_cast<void*>(data), 2, sizes, strides, 0, type_number(dtype), gemm_device.type, gemm_device.index, &handle));
   return Tensor(handle);
 }
 
@@ -178,8 +177,8 @@ struct Call {
     if (workspace != nullptr) {
       const int64_t sizes[] = {static_cast<int64_t>(workspace(args)) + kAlign}, strides[] = {1};
       AtenTensorHandle handle;
-      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, sizes, strides, aoti_torch_dtype_uint8(), device.type,
-                                                             device.index, &handle));
+      STABLE_TORCH_ERROR_CODE_CHECK(
+          aoti_torch_empty_strided(1, sizes, strides, aoti_torch_dtype_uint8(), device.type, device.index, &handle));
       space.emplace(handle);
       const auto start = reinterpret_cast<uintptr_t>(space->mutable_data_ptr());
       args.shape.workspace = reinterpret_cast<void*>((start + kAlign - 1) / kAlign * kAlign);
@@ -354,7 +353,8 @@ STABLE_TORCH_LIBRARY_IMPL(fusednn, CPU, m) {
 
 void register_cuda_operators() {
   using namespace torch::stable::detail;
-  static const StableTorchLibraryInit once(StableLibrary::Kind::IMPL, &implement, "fusednn", "CUDA", __FILE__, __LINE__);
+  static const StableTorchLibraryInit once(StableLibrary::Kind::IMPL, &implement, "fusednn", "CUDA", __FILE__,
+                                           __LINE__);
 }
 
 }  // namespace fusednn

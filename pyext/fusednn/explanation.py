@@ -25,7 +25,9 @@ def describe(chosen: Plan, steps: int | None = None, calls: int = 1) -> str:
     """
     request = chosen.request
     launches = chosen.strategy.launches
-    if steps is not None and (count := {"1": 1, "T": steps, "T + 2": steps + 2, "2 T + 2": 2 * steps + 2}.get(launches)):
+    if steps is not None and (
+        count := {"1": 1, "T": steps, "T + 2": steps + 2, "2 T + 2": 2 * steps + 2}.get(launches)
+    ):
         launches = f"{calls * count} (T = {steps})"
     lines = [
         f"cell       {request.cell}, {request.dtype} on {request.device}",

@@ -6,9 +6,9 @@
 #include <cstdint>
 
 #include "api.h"
-#include "elements.h"
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
 #include "cpu/team.h"
 #include "cpu/timeline.h"
 #include "cpu/workspace.h"
+#include "elements.h"

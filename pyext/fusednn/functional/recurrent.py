@@ -100,12 +100,17 @@ def _is_transformed() -> bool:
 
 
 def _operator(*args):
-    if args[-1] == "step" and args[0].dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+    if args[-1] == "step" and args[0].dtype == torch.float32 and _allows_tf32():
         args = (*args[:-1], "step+tf32")
     if torch.compiler.is_compiling() or _differentiates(args):
         return torch.ops.fusednn.recurrent(*args)
     with torch._C._AutoDispatchBelowAutograd():  # nothing to record: a third of the time of one small step
         return torch.ops.fusednn.recurrent(*args)
+
+
+@torch.compiler.assume_constant_result  # as it stands when a model is compiled
+def _allows_tf32() -> bool:
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def _differentiates(args) -> bool:
