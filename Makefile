@@ -6,7 +6,7 @@ INSTALLED := $(ENV)/.fusednn-installed
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install build emulated bench test test-full lint cpp wheel results clean
+.PHONY: help install build emulated bench test test-full lint cpp machine-code wheel results clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -47,6 +47,9 @@ cpp: ## the C++ tests: no torch, no Python
 	cmake --build build/cpp
 	ctest --test-dir build/cpp --output-on-failure
 
+machine-code: install ## registers, spills, MMA instructions of the CUDA kernels against the table; needs nvcc
+	$(PY) tools/machine_code.py
+
 wheel: install ## wheel and sdist in dist/
 	$(PY) -m pip install -q build
 	$(PY) -m build --no-isolation
@@ -55,4 +58,4 @@ results: bench ## keep this machine's results in bench/results, and bring README
 	$(PY) -m bench.publish
 
 clean: ## remove what was built
-	rm -rf build dist pyext/fusednn/*.so $(INSTALLED)
+	rm -rf build dist pyext/fusednn/*.so pyext/fusednn/lib $(INSTALLED)

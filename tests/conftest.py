@@ -10,7 +10,7 @@ import pytest
 import torch
 
 # The CUDA kernels run on the host here, where `make emulated` has built them. Children of a test do not inherit it.
-if (Path(__file__).parent.parent / "pyext/fusednn/libfusednn_emulated.so").exists():
+if (Path(__file__).parent.parent / "pyext/fusednn/lib/libfusednn_emulated.so").exists():
     os.environ["FUSEDNN_EMULATE"] = "1"
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="FUSEDNN_EMULATE=1")

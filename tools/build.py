@@ -32,7 +32,7 @@ def main() -> None:
         if providers.toolkit() is None:
             print("fusednn: no CUDA toolkit: pip install 'fusednn[nvcc]' brings the one that matches torch")
         else:
-            providers.build("cuda", root / "pyext/fusednn")
+            providers.build("cuda", root / "pyext/fusednn/lib")
     if not stale(root):
         return
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]

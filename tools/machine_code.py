@@ -29,7 +29,7 @@ _ENTRY = re.compile(r"Compiling entry function '(\S+)'")
 _SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 _FUNCTION = re.compile(r"^\s*Function : (\S+)", re.MULTILINE)
-_MMA = re.compile(r"\b((?:[A-Z]*MMA)(?:\.[0-9A-Z]+)*)\b")
+_MMA = re.compile(r"\b((?:H|D|I|Q|HG|QG|UTCH|UTCQ)MMA[.\w]*)")
 
 
 def find(program: str) -> str | None:
@@ -47,7 +47,7 @@ def readable(mangled: list[str]) -> dict[str, str]:
     shown = subprocess.run(["c++filt", *mangled], capture_output=True, text=True, check=True).stdout.splitlines()
     short = {}
     for name, text in zip(mangled, shown, strict=True):
-        text = re.sub(r"\b(?:fusednn|cuda|cells|\(anonymous namespace\))::", "", text)
+        text = re.sub(r"(?:\bfusednn|\bcuda|\bcells|\(anonymous namespace\))::", "", text)
         depth, end = 0, len(text)
         for i, letter in enumerate(text):  # the parameter list starts at the first parenthesis outside <>
             depth += (letter == "<") - (letter == ">")
@@ -106,6 +106,15 @@ def measure() -> dict:
     return {"nvcc": release[1] if release else version, "kernels": dict(sorted(kernels.items()))}
 
 
+def text_of(table: dict) -> str:
+    """The table as JSON with a line a kernel and architecture, for readable differences."""
+    blocks = []
+    for name, by_architecture in table["kernels"].items():
+        lines = [f"   {json.dumps(a)}: {json.dumps(fact)}" for a, fact in by_architecture.items()]
+        blocks.append(f"  {json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n  }")
+    return f'{{\n "nvcc": {json.dumps(table["nvcc"])},\n "kernels": {{\n' + ",\n".join(blocks) + "\n }\n}\n"
+
+
 def differences(kept: dict, found: dict) -> list[str]:
     """What the table says otherwise; registers and shared memory only where the compiler is the table's."""
     lines = [f"{name}: not in the table" for name in found["kernels"].keys() - kept["kernels"].keys()]
@@ -123,7 +132,7 @@ def faults(table: dict) -> list[str]:
     """Kernels that break a rule: no spills, tensor cores where the number form has them."""
     lines = []
     for name, by_architecture in table["kernels"].items():
-        wants_mma = name.startswith("step_") and any(form in name for form in ("BFloat16", "Float16", "TF32"))
+        wants_mma = name.startswith("step_") and any(form in name for form in ("Bf16", "Fp16", "Tf32"))
         for architecture, fact in by_architecture.items():
             if fact["spills"]:
                 lines.append(f"{name} on {architecture}: {fact['spills']} bytes of spills")
@@ -142,7 +151,7 @@ def main() -> None:
         sys.exit(f"machine code not checked: {', '.join(missing)} not found")
     found = measure()
     if options.write:
-        TABLE.write_text(json.dumps(found, indent=1) + "\n")
+        TABLE.write_text(text_of(found))
     kept = json.loads(TABLE.read_text())
     wrong = differences(kept, found) + faults(found)
     count = sum(map(len, found["kernels"].values()))

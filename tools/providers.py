@@ -77,6 +77,7 @@ def build(name: str, folder: Path) -> Path:
         compile_command, link_command = _cuda_commands(home)
     out = ROOT / "build" / name
     out.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     library = folder / f"libfusednn_{name}.so"
     objects = {source: f"{source.stem}.o" for source in sources}
     lines = [RULES.format(compile=compile_command, link=link_command)]
@@ -94,4 +95,4 @@ def build(name: str, folder: Path) -> Path:
 
 if __name__ == "__main__":
     for asked in sys.argv[1:]:
-        build(asked, ROOT / "pyext/fusednn")
+        build(asked, ROOT / "pyext/fusednn/lib")

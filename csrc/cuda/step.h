@@ -79,11 +79,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_forward(Sizes z, Both<Forwar
   dependency_launch();
   const ForwardStep& s = both.step[blockIdx.z];
   const Place at;
-  const bool busy = at.first_b < s.count;  // the same for the whole block
-  if (!busy) {
-    dependency_wait();
-    return;
-  }
+  if (at.first_b >= s.count) return;  // the whole block; others of this launch wait, so it never ends too early
   const int k = kLate ? z.hidden : z.proj;
   const T* w = static_cast<const T*>(s.w) + (kLate ? static_cast<long>(kFirst) * z.hidden * z.proj : 0);
   const BlockProduct<Form, kGates> product({w, k, z.hidden, at.first_u, z.hidden},
@@ -111,10 +107,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_backward(Sizes z, Both<Backw
   const Place at;
   const int rows = kLate ? s.count : s.before;  // whose gradients pass through the weights
   const int reached = kLate ? s.count : rows_reached(s);
-  if (at.first_b >= reached) {
-    dependency_wait();
-    return;
-  }
+  if (at.first_b >= reached) return;
   const long row = static_cast<long>(z.directions) * Cell::G * z.hidden;
   const int k = (kLate ? kSecond : kFirst) * z.hidden;
   const T* own = static_cast<const T*>(Cell::kSplit ? s.d_recurrent : s.d_gates);

@@ -1,4 +1,5 @@
-// A test is TEST(what_it_promises) { ... CHECK(...) ... }; the program runs all and returns how many failed.
+// A test is TEST(what_it_promises) { ... CHECK(...) ... }; the program runs those
+// whose name contains its argument, or all, and returns how many failed.
 #pragma once
 
 #include <cstdio>
@@ -31,9 +32,11 @@ inline void fail(const char* file, int line, const std::string& what) {
   if (++failures() <= 20) std::printf("%s:%d: %s\n", file, line, what.c_str());
 }
 
-inline int run_all() {
+// Those whose name contains `part`.
+inline int run_all(const std::string& part) {
   int failed = 0;
   for (const Test& test : tests()) {
+    if (std::string(test.name).find(part) == std::string::npos) continue;
     const int before = failures();
     test.body();
     const bool ok = failures() == before;

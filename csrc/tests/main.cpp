@@ -1,5 +1,5 @@
 #include "tests/check.h"
 
-int main() {
-  return fusednn::testing::run_all();
+int main(int argc, char** argv) {
+  return fusednn::testing::run_all(argc > 1 ? argv[1] : "");
 }

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
+LIBRARIES = Path(__file__).parent / "lib"
 HOW_TO_BUILD = "install a C++20 compiler (g++ 11 or clang 14, or newer), then run `make build` in the source tree"
 
 
@@ -35,7 +36,7 @@ def _devices() -> frozenset[str]:
         return frozenset()
     import torch
 
-    library = Path(__file__).with_name("libfusednn_cuda.so")
+    library = LIBRARIES / "libfusednn_cuda.so"
     if torch.version.cuda is None or not library.exists():
         return frozenset({"cpu"})
     MODULE.load_provider("cuda", str(library))
@@ -46,7 +47,7 @@ def _emulates() -> bool:
     """With FUSEDNN_EMULATE=1, strategies of CUDA kernels run on CPU tensors, in the emulation."""
     if os.environ.get("FUSEDNN_EMULATE", "0") != "1":
         return False
-    library = Path(__file__).with_name("libfusednn_emulated.so")
+    library = LIBRARIES / "libfusednn_emulated.so"
     if MODULE is None or not library.exists():
         raise ImportError("FUSEDNN_EMULATE=1 needs the emulated kernels: run `make emulated` in the source tree")
     MODULE.load_provider("emulated", str(library))
