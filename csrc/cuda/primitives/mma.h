@@ -74,6 +74,7 @@ FUSEDNN_DEVICE void mma(Float16, float (&d)[4], const u32 (&a)[4], u32 b0, u32 b
 FUSEDNN_DEVICE u32 to_tf32(float x) {
 #if defined(FUSEDNN_EMULATE)
   const u32 bits = bits_as<u32>(x);
+  if (x != x) return 0x7fffffffu;  // not its own bits: without the last 13 they may read as infinity
   return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & ~0x1fffu;
 #else
   u32 bits;
