@@ -314,7 +314,7 @@ TEST(warp_sync_shows_every_lane_what_the_others_wrote) {
 __global__ void ask_lanes(const u32* in, const u32* from, u32* shuffled, u32* voted, u32* transposed) {
   const unsigned i = threadIdx.x;
   shuffled[i] = shuffle(in[i], from[i]);
-  voted[i] = ballot(in[i] % 3 == 0);
+  voted[i] = cuda::ballot(in[i] % 3 == 0);  // CUDA has a ballot() of its own
   transposed[i] = transpose_8x8(in[i]);
 }
 
