@@ -1,7 +1,8 @@
-"""Remove every wait, fence and barrier of the CUDA kernels in turn: the C++ tests of the emulation must notice each time.
+"""Remove every wait, fence and barrier of the CUDA kernels in turn: the C++ tests must notice each time.
 
-Needs `make cpp` before. Only what a mutant touches is compiled again; each runs under several seeds of the scheduler until
-one of them fails. Prints every mutant with its verdict, and exits non-zero where one survives.
+The kernels are judged by `test_recurrent` on both rungs, the primitives by `test_primitives`, all in the emulation. Needs
+`make cpp` before. Only what a mutant touches is compiled again; each runs under several seeds of the scheduler until one
+of them fails. Prints every mutant with its verdict, and exits non-zero where one survives.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "build/cpp"
 SEEDS = (1, 2, 3, 4, 5)
-TESTS = ("agrees_with_plain_loops_at_odd_sizes", "every_schedule")
-WAITS = re.compile(
+CALLS = re.compile(
     r"\b(?:block_sync|warp_sync|named_sync|named_arrive|dependency_wait|copy_wait<\w+>|copy_commit|fence_gpu|grid_sync"
-    r"|cluster_sync|cluster_arrive|cluster_wait|mbarrier_init_fence|mbarrier_expect|mbarrier_arrive)\([^;{}]*\);"
+    r"|cluster_sync|cluster_arrive|cluster_wait|mbarrier_init_fence|mbarrier_expect|mbarrier_arrive"
+    r"|emulation::(?:land_stores|copy_wait|copy_commit|barrier_sync|barrier_arrive|mbarrier_expect|mbarrier_arrive"
+    r"|cluster_arrive|cluster_wait|dependency_wait))\([^;{}]*\);"
+    r"|while \(!?(?:load_acquire|mbarrier_try)\([^;{}]*(?:;|\{\s*\})"
 )
 COMPILE = (os.environ.get("CXX", "c++"), "-x", "c++", "-std=c++20", "-O1", "-w", "-DFUSEDNN_EMULATE", "-fopenmp")
 
@@ -31,67 +34,82 @@ COMPILE = (os.environ.get("CXX", "c++"), "-x", "c++", "-std=c++20", "-O1", "-w",
 class Mutant:
     """One removed call."""
 
-    file: str
+    path: Path  # in csrc
     line: int
     call: str
     text: str  # of the whole file without it
 
 
+@dataclass(frozen=True)
+class Suite:
+    """A test program: the sources that a mutant may change, and the runs that may fail."""
+
+    program: str
+    sources: tuple[Path, ...]
+    tests: tuple[str, ...]
+    strategies: tuple[str, ...] = ("",)
+
+
+KERNELS = Suite(
+    "test_recurrent",
+    tuple(p.relative_to(ROOT) for p in sorted((ROOT / "csrc/cuda").glob("*.cu"))),
+    ("agrees_with_plain_loops_at_odd_sizes", "every_schedule"),
+    ("step", "gemm"),
+)
+PRIMITIVES = Suite("test_primitives", (Path("csrc/tests/test_primitives.cpp"),), ("",))
+
+
 def mutants() -> list[Mutant]:
-    """One for each wait, fence and barrier outside the primitives."""
+    """One for each wait, fence and barrier; of a definition's own name there is none."""
     found = []
-    for path in sorted((ROOT / "csrc/cuda").glob("*")):
-        if path.suffix not in {".h", ".cu"}:
-            continue
+    for path in sorted((ROOT / "csrc/cuda").rglob("*.*")):
         text = path.read_text()
-        for match in WAITS.finditer(text):
+        for match in CALLS.finditer(text):
             line = text.count("\n", 0, match.start()) + 1
             without = text[: match.start()] + ";" + text[match.end() :]
-            found.append(Mutant(path.name, line, match.group(), without))
+            found.append(Mutant(path.relative_to(ROOT), line, " ".join(match.group().split()), without))
     return found
 
 
-def depends_on(source: Path, file: str) -> bool:
-    """Whether a kernel source is, or includes, a file of csrc/cuda."""
-    if source.name == file:
-        return True
-    listing = subprocess.run(
-        [*COMPILE, f"-I{ROOT}/csrc", "-MM", str(source)], capture_output=True, text=True, check=True
-    ).stdout
-    return f"csrc/cuda/{file}" in listing
+def depends_on(source: Path, path: Path) -> bool:
+    """Whether a source is, or includes, a file."""
+    command = [*COMPILE, "-Icsrc", "-MM", str(source)]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return str(path) in listing.split()
 
 
-def build(mutant: Mutant, folder: Path) -> Path:
+def build(suite: Suite, mutant: Mutant, folder: Path) -> Path:
     """The test program with the mutant in it."""
     shutil.copytree(ROOT / "csrc", folder / "csrc")
-    (folder / "csrc/cuda" / mutant.file).write_text(mutant.text)
-    objects = {p.name.removesuffix(".o"): p for p in (BUILT / "CMakeFiles/fusednn_emulated.dir").rglob("*.o")}
-    stale = [p for p in sorted((ROOT / "csrc/cuda").glob("*.cu")) if depends_on(p, mutant.file)]
+    (folder / mutant.path).write_text(mutant.text)
+    folders = [BUILT / f"CMakeFiles/{target}.dir" for target in (suite.program, "fusednn_emulated")]
+    objects = {p.name.removesuffix(".o"): p for where in folders for p in where.rglob("*.o")}
 
     def compile_again(source: Path) -> tuple[str, Path]:
         target = folder / f"{source.name}.o"
-        again = folder / "csrc/cuda" / source.name
-        subprocess.run([*COMPILE, f"-I{folder}/csrc", "-c", str(again), "-o", str(target)], check=True)
+        command = [*COMPILE, "-Icsrc", "-c", str(source), "-o", str(target)]
+        subprocess.run(command, cwd=folder, check=True)
         return source.name, target
 
+    stale = [source for source in suite.sources if depends_on(source, mutant.path)]
+    assert stale, f"no source of {suite.program} includes {mutant.path}"
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         objects |= dict(pool.map(compile_again, stale))
     program = folder / "test"
-    tests = sorted((BUILT / "CMakeFiles/test_recurrent.dir").rglob("*.o"))
-    parts = [*tests, *objects.values(), BUILT / "libfusednn_cpu.a"]
-    subprocess.run([COMPILE[0], *map(str, parts), "-fopenmp", "-o", str(program)], check=True)
+    parts = [*map(str, objects.values()), str(BUILT / "libfusednn_cpu.a")]
+    subprocess.run([COMPILE[0], *parts, "-fopenmp", "-o", str(program)], check=True)
     return program
 
 
-def killer(program: Path) -> str | None:
+def killer(suite: Suite, program: Path) -> str | None:
     """The first run that fails, or None."""
     for seed in SEEDS:
-        for test in TESTS:
-            for strategy in ("step", "gemm"):
+        for test in suite.tests:
+            for strategy in suite.strategies:
                 environment = {**os.environ, "FUSEDNN_TEST_STRATEGY": strategy, "FUSEDNN_EMULATE_SEED": str(seed)}
                 done = subprocess.run([program, test], env=environment, capture_output=True, timeout=600)
                 if done.returncode:
-                    return f"{strategy}, seed {seed}, {test}"
+                    return " ".join(filter(None, (suite.program, test, strategy, f"seed {seed}")))
     return None
 
 
@@ -99,11 +117,12 @@ def main() -> None:
     """Judge every mutant."""
     survivors = 0
     for mutant in mutants():
+        suite = PRIMITIVES if mutant.path.parent.name == "primitives" else KERNELS
         with tempfile.TemporaryDirectory() as folder:
-            found = killer(build(mutant, Path(folder)))
+            found = killer(suite, build(suite, mutant, Path(folder)))
         survivors += found is None
         verdict = f"killed by {found}" if found else "SURVIVED"
-        print(f"csrc/cuda/{mutant.file}:{mutant.line} without {mutant.call}: {verdict}", flush=True)
+        print(f"{mutant.path}:{mutant.line} without {mutant.call}: {verdict}", flush=True)
     if survivors:
         sys.exit(f"{survivors} mutants survived")
 

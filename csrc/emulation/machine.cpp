@@ -128,7 +128,8 @@ struct Run {
   std::string name;
   Shape shape;
   std::function<void()> kernel;
-  std::mt19937_64 random{schedule_seed};
+  const uint64_t seed = schedule_seed;
+  std::mt19937_64 random{seed};
   std::vector<std::unique_ptr<Block>> blocks;  // that run together now
   std::vector<std::unique_ptr<Cluster>> clusters;
   std::vector<Warp*> warps;
@@ -285,7 +286,7 @@ struct Run {
 
   std::string failed(const std::string& what) const {
     return "emulated kernel " + name + ": " + what +
-           " [replay with FUSEDNN_EMULATE_SEED=" + std::to_string(schedule_seed) + "]";
+           " [replay with FUSEDNN_EMULATE_SEED=" + std::to_string(seed) + "]";
   }
 
   // ------- stores under way
@@ -305,16 +306,16 @@ struct Run {
       std::memcpy(store.to, store.data, store.bytes);
       return;
     }
-    if (store.target->threads_left == 0) {
-      failure = failed("a remote store reached block " + text(store.target->index) + " after its end");
-      return;
-    }
-    std::memcpy(store.target->shared + store.address, store.data, store.bytes);
     auto found = store.target->memory_barriers.find(store.barrier);
     if (found == store.target->memory_barriers.end()) {
       failure = failed("a remote store names no initialised mbarrier");
       return;
     }
+    if (store.target->threads_left == 0) {
+      failure = failed("a remote store reached block " + text(store.target->index) + " after its end");
+      return;
+    }
+    std::memcpy(store.target->shared + store.address, store.data, store.bytes);
     found->second.bytes -= static_cast<int64_t>(store.bytes);
     complete(found->second);
   }

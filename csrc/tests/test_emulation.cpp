@@ -180,6 +180,7 @@ TEST(a_warp_may_be_passed_over_for_thousands_of_turns) {
 __global__ void read_untouched(float* out, double* out64) {
   out[threadIdx.x] = shared_memory<float>()[threadIdx.x];
   out64[threadIdx.x] = shared_memory<double>()[threadIdx.x];
+  warp_sync();
   shared_memory<float>()[threadIdx.x] = 0;
 }
 
