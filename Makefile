@@ -47,7 +47,7 @@ cpp: ## the C++ tests: no torch, no Python
 	cmake --build build/cpp
 	ctest --test-dir build/cpp --output-on-failure
 
-machine-code: install ## registers, spills, MMA instructions of the CUDA kernels against the table; needs nvcc
+machine-code: build emulated ## registers, spills, MMA instructions of the CUDA kernels against the table; needs nvcc
 	$(PY) tools/machine_code.py
 
 wheel: install ## wheel and sdist in dist/

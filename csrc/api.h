@@ -73,6 +73,24 @@ struct RecurrentBackward {
   void* d_proj;       // [N, D*P] the whole gradient that reaches h_t; null without w_hr
 };
 
+// How a kernel is launched.
+struct LaunchShape {
+  unsigned grid[3] = {1, 1, 1};
+  unsigned threads = 32;     // of a block; 0: no kernel of ours but a library GEMM
+  size_t shared_bytes = 0;   // dynamic
+  unsigned cluster = 1;      // blocks along x
+  bool cooperative = false;  // all blocks are resident together
+  // May begin while the launch in front still runs: the kernel then calls dependency_wait() before it reads what that
+  // one wrote. A plain launch on GPUs before sm_90.
+  bool programmatic = false;
+};
+
+// Told of one launch; the kernel's name as in machine_code.json.
+struct Witness {
+  void (*launched)(void* context, const char* kernel, const LaunchShape& shape);
+  void* context;
+};
+
 // Each function returns null, or a message that lives until the thread's next call.
 struct Provider {
   const char* name;
@@ -81,6 +99,10 @@ struct Provider {
   // Bytes of workspace that the call needs, from its sizes and from which pointers are null; null: none, ever.
   size_t (*forward_workspace)(const RecurrentForward&);
   size_t (*backward_workspace)(const RecurrentBackward&);
+  // Tells the witness what the call would launch, from its sizes and from which pointers are null; nothing runs.
+  // Null: the provider launches nothing.
+  const char* (*forward_launches)(const RecurrentForward&, const Witness&);
+  const char* (*backward_launches)(const RecurrentBackward&, const Witness&);
 };
 
 const Provider& cpu_provider();

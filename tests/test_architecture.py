@@ -20,7 +20,7 @@ PACKAGE = ROOT / "pyext/fusednn"
 LEVELS = [
     {"native"},
     {"reference", "triton_kernels"},
-    {"occupancy", "plan", "operators"},
+    {"occupancy", "kernels", "plan", "operators"},
     {"functional"},
     {"layers"},
     {"conversion", "explanation", "environment"},
@@ -60,9 +60,16 @@ def test_cells_include_only_cells_and_the_standard_library():
         assert not [n for n in names if "/" in n and not n.startswith("cells/")], path
 
 
-def test_kernels_do_not_include_bindings_or_torch():
-    for path, names in includes("cpu").items():
+@pytest.mark.parametrize("folder", ["cpu", "cuda", "emulation"])
+def test_kernels_do_not_include_bindings_or_torch(folder):
+    for path, names in includes(folder).items():
         assert not [n for n in names if n.startswith(("bindings/", "torch/", "pybind11/", "ATen/"))], path
+
+
+def test_ptx_stands_in_the_primitives_alone():
+    for path in (ROOT / "csrc").rglob("*.*"):
+        if path.parent.name not in ("primitives", "emulation"):
+            assert not re.search(r"\basm\b", path.read_text()), path
 
 
 def test_one_file_includes_torch():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fusednn
+from fusednn.kernels import LIBRARY_GEMM, Sizes, launches
 from fusednn.native import EMULATED
 from numerics import assert_numerics
 from sequences import Case, everything, initial_states, make_input, make_layer, retyped, torch_twin
@@ -159,3 +160,43 @@ def test_forward_and_backward_can_be_captured_in_a_graph(strategy, cell):
     expected = torch.autograd.grad(again.square().sum(), [x, *layer.parameters()])
     for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def counted(cell, strategy, steps, directions=1, training=False, dtype="bfloat16", proj=0):
+    """Launches of csrc/cuda and of library GEMMs."""
+    found = launches(cell, dtype, strategy, Sizes(5, steps, 40, proj, directions), training)
+    library = sum(n for launch, n in found.items() if launch.kernel == LIBRARY_GEMM)
+    return found.total() - library, library
+
+
+needs_library = pytest.mark.skipif(not EMULATED, reason="`make emulated` builds the emulated kernels")
+
+
+@needs_library
+def test_step_launches_once_a_step_and_twice_for_a_cell_with_two_products(cell):
+    info = fusednn.reference.cells.CELLS[cell]
+    products = 2 if cell == "gru_reset_before" else 1
+    states = 2 if info.has_cell_state else 1
+    for steps in (3, 50):
+        assert counted(cell, "step", steps) == (products * steps + states, 0)
+        assert counted(cell, "step", steps, directions=2) == (products * steps + states, 0), "directions share a launch"
+
+
+@needs_library
+def test_gemm_launches_a_library_product_and_a_kernel_a_step(cell):
+    info = fusednn.reference.cells.CELLS[cell]
+    products = 2 if cell == "gru_reset_before" else 1
+    states = 2 if info.has_cell_state else 1
+    for steps in (3, 50):
+        assert counted(cell, "gemm", steps) == (products * steps + states, products * steps)
+        if info.has_cell_state:
+            assert counted(cell, "gemm", steps, proj=7) == (2 * steps + states, 2 * steps)
+
+
+@needs_library
+def test_explain_names_the_launches_and_what_holds_each_kernel_back():
+    layer = fusednn.LSTM(8, 40, num_layers=2, bidirectional=True, strategy="step")
+    text = fusednn.explain(layer, torch.randn(7, 5, 8))
+    assert "launches   inference 18," in text and "(T = 7)" in text
+    assert "14 x step_forward<Lstm, Float32, false>: 3 x 1 x 2 blocks of 256 threads" in text
+    assert "limited by registers" in text

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fusednn.occupancy import CAPABILITIES, GPUS, REGISTERS, SHARED_RESERVED, WARP, occupancy
+from fusednn.__main__ import main
+from fusednn.kernels import kernels
+from fusednn.occupancy import CAPABILITIES, GPUS, REGISTERS, SHARED_RESERVED, WARP, gpu_like, occupancy
 
 SOURCE = r"""
 #include <cstddef>
@@ -113,3 +115,38 @@ def test_a_kernel_that_does_not_fit_has_no_blocks():
 def test_impossible_kernels_are_refused(kernel):
     with pytest.raises(ValueError, match="expected 1 to 1024 threads"):
         occupancy(GPUS["H200"], *kernel)
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=lambda gpu: gpu.name)
+def test_every_cuda_kernel_runs_on_every_gpu(gpu):
+    assert len(kernels()) > 90
+    for kernel in kernels().values():
+        assert kernel.occupancy(gpu).blocks > 0, kernel.name
+
+
+def test_every_cell_has_its_kernels_in_the_table(cell):
+    name = "".join(part.capitalize() for part in cell.split("_"))
+    for form in ("Float64", "Float32", "Tf32", "Bf16", "Fp16"):
+        assert {f"step_forward<{name}, {form}, false>", f"step_backward<{name}, {form}, false>"} <= kernels().keys()
+    for acc in ("double", "float"):
+        assert {f"gemm_forward<{name}, {acc}, false>", f"gemm_backward<{name}, {acc}, false>"} <= kernels().keys()
+
+
+@pytest.mark.parametrize(
+    "name, gpu",
+    [("NVIDIA H200", "H200"), ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA GeForce RTX 5090", "RTX 5090"),
+     ("NVIDIA A10", "A10"), ("NVIDIA GeForce RTX 3060", None)],
+)  # fmt: skip
+def test_a_device_name_is_recognised(name, gpu):
+    assert gpu_like(name) is (GPUS[gpu] if gpu else None)
+
+
+def test_the_command_line_prints_occupancy(capsys):
+    assert main(["occupancy", "step_forward<Lstm, Bf16", "--gpu", "H200"]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    kernel = kernels()["step_forward<Lstm, Bf16, false>"]
+    fits = kernel.occupancy(GPUS["H200"])
+    assert head.startswith("kernel ") and row.startswith(kernel.name)
+    assert row.endswith(fits.limiter) and f"{100 * fits.share:.3g}%" in row
+    assert main(["occupancy", "no such kernel"]) == 2
+    assert "no kernel's name contains 'no such kernel'" in capsys.readouterr().err

@@ -2,7 +2,8 @@
 
 ``python tools/machine_code.py`` compiles ``csrc/cuda`` for each architecture and compares registers, shared memory,
 spills and tensor-core instructions with ``pyext/fusednn/machine_code.json``; ``--write`` brings the table up to date.
-Needs nvcc, and cuobjdump from the toolkit or from Triton's wheel; no GPU.
+Threads and dynamic shared memory are what the host code launches them with. Needs nvcc, cuobjdump from the toolkit or
+from Triton's wheel, and `make build emulated`; no GPU.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import collections
 import concurrent.futures
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -18,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +87,32 @@ def compile_one(source: Path, architecture: str, folder: Path) -> dict[str, dict
     return facts
 
 
+def launched() -> dict[str, dict[str, int]]:
+    """Threads and dynamic shared memory of each kernel, from what every cell, dtype and strategy launches."""
+    os.environ["FUSEDNN_EMULATE"] = "1"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from fusednn.kernels import LIBRARY_GEMM, Sizes, launches
+        from fusednn.native import COMPILED_DEVICES, MODULE
+        from fusednn.plan import COMPILED_DTYPES, STRATEGIES, Request
+
+    assert MODULE is not None and COMPILED_DEVICES
+    shapes: dict[str, dict[str, int]] = {}
+    sizes = [Sizes(2, 3, hidden, proj) for hidden in (48, 512) for proj in (0, 24)]
+    calls = itertools.product(MODULE.cells(), COMPILED_DTYPES, (False, True), sizes)
+    for cell, dtype, tf32, size in calls:
+        asks = Request(cell["name"], "cpu", dtype, projection=size.proj > 0)
+        if size.proj and not cell["cell_state"]:
+            continue
+        for strategy in (s.name for s in STRATEGIES if s.cuda and not s.refuse(asks)):
+            found = launches(cell["name"], dtype, strategy, size, training=True, tf32=tf32)
+            for launch in found or ():
+                shape = {"threads": launch.threads, "dynamic": launch.dynamic}
+                if launch.kernel != LIBRARY_GEMM and shapes.setdefault(launch.kernel, shape) != shape:
+                    sys.exit(f"{launch.kernel} is launched with {shape} and with {shapes[launch.kernel]}")
+    return shapes
+
+
 def measure() -> dict:
     """The table of this toolkit."""
     sources = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
@@ -91,6 +120,7 @@ def measure() -> dict:
     assert nvcc is not None
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     kernels: dict[str, dict] = {}
+    shapes = launched()
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = {
             (source, architecture): pool.submit(compile_one, source, architecture, Path(folder))
@@ -101,16 +131,16 @@ def measure() -> dict:
             facts = job.result()
             names = readable(list(facts)) if facts else {}
             for mangled, fact in facts.items():
-                kernels.setdefault(names[mangled], {})[architecture] = fact
+                kernels.setdefault(names[mangled], {**shapes.get(names[mangled], {})})[architecture] = fact
     release = re.search(r"release (\S+),", version)
     return {"nvcc": release[1] if release else version, "kernels": dict(sorted(kernels.items()))}
 
 
 def text_of(table: dict) -> str:
-    """The table as JSON with a line a kernel and architecture, for readable differences."""
+    """The table as JSON with a line a fact, for readable differences."""
     blocks = []
-    for name, by_architecture in table["kernels"].items():
-        lines = [f"   {json.dumps(a)}: {json.dumps(fact)}" for a, fact in by_architecture.items()]
+    for name, facts in table["kernels"].items():
+        lines = [f"   {json.dumps(key)}: {json.dumps(fact)}" for key, fact in facts.items()]
         blocks.append(f"  {json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n  }")
     return f'{{\n "nvcc": {json.dumps(table["nvcc"])},\n "kernels": {{\n' + ",\n".join(blocks) + "\n }\n}\n"
 
@@ -121,19 +151,23 @@ def differences(kept: dict, found: dict) -> list[str]:
     lines += [f"{name}: in the table, not in the code" for name in kept["kernels"].keys() - found["kernels"].keys()]
     same = kept["nvcc"] == found["nvcc"]
     for name in found["kernels"].keys() & kept["kernels"].keys():
-        for architecture, fact in found["kernels"][name].items():
-            old = kept["kernels"][name].get(architecture)
-            if same and fact != old:
-                lines.append(f"{name} on {architecture}: {old} in the table, {fact} in the code")
+        for key, fact in found["kernels"][name].items():
+            old = kept["kernels"][name].get(key)
+            if fact != old and (same or not key.startswith("sm_")):
+                lines.append(f"{name}, {key}: {old} in the table, {fact} in the code")
     return sorted(lines)
 
 
 def faults(table: dict) -> list[str]:
-    """Kernels that break a rule: no spills, tensor cores where the number form has them."""
+    """Kernels that break a rule: launched by something, no spills, tensor cores where the number form has them."""
     lines = []
-    for name, by_architecture in table["kernels"].items():
+    for name, facts in table["kernels"].items():
         wants_mma = name.startswith("step_") and any(form in name for form in ("Bf16", "Fp16", "Tf32"))
-        for architecture, fact in by_architecture.items():
+        if "threads" not in facts:
+            lines.append(f"{name}: compiled, and nothing launches it")
+        for architecture, fact in facts.items():
+            if not architecture.startswith("sm_"):
+                continue
             if fact["spills"]:
                 lines.append(f"{name} on {architecture}: {fact['spills']} bytes of spills")
             if bool(fact["mma"]) != wants_mma:
@@ -154,8 +188,7 @@ def main() -> None:
         TABLE.write_text(text_of(found))
     kept = json.loads(TABLE.read_text())
     wrong = differences(kept, found) + faults(found)
-    count = sum(map(len, found["kernels"].values()))
-    print(f"machine code: {len(found['kernels'])} kernels, {count} compilations, nvcc {found['nvcc']}")
+    print(f"machine code: {len(found['kernels'])} kernels for {', '.join(ARCHITECTURES)}, nvcc {found['nvcc']}")
     if wrong:
         sys.exit("\n".join(wrong))
 

@@ -1,8 +1,8 @@
 """Remove every wait, fence and barrier of the CUDA kernels in turn: the C++ tests must notice each time.
 
-The kernels are judged by `test_recurrent` on both rungs, the primitives by `test_primitives`, all in the emulation. Needs
-`make cpp` before. Only what a mutant touches is compiled again; each runs under several seeds of the scheduler until one
-of them fails. Prints every mutant with its verdict, and exits non-zero where one survives.
+The kernels are judged by `test_recurrent` on both rungs, the primitives by `test_primitives`, all in the emulation.
+Needs `make cpp` before. Only what a mutant touches is compiled again; each runs under several seeds of the scheduler
+until one of them fails. Prints every mutant with its verdict, and exits non-zero where one survives.
 """
 
 from __future__ import annotations
@@ -93,8 +93,7 @@ def build(suite: Suite, mutant: Mutant, folder: Path) -> Path:
 
     stale = [source for source in suite.sources if depends_on(source, mutant.path)]
     assert stale, f"no source of {suite.program} includes {mutant.path}"
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects |= dict(pool.map(compile_again, stale))
+    objects |= dict(map(compile_again, stale))
     program = folder / "test"
     parts = [*map(str, objects.values()), str(BUILT / "libfusednn_cpu.a")]
     subprocess.run([COMPILE[0], *parts, "-fopenmp", "-o", str(program)], check=True)
@@ -113,16 +112,21 @@ def killer(suite: Suite, program: Path) -> str | None:
     return None
 
 
+def judge(mutant: Mutant) -> str | None:
+    """What kills it, or None."""
+    suite = PRIMITIVES if mutant.path.parent.name == "primitives" else KERNELS
+    with tempfile.TemporaryDirectory() as folder:
+        return killer(suite, build(suite, mutant, Path(folder)))
+
+
 def main() -> None:
     """Judge every mutant."""
-    survivors = 0
-    for mutant in mutants():
-        suite = PRIMITIVES if mutant.path.parent.name == "primitives" else KERNELS
-        with tempfile.TemporaryDirectory() as folder:
-            found = killer(suite, build(suite, mutant, Path(folder)))
-        survivors += found is None
-        verdict = f"killed by {found}" if found else "SURVIVED"
-        print(f"{mutant.path}:{mutant.line} without {mutant.call}: {verdict}", flush=True)
+    every, survivors = mutants(), 0
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for mutant, found in zip(every, pool.map(judge, every), strict=True):
+            survivors += found is None
+            verdict = f"killed by {found}" if found else "SURVIVED"
+            print(f"{mutant.path}:{mutant.line} without {mutant.call}: {verdict}", flush=True)
     if survivors:
         sys.exit(f"{survivors} mutants survived")
 

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "api.h"
+#include "bindings/launches.h"
 #include "bindings/providers.h"
 
 namespace py = pybind11;
@@ -54,6 +55,35 @@ void load_provider(const std::string& name, const std::string& path) {
   if (name == "cuda") fusednn::register_cuda_operators();
 }
 
+fusednn::Dtype dtype_named(const std::string& name) {
+  const char* names[] = {"float64", "float32", "bfloat16", "float16"};
+  for (int i = 0; i < 4; ++i) {
+    if (name == names[i]) return static_cast<fusednn::Dtype>(i);
+  }
+  throw std::invalid_argument("dtype must be float64, float32, bfloat16 or float16, got " + name);
+}
+
+py::list launches(const std::string& provider, const std::string& cell, const std::string& dtype,
+                  const std::string& strategy, int64_t batch, int64_t steps, int64_t hidden, int64_t proj,
+                  int64_t directions, bool training, bool tf32) {
+  const fusednn::Provider* loaded = fusednn::loaded_provider(provider);
+  if (loaded == nullptr) throw std::invalid_argument("provider '" + provider + "' is not loaded");
+  py::list out;
+  const fusednn::Sequence sequence{cell, dtype_named(dtype), strategy, tf32, batch, steps, hidden, proj, directions};
+  for (const fusednn::Launched& each : fusednn::launches(*loaded, sequence, training)) {
+    const fusednn::LaunchShape& s = each.shape;
+    py::dict entry;
+    entry["kernel"] = each.kernel;
+    entry["grid"] = py::make_tuple(s.grid[0], s.grid[1], s.grid[2]);
+    entry["threads"] = s.threads;
+    entry["shared"] = s.shared_bytes;
+    entry["cluster"] = s.cluster;
+    entry["programmatic"] = s.programmatic;
+    out.append(entry);
+  }
+  return out;
+}
+
 void set_isa(const std::string& name) {
   const char* error = fusednn::set_isa(name.c_str());
   if (error != nullptr) throw std::invalid_argument(error);  // ValueError in Python
@@ -69,5 +99,9 @@ PYBIND11_MODULE(_C, m) {
         "Use this CPU instruction set from the next call on; \"\" is the best one. ValueError where the CPU lacks it.");
   m.def("load_provider", &load_provider, py::arg("name"), py::arg("path"),
         "Load the library of CUDA kernels (\"cuda\") or of the same kernels on the host (\"emulated\").");
+  m.def("launches", &launches, py::arg("provider"), py::arg("cell"), py::arg("dtype"), py::arg("strategy"),
+        py::arg("batch"), py::arg("steps"), py::arg("hidden"), py::arg("proj"), py::arg("directions"),
+        py::arg("training"), py::arg("tf32"),
+        "What a sequence would launch, in order, forward and with training backward; nothing runs. proj 0: none.");
   if (const char* name = std::getenv("FUSEDNN_CPU_ISA")) set_isa(name);  // so that a wrong name is an error at import
 }

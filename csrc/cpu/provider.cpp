@@ -44,7 +44,7 @@ const char* backward(const RecurrentBackward& args) {
 }  // namespace
 
 const Provider& cpu_provider() {
-  static const Provider provider{"cpu", forward, backward, nullptr, nullptr};
+  static const Provider provider{"cpu", forward, backward, nullptr, nullptr, nullptr, nullptr};
   return provider;
 }
 

@@ -6,7 +6,6 @@
 #include "cuda/launch.h"
 
 namespace fusednn::cuda {
-namespace {
 
 constexpr int kThreads = 256;
 
@@ -82,6 +81,8 @@ __global__ void __launch_bounds__(kThreads) projected_backward(Sizes z, AnyStore
   static_cast<A*>(s.dh)[at.b * z.proj + at.u] = 0;  // all of it goes on through the projection
 }
 
+namespace {
+
 template <class Step, class Rows>
 int most_rows(const RecurrentShape& s, const Both<Step>& both, Rows rows) {
   int most = 0;
@@ -95,8 +96,8 @@ int rows_of(const BackwardStep& s) {
   return rows_reached(s);
 }
 
-template <class A, class Step, class Kernel>
-const char* run(const char* name, Kernel kernel, const RecurrentShape& s, int64_t width, const Both<Step>& both) {
+template <auto kKernel, class A, class Step>
+const char* run(const RecurrentShape& s, int64_t width, const Both<Step>& both) {
   const int64_t rows = most_rows(s, both, [](const Step& step) { return rows_of(step); });
   if (rows == 0) return nullptr;
   LaunchShape shape;
@@ -104,7 +105,7 @@ const char* run(const char* name, Kernel kernel, const RecurrentShape& s, int64_
   shape.grid[1] = static_cast<unsigned>(s.directions);
   shape.threads = kThreads;
   const Sizes sizes{static_cast<int>(s.hidden), static_cast<int>(s.proj), static_cast<int>(s.directions)};
-  return launch(name, kernel, shape, s.stream, sizes, AnyStored<A>(s.dtype), both);
+  return launch<kKernel>(shape, s.stream, sizes, AnyStored<A>(s.dtype), both);
 }
 
 template <class Cell, class A>
@@ -112,18 +113,18 @@ struct Pointwise {
   static constexpr bool kTwo = Cell::kSecondGates > 0;
 
   static const char* forward(const RecurrentShape& s, const Both<ForwardStep>& both) {
-    return run<A>("gemm_forward", gemm_forward<Cell, A, false>, s, s.hidden, both);
+    return run<gemm_forward<Cell, A, false>, A>(s, s.hidden, both);
   }
   static const char* forward_late(const RecurrentShape& s, const Both<ForwardStep>& both) {
-    if constexpr (kTwo) return run<A>("gemm_forward_late", gemm_forward<Cell, A, true>, s, s.hidden, both);
+    if constexpr (kTwo) return run<gemm_forward<Cell, A, true>, A>(s, s.hidden, both);
     return "the cell has one product";
   }
   static const char* backward(const RecurrentShape& s, const Both<BackwardStep>& both) {
-    return run<A>("gemm_backward", gemm_backward<Cell, A, false>, s, s.hidden, both);
+    return run<gemm_backward<Cell, A, false>, A>(s, s.hidden, both);
   }
   static const char* backward_late(const RecurrentShape& s, const Both<BackwardStep>& both) {
     if constexpr (kTwo || Cell::kCellState) {
-      return run<A>("gemm_backward_late", gemm_backward<Cell, A, true>, s, s.hidden, both);
+      return run<gemm_backward<Cell, A, true>, A>(s, s.hidden, both);
     }
     return "the cell has one product";
   }
@@ -143,13 +144,13 @@ const PointwiseKernels* pointwise_kernels(const char* cell, Dtype dtype) {
 }
 
 const char* put_projected(const RecurrentShape& s, const Both<ForwardStep>& both) {
-  return s.dtype == Dtype::kFloat64 ? run<double>("projected_forward", projected_forward<double>, s, s.proj, both)
-                                    : run<float>("projected_forward", projected_forward<float>, s, s.proj, both);
+  return s.dtype == Dtype::kFloat64 ? run<projected_forward<double>, double>(s, s.proj, both)
+                                    : run<projected_forward<float>, float>(s, s.proj, both);
 }
 
 const char* gather_projected(const RecurrentShape& s, const Both<BackwardStep>& both) {
-  return s.dtype == Dtype::kFloat64 ? run<double>("projected_backward", projected_backward<double>, s, s.proj, both)
-                                    : run<float>("projected_backward", projected_backward<float>, s, s.proj, both);
+  return s.dtype == Dtype::kFloat64 ? run<projected_backward<double>, double>(s, s.proj, both)
+                                    : run<projected_backward<float>, float>(s, s.proj, both);
 }
 
 }  // namespace fusednn::cuda

@@ -4,27 +4,21 @@
 #include <tuple>
 #include <utility>
 
+#include "api.h"
+#include "cuda/kernel_name.h"
 #include "cuda/primitives/device.h"
 
 namespace fusednn::cuda {
 
-struct LaunchShape {
-  unsigned grid[3] = {1, 1, 1};
-  unsigned threads = 32;
-  size_t shared_bytes = 0;   // dynamic
-  unsigned cluster = 1;      // blocks along x
-  bool cooperative = false;  // all blocks are resident together
-  // May begin while the launch in front still runs: the kernel then calls dependency_wait() before it reads what that
-  // one wrote. A plain launch on GPUs before sm_90.
-  bool programmatic = false;
-};
+// While set, the launches of this thread are told and not made.
+inline thread_local const Witness* witness = nullptr;
 
 #if defined(FUSEDNN_EMULATE)
 
 // Each returns null, or a message that lives until the thread's next call.
 template <class... Parameters, class... Arguments>
-const char* launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& s, void*,
-                   Arguments&&... arguments) {
+const char* launch_as(const char* name, void (*kernel)(Parameters...), const LaunchShape& s, void*,
+                      Arguments&&... arguments) {
   std::tuple<Parameters...> kept{std::forward<Arguments>(arguments)...};
   const emulation::Shape shape{
       {s.grid[0], s.grid[1], s.grid[2]}, {s.threads, 1, 1}, s.cluster, s.shared_bytes, s.cooperative, s.programmatic};
@@ -50,8 +44,8 @@ inline const char* message_of(cudaError_t error) {
 }
 
 template <class... Parameters, class... Arguments>
-const char* launch(const char*, void (*kernel)(Parameters...), const LaunchShape& s, void* stream,
-                   Arguments&&... arguments) {
+const char* launch_as(const char*, void (*kernel)(Parameters...), const LaunchShape& s, void* stream,
+                      Arguments&&... arguments) {
   std::tuple<Parameters...> kept{std::forward<Arguments>(arguments)...};
   void* pointers[sizeof...(Parameters)];
   std::apply(
@@ -90,5 +84,14 @@ inline const char* settle() {
 }
 
 #endif
+
+template <auto kKernel, class... Arguments>
+const char* launch(const LaunchShape& shape, void* stream, Arguments&&... arguments) {
+  if (witness == nullptr) {
+    return launch_as(kernel_name<kKernel>(), kKernel, shape, stream, std::forward<Arguments>(arguments)...);
+  }
+  witness->launched(witness->context, kernel_name<kKernel>(), shape);
+  return nullptr;
+}
 
 }  // namespace fusednn::cuda

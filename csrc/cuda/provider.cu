@@ -3,6 +3,7 @@
 #include <exception>
 #include <string>
 
+#include "cuda/launch.h"
 #include "cuda/sequence.h"
 
 namespace fusednn {
@@ -57,16 +58,32 @@ size_t backward_workspace(const RecurrentBackward& args) {
   return refusal(args.shape, args.w_hr) == nullptr ? cuda::backward_workspace(args) : 0;
 }
 
+// Sends launches to a witness while it lives.
+struct Watched {
+  explicit Watched(const Witness& w) { cuda::witness = &w; }
+  ~Watched() { cuda::witness = nullptr; }
+};
+const char* forward_launches(const RecurrentForward& args, const Witness& witness) {
+  const Watched watched(witness);
+  return forward(args);
+}
+const char* backward_launches(const RecurrentBackward& args, const Witness& witness) {
+  const Watched watched(witness);
+  return backward(args);
+}
+
+#if defined(FUSEDNN_EMULATE)
+constexpr const char* kName = "emulated";
+#else
+constexpr const char* kName = "cuda";
+#endif
+
 }  // namespace
 }  // namespace fusednn
 
 extern "C" __attribute__((visibility("default"))) const fusednn::Provider* fusednn_provider() {
-#if defined(FUSEDNN_EMULATE)
-  static const fusednn::Provider provider{"emulated", fusednn::forward, fusednn::backward, fusednn::forward_workspace,
-                                          fusednn::backward_workspace};
-#else
-  static const fusednn::Provider provider{"cuda", fusednn::forward, fusednn::backward, fusednn::forward_workspace,
-                                          fusednn::backward_workspace};
-#endif
+  using namespace fusednn;
+  static const Provider provider{
+      kName, forward, backward, forward_workspace, backward_workspace, forward_launches, backward_launches};
   return &provider;
 }

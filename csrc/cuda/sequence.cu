@@ -73,6 +73,12 @@ struct Sequence {
   const char* multiply(const void* a, int64_t lda, const void* b, int64_t ldb, bool transpose_b, void* c, int64_t m,
                        int64_t n, int64_t k) const {
     if (m == 0) return nullptr;
+    if (witness != nullptr) {
+      LaunchShape library;
+      library.threads = 0;
+      witness->launched(witness->context, "library GEMM", library);
+      return nullptr;
+    }
     FUSEDNN_TRY(settle());
     s.gemm({a, b, c, m, n, k, lda, ldb, n, transpose_b, s.dtype});
     return nullptr;

@@ -1,11 +1,12 @@
 #include "cuda/states.h"
 
+#include <type_traits>
+
 #include "cuda/cell_step.h"
 #include "cuda/launch.h"
 #include "cuda/primitives/barrier.h"
 
 namespace fusednn::cuda {
-namespace {
 
 constexpr int kThreads = 256, kTile = 32;
 
@@ -28,10 +29,14 @@ __global__ void __launch_bounds__(kThreads)
   io.store(to, i, acc[i] + (product != nullptr && i < passed ? io.load(product, i) : A(0)));
 }
 
-template <class Bits>
-__global__ void __launch_bounds__(kThreads) transpose_kernel(const Bits* from, long m, long k, Bits* to) {
+template <int kBytes>
+using Bits = std::conditional_t<kBytes == 8, u64, std::conditional_t<kBytes == 4, u32, u16>>;
+
+template <int kBytes>
+__global__ void __launch_bounds__(kThreads)
+    transpose_kernel(const Bits<kBytes>* from, long m, long k, Bits<kBytes>* to) {
   // A padded row, so that the reads down a column meet all banks.
-  Bits* tile = shared_memory<Bits>();
+  Bits<kBytes>* tile = shared_memory<Bits<kBytes>>();
   const long m0 = static_cast<long>(blockIdx.y) * kTile, k0 = static_cast<long>(blockIdx.x) * kTile;
   const int x = static_cast<int>(threadIdx.x) % kTile, y0 = static_cast<int>(threadIdx.x) / kTile;
   for (int y = y0; y < kTile; y += kThreads / kTile) {
@@ -43,6 +48,8 @@ __global__ void __launch_bounds__(kThreads) transpose_kernel(const Bits* from, l
   }
 }
 
+namespace {
+
 LaunchShape over(int64_t n) {
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>((n + kThreads - 1) / kThreads);
@@ -52,25 +59,25 @@ LaunchShape over(int64_t n) {
 
 template <class A>
 const char* spread(const void* from, Dtype dtype, int64_t n, const Spread& to, void* stream) {
-  return launch("spread_state", spread_kernel<A>, over(n), stream, from, AnyStored<A>(dtype), static_cast<long>(n), to);
+  return launch<spread_kernel<A>>(over(n), stream, from, AnyStored<A>(dtype), static_cast<long>(n), to);
 }
 
 template <class A>
 const char* gather(const void* acc, Dtype dtype, int64_t n, const void* product, int64_t passed, void* to,
                    void* stream) {
-  return launch("gather_state", gather_kernel<A>, over(n), stream, static_cast<const A*>(acc), AnyStored<A>(dtype),
-                static_cast<long>(n), product, static_cast<long>(passed), to);
+  return launch<gather_kernel<A>>(over(n), stream, static_cast<const A*>(acc), AnyStored<A>(dtype),
+                                  static_cast<long>(n), product, static_cast<long>(passed), to);
 }
 
-template <class Bits>
-const char* transpose_bits(const void* from, int64_t m, int64_t k, void* to, void* stream) {
+template <int kBytes>
+const char* transpose_bytes(const void* from, int64_t m, int64_t k, void* to, void* stream) {
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>((k + kTile - 1) / kTile);
   shape.grid[1] = static_cast<unsigned>((m + kTile - 1) / kTile);
   shape.threads = kThreads;
-  shape.shared_bytes = sizeof(Bits) * kTile * (kTile + 1);
-  return launch("transpose", transpose_kernel<Bits>, shape, stream, static_cast<const Bits*>(from),
-                static_cast<long>(m), static_cast<long>(k), static_cast<Bits*>(to));
+  shape.shared_bytes = size_t{kBytes} * kTile * (kTile + 1);
+  return launch<transpose_kernel<kBytes>>(shape, stream, static_cast<const Bits<kBytes>*>(from), static_cast<long>(m),
+                                          static_cast<long>(k), static_cast<Bits<kBytes>*>(to));
 }
 
 }  // namespace
@@ -91,11 +98,11 @@ const char* gather_state(const void* acc, Dtype dtype, int64_t n, const void* pr
 const char* transpose(const void* from, Dtype dtype, int64_t m, int64_t k, void* to, void* stream) {
   switch (dtype) {
     case Dtype::kFloat64:
-      return transpose_bits<u64>(from, m, k, to, stream);
+      return transpose_bytes<8>(from, m, k, to, stream);
     case Dtype::kFloat32:
-      return transpose_bits<u32>(from, m, k, to, stream);
+      return transpose_bytes<4>(from, m, k, to, stream);
     default:
-      return transpose_bits<u16>(from, m, k, to, stream);
+      return transpose_bytes<2>(from, m, k, to, stream);
   }
 }
 

@@ -158,13 +158,12 @@ struct StepOf {
     int rows = 0;
     for (int64_t d = 0; d < s.directions; ++d) rows = std::max(rows, both.step[d].count);
     if (rows == 0) return nullptr;
-    const char* error =
-        launch("step_forward", step_forward<Cell, Form, false>,
-               step_shape(s, rows, step_shared_bytes<A>(kFirst), programmatic), s.stream, sizes_of(s), both);
+    const char* error = launch<step_forward<Cell, Form, false>>(
+        step_shape(s, rows, step_shared_bytes<A>(kFirst), programmatic), s.stream, sizes_of(s), both);
     if constexpr (kSecond > 0) {
       if (error == nullptr) {
-        error = launch("step_forward_late", step_forward<Cell, Form, true>,
-                       step_shape(s, rows, step_shared_bytes<A>(kSecond), true), s.stream, sizes_of(s), both);
+        error = launch<step_forward<Cell, Form, true>>(step_shape(s, rows, step_shared_bytes<A>(kSecond), true),
+                                                       s.stream, sizes_of(s), both);
       }
     }
     return error;
@@ -177,12 +176,12 @@ struct StepOf {
       active = std::max(active, both.step[d].count);
     }
     if (rows == 0) return nullptr;
-    const char* error = launch("step_backward", step_backward<Cell, Form, false>,
-                               step_shape(s, rows, step_shared_bytes<A>(1), programmatic), s.stream, sizes_of(s), both);
+    const char* error = launch<step_backward<Cell, Form, false>>(
+        step_shape(s, rows, step_shared_bytes<A>(1), programmatic), s.stream, sizes_of(s), both);
     if constexpr (kSecond > 0) {
       if (error == nullptr && active > 0) {
-        error = launch("step_backward_late", step_backward<Cell, Form, true>,
-                       step_shape(s, active, step_shared_bytes<A>(1), true), s.stream, sizes_of(s), both);
+        error = launch<step_backward<Cell, Form, true>>(step_shape(s, active, step_shared_bytes<A>(1), true), s.stream,
+                                                        sizes_of(s), both);
       }
     }
     return error;

@@ -285,8 +285,7 @@ struct Run {
   }
 
   std::string failed(const std::string& what) const {
-    return "emulated kernel " + name + ": " + what +
-           " [replay with FUSEDNN_EMULATE_SEED=" + std::to_string(seed) + "]";
+    return "emulated kernel " + name + ": " + what + " [replay with FUSEDNN_EMULATE_SEED=" + std::to_string(seed) + "]";
   }
 
   // ------- stores under way

@@ -29,7 +29,7 @@ std::string text(const char* message) {
 
 template <class... Parameters, class... Arguments>
 std::string start(void (*kernel)(Parameters...), const LaunchShape& shape, Arguments... arguments) {
-  return text(launch("planted", kernel, shape, nullptr, arguments...));
+  return text(launch_as("planted", kernel, shape, nullptr, arguments...));
 }
 
 // Empty, or what the launch died of.

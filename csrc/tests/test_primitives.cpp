@@ -99,7 +99,7 @@ void over_seeds(Body body) {
 
 template <class... Parameters, class... Arguments>
 void start(void (*kernel)(Parameters...), const LaunchShape& shape, Arguments... arguments) {
-  const char* failure = launch("test", kernel, shape, nullptr, arguments...);
+  const char* failure = launch_as("test", kernel, shape, nullptr, arguments...);
   CHECK(failure == nullptr, failure);
 }
 

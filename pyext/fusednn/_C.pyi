@@ -18,6 +18,14 @@ class CellInfo(TypedDict):
     split: bool
     second_gates: int
 
+class Launch(TypedDict):
+    kernel: str  # as in machine_code.json, or "library GEMM"
+    grid: tuple[int, int, int]
+    threads: int  # of a block; 0 for a library GEMM
+    shared: int  # bytes of a block, dynamic
+    cluster: int
+    programmatic: bool
+
 def build_info() -> BuildInfo:
     """How this module was built, and the CPU instruction set it uses."""
 
@@ -29,3 +37,18 @@ def set_isa(name: str) -> None:
 
 def load_provider(name: str, path: str) -> None:
     """Load the library of CUDA kernels ("cuda") or of the same kernels on the host ("emulated")."""
+
+def launches(
+    provider: str,
+    cell: str,
+    dtype: str,
+    strategy: str,
+    batch: int,
+    steps: int,
+    hidden: int,
+    proj: int,
+    directions: int,
+    training: bool,
+    tf32: bool,
+) -> list[Launch]:
+    """What a sequence would launch, in order, forward and with training backward; nothing runs. proj 0: none."""

@@ -9,6 +9,8 @@ import torch
 
 from . import environment, functional
 from .explanation import describe, explain
+from .kernels import Sizes, kernels
+from .occupancy import GPUS
 from .plan import NAMES, Request, plan
 from .reference.cells import CELLS
 
@@ -31,6 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--dtype", choices=DTYPES, default="float32")
     add.add_argument("--device", default="cpu", help="device type, as torch names it")
     add.add_argument("--strategy", choices=NAMES, default="auto")
+    add = commands.add_parser("occupancy", help="theoretical occupancy of the CUDA kernels; needs no GPU")
+    add.add_argument("kernel", nargs="?", default="", help="part of a kernel's name, such as Lstm or step_forward")
+    add.add_argument("--gpu", choices=sorted(GPUS), action="append", help="may be repeated (default: all)")
     return parser
 
 
@@ -51,15 +56,33 @@ def _explain(options: argparse.Namespace) -> str:
     cell = "rnn_tanh" if options.what == "rnn" else options.what
     chosen = plan(Request(cell, options.device, options.dtype, options.batch), options.strategy)
     sizes = f"sizes      B = {options.batch}, T = {options.time}, H = {options.hidden}, L = {options.layers}"
-    first, rest = describe(chosen, options.time, options.layers).split("\n", 1)
+    layer = Sizes(options.batch, options.time, options.hidden)
+    first, rest = describe(chosen, layer, options.layers).split("\n", 1)
     return "\n".join([first, sizes, rest])
+
+
+def _occupancy(options: argparse.Namespace) -> str:
+    chosen = [kernel for name, kernel in kernels().items() if options.kernel in name]
+    if not chosen:
+        raise ValueError(f"no kernel's name contains {options.kernel!r}; fusednn occupancy lists all")
+    rows: list[tuple[str, ...]] = [
+        ("kernel", "GPU", "threads", "registers", "shared bytes", "blocks", "warps", "occupancy", "limited by")
+    ]
+    for kernel in chosen:
+        for gpu in (GPUS[name] for name in options.gpu or GPUS):
+            code, fits = kernel.code[gpu.architecture], kernel.occupancy(gpu)
+            facts = (kernel.threads, code.registers, code.shared + kernel.dynamic, fits.blocks, fits.warps)
+            rows.append((kernel.name, gpu.name, *map(str, facts), f"{100 * fits.share:.3g}%", fits.limiter))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 for success, 2 for arguments that do not fit."""
     options = _parser().parse_args(arguments)
+    commands = {"explain": _explain, "occupancy": _occupancy}
     try:
-        print(_explain(options) if options.command == "explain" else environment.report())
+        print(commands[options.command](options) if options.command in commands else environment.report())
     except (ValueError, RuntimeError) as error:
         print(f"fusednn: {error}", file=sys.stderr)
         return 2

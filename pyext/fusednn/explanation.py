@@ -9,49 +9,80 @@ from torch import Tensor, nn
 
 from . import functional, native
 from .functional.attention import choose_backend
+from .kernels import LIBRARY_GEMM, Sizes, kernels, launches
 from .layers.attention import MultiheadAttention
 from .layers.cells import RecurrentCell
 from .layers.recurrent import RecurrentLayer
+from .occupancy import gpu_like
 from .plan import Plan, Request, plan
 
 
-def describe(chosen: Plan, steps: int | None = None, calls: int = 1) -> str:
+def describe(chosen: Plan, sizes: Sizes | None = None, layers: int = 1) -> str:
     """A plan as text: the choice, what it costs, and why each other strategy was not taken.
 
     Args:
         chosen: the plan.
-        steps: T, where it is known.
-        calls: how many times the strategy runs in one forward (layers, and directions that run apart).
+        sizes: of one layer, where they are known.
+        layers: how many layers there are.
     """
     request = chosen.request
-    launches = chosen.strategy.launches
-    if steps is not None and (
-        count := {"1": 1, "T": steps, "T + 2": steps + 2, "2 T + 2": 2 * steps + 2}.get(launches)
-    ):
-        launches = f"{calls * count} (T = {steps})"
     lines = [
         f"cell       {request.cell}, {request.dtype} on {request.device}",
         f"strategy   {chosen.strategy.name}: {chosen.strategy.idea}",
         f"why        {chosen.reason}",
-        f"calls      {launches}",
+        *(_cuda_lines(chosen, sizes, layers) if chosen.strategy.cuda else _host_lines(chosen, sizes, layers)),
     ]
-    built = native.MODULE
-    if request.device == "cpu" and chosen.strategy.name in ("sequence", "loop") and built is not None:
-        info = built.build_info()
-        lines.append(f"kernel     {info['isa']}, {torch.get_num_threads()} threads")
-    lines += [f"not {name}: {why}" for name, why in chosen.refused]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"not {name}: {why}" for name, why in chosen.refused)])
+
+
+def _host_lines(chosen: Plan, sizes: Sizes | None, layers: int) -> list[str]:
+    """Operator calls, and the kernel where one is compiled."""
+    calls = chosen.strategy.launches
+    if sizes is not None and (count := {"1": 1, "T": sizes.steps}.get(calls)):
+        calls = f"{layers * count} (T = {sizes.steps})"
+    lines = [f"calls      {calls}"]
+    if chosen.request.device == "cpu" and chosen.strategy.name != "reference" and native.MODULE is not None:
+        lines.append(f"kernel     {native.MODULE.build_info()['isa']}, {torch.get_num_threads()} threads")
+    return lines
+
+
+def _cuda_lines(chosen: Plan, sizes: Sizes | None, layers: int) -> list[str]:
+    """Launches, and for each kernel what holds it back on the GPU that is there, or on an H200."""
+    if sizes is None:
+        return [f"launches   {chosen.strategy.launches} a layer"]
+    ask = (chosen.request.cell, chosen.request.dtype, chosen.strategy.name, sizes)
+    found = {mode: launches(*ask, training=mode == "training") for mode in ("inference", "training")}
+    count = ", ".join(f"{mode} {layers * counted.total()}" for mode, counted in found.items() if counted is not None)
+    lines = [f"launches   {count} (T = {sizes.steps})"]
+    here = torch.cuda.get_device_name() if chosen.request.device == "cuda" and torch.cuda.is_available() else "H200"
+    gpu = gpu_like(here)
+    for launch, times in (found["training"] or {}).items():
+        if launch.kernel == LIBRARY_GEMM:
+            lines.append(f"kernel     {layers * times} x {LIBRARY_GEMM}")
+            continue
+        grid = " x ".join(map(str, launch.grid))
+        line = f"kernel     {layers * times} x {launch.kernel}: {grid} blocks of {launch.threads} threads"
+        if gpu is not None:
+            kernel = kernels()[launch.kernel]
+            fits = kernel.occupancy(gpu, launch.dynamic)
+            line += (
+                f", {kernel.code[gpu.architecture].registers} registers, {launch.dynamic / 1024:.3g} KiB; {gpu.name}:"
+            )
+            line += f" {fits.blocks} a multiprocessor, {100 * fits.share:.3g}% of its warps, limited by {fits.limiter}"
+        lines.append(line)
+    return lines
 
 
 def _recurrent(layer: RecurrentLayer | RecurrentCell, x: Tensor, hx=None) -> str:
-    steps, calls, batch = 1, 1, x.shape[0] if x.dim() == 2 else 1
+    steps, layers, directions, batch = 1, 1, 1, x.shape[0] if x.dim() == 2 else 1
     if isinstance(layer, RecurrentLayer):
         time = 1 if layer.batch_first and x.dim() == 3 else 0
-        steps, batch, calls = x.shape[time], x.shape[1 - time] if x.dim() == 3 else 1, layer.num_layers
-    request = Request(
-        layer.cell, x.device.type, str(x.dtype).removeprefix("torch."), batch, bool(getattr(layer, "proj_size", 0))
-    )
-    return describe(plan(request, layer.strategy), steps, calls)
+        steps, batch = x.shape[time], x.shape[1 - time] if x.dim() == 3 else 1
+        layers, directions = layer.num_layers, 2 if layer.bidirectional else 1
+    proj = getattr(layer, "proj_size", 0)
+    dtype = str(x.dtype).removeprefix("torch.")
+    request = Request(layer.cell, x.device.type, dtype, batch, bool(proj))
+    return describe(plan(request, layer.strategy), Sizes(batch, steps, layer.hidden_size, proj, directions), layers)
 
 
 def _attention(*inputs, **options) -> str:

@@ -119,3 +119,9 @@ def occupancy(gpu: Gpu, threads: int, registers: int, shared: int) -> Occupancy:
     limiter = min(allowed, key=lambda name: allowed[name])
     blocks = allowed[limiter]
     return Occupancy(blocks, blocks * warps, blocks * warps / limits.warps, limiter)
+
+
+def gpu_like(name: str) -> Gpu | None:
+    """The GPU that a device name such as ``NVIDIA H200`` or ``NVIDIA A100-SXM4-80GB`` speaks of, or None."""
+    words = name.replace("-", " ").split()
+    return next((gpu for gpu in GPUS.values() if set(gpu.name.split()) <= set(words)), None)

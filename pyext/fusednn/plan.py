@@ -33,6 +33,7 @@ class Strategy:
         launches: operator calls (on a GPU: kernel launches) for a sequence of T steps, a formula in T.
         refuse: why the request cannot run this way, or None if it can.
         pass_over: why ``auto`` does not take it although it can serve the request, or None.
+        cuda: whether it launches the kernels of csrc/cuda.
         evidence: the result file, or the prediction labelled as such, that puts it where it stands.
     """
 
@@ -42,6 +43,7 @@ class Strategy:
     refuse: Callable[[Request], str | None]
     evidence: str
     pass_over: Callable[[Request], str | None] = lambda request: None
+    cuda: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ STRATEGIES = (
         _step,
         "predicted, not measured on a GPU",
         _large_batch,
+        cuda=True,
     ),
     Strategy(
         "gemm",
@@ -124,6 +127,7 @@ STRATEGIES = (
         _needs_gpu,
         "predicted, not measured on a GPU",
         _emulation,
+        cuda=True,
     ),
     Strategy(
         "loop",
