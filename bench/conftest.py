@@ -154,6 +154,8 @@ class Run:
         if report.outcome == "passed" and measure is not None and measure.benchmark.stats is not None:
             measure.benchmark.extra_info.update(measure.info)
             return self.lines.add("measured", measure.benchmark.stats.as_dict(include_data=True), series)
+        if report.outcome == "passed" and measure is not None and measure.is_fact:
+            return self.lines.add("fact", bench, series)
         if report.outcome == "skipped":
             reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             bench["extra_info"]["skip_reason"] = reason.removeprefix("Skipped: ")

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 try:
     import fusednn
+    from fusednn import kernels, occupancy
     from fusednn import plan as strategies
 except ImportError as error:  # the suites still measure torch, and the record says why the rest is missing
     fusednn = None
@@ -29,6 +30,21 @@ def rungs() -> tuple[str, ...]:
     if fusednn is None:
         return ("reference", "loop", "sequence", TORCH)
     return (*(s.name for s in reversed(strategies.STRATEGIES)), TORCH)
+
+
+def gpus() -> tuple[str, ...]:
+    """The GPUs whose occupancy can be computed."""
+    return () if fusednn is None else tuple(occupancy.GPUS)
+
+
+def occupancies(name: str) -> list[tuple[str | int | float, ...]]:
+    """Of each CUDA kernel on a GPU: name, threads, registers, shared bytes, spills, blocks, warps, share, limiter."""
+    gpu, rows = occupancy.GPUS[name], []
+    for kernel in kernels.kernels().values():
+        code, fits = kernel.code[gpu.architecture], kernel.occupancy(gpu)
+        used = (kernel.threads, code.registers, code.shared + kernel.dynamic, code.spills)
+        rows.append((kernel.name, *used, fits.blocks, fits.warps, fits.share, fits.limiter))
+    return rows
 
 
 def recurrent(impl: str, cell: str, inputs: int, width: int, **options: Any) -> nn.Module:

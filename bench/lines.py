@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-KINDS = ("measured", "skipped", "wrong", "failed")
+DONE = ("measured", "fact")  # what a resumed run keeps
+KINDS = (*DONE, "skipped", "wrong", "failed")
 
 
 def clean(value: Any) -> Any:
@@ -45,7 +46,7 @@ class Lines:
                 continue  # the line a killed run was writing
         if not rows or rows[0].get("key") != self.key:
             raise ValueError(f"{self.path.name} was written with other settings; run without --bench-resume")
-        self.lines = {row["fullname"]: row for row in rows[1:] if row["kind"] == "measured"}
+        self.lines = {row["fullname"]: row for row in rows[1:] if row["kind"] in DONE}
         body = "".join(json.dumps(row) + "\n" for row in [{"key": self.key}, *self.lines.values()])
         self.path.write_text(body, encoding="utf-8")
 

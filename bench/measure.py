@@ -59,6 +59,7 @@ class Measure:
         self.patience = patience or Patience(tier.patience)
         self.series: dict[str, Any] = {}
         self.info: dict[str, Any] = {}
+        self.is_fact = False
 
     def __call__(self, case: Case, *, counts: bool = True) -> Verdict:
         """Check, count and time ``case``; returns the rounds that count."""
@@ -95,6 +96,12 @@ class Measure:
         self._set({**self.info, "foreign_cpus": foreign, "rejected_rounds": 0, "clock": clock.clock_name(),
                    "disturbed": foreign > 0.1, "threads_torch": torch.get_num_threads()})  # fmt: skip
         return result
+
+    def fact(self, series: dict[str, Any], **fields: Any) -> None:
+        """Record what was computed and not timed."""
+        self.series.update(series)
+        self._set(record(device=self.device.type, **fields))
+        self.is_fact = True
 
     # ---- the steps
 

@@ -93,5 +93,13 @@ class Cells:
         info = found[0]["extra_info"]
         return Estimate(info["slope"], info["slope_low"], info["slope_high"])
 
+    def facts(self, test: str) -> dict[str, dict[str, Any]]:
+        """What a test recorded without timing it, by its parameters as pytest writes them."""
+        return {
+            name.split("[", 1)[1].removesuffix("]"): series
+            for name, series in self.results.get("facts", {}).items()
+            if f"{test}[" in name
+        }
+
     def series(self, cell: dict[str, Any]) -> dict[str, Any]:
         return self.results["series"].get(cell["fullname"], {})

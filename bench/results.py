@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.claims import judge_all
-from bench.lines import clean
+from bench.lines import DONE, clean
 
 SCHEMA = 1
 
@@ -39,8 +39,9 @@ def assemble(
                 "extra_info": row["bench"]["extra_info"],
             }
             for row in rows
-            if row["kind"] != "measured"
+            if row["kind"] not in DONE
         ],
+        "facts": {row["fullname"]: row["series"] for row in rows if row["kind"] == "fact"},
         "series": {row["fullname"]: row["series"] for row in measured if row["series"]},
     }
     results["claims"] = judge_all(results)

@@ -136,9 +136,11 @@ def test_smoke_tier_end_to_end(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     got = json.loads((tmp_path / "results.json").read_text())
     assert (tmp_path / "index.html").exists()
-    assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == 1 + len(got["benchmarks"]) + len(
-        got["not_measured"]
-    )
+    cells = len(got["benchmarks"]) + len(got["not_measured"]) + len(got["facts"])
+    assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == 1 + cells
+    occupancy = got["facts"]["bench/bench_occupancy.py::test_theoretical[H200]"]
+    assert all(row[occupancy["columns"].index("blocks")] > 0 for row in occupancy["rows"])
+    assert "step_forward&lt;Lstm, Bf16, false&gt;" in (tmp_path / "index.html").read_text()
     tests = {b["fullname"].split("[")[0].removeprefix("bench/") for b in got["benchmarks"]}
     assert {"bench_launch.py::test_ladder", "bench_duel.py::test_stacks", "bench_models.py::test_byte_lm"} <= tests
     assert {r["kind"] for r in got["not_measured"]} <= {"skipped"}

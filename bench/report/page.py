@@ -58,10 +58,12 @@ def render(results: dict[str, Any], out: Path) -> Path:
         (out / f"{picture.name}.png").write_bytes(picture.png)
     claims = tables.verdicts(results["claims"])
     times = tables.timings(cells)
+    occupancy = tables.occupancy(cells)
+    others = [table for table in (occupancy, tables.not_measured(results)) if table.rows]
     missing = tables.not_measured(results)
     folder = out / "tables"
     folder.mkdir(exist_ok=True)
-    for table in (claims, missing, *times):
+    for table in (claims, *others, *times):
         (folder / f"{table.name}.md").write_text(table.markdown(), encoding="utf-8")
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)  # fmt: skip
@@ -74,7 +76,7 @@ def render(results: dict[str, Any], out: Path) -> Path:
         headline=headline(cells),
         counts={verdict: Counter(c["verdict"] for c in results["claims"])[verdict] for verdict in VERDICTS},
         claims=grouped(results["claims"]),
-        timings=times,
+        tables=times + others,
         missing=missing,
         disturbed=sum(1 for i in infos if i.get("disturbed")),
         rejected=sum(i.get("rejected_rounds") or 0 for i in infos),

@@ -6,6 +6,7 @@ To add one, write a function from `Cells` to `Picture | None` and put it into `P
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -334,9 +335,46 @@ def language_models(cells: Cells) -> Picture | None:
                 + disturbed_note(found), plot, (7.6, 4.0))  # fmt: skip
 
 
+def occupancy(cells: Cells) -> Picture | None:
+    """The kernels of one step on one GPU: the share of its warps that a multiprocessor can hold."""
+    facts = cells.facts("bench_occupancy.py::test_theoretical")
+    if not facts:
+        return None
+    gpu = "H200" if "H200" in facts else next(iter(facts))
+    share: dict[str, dict[str, tuple[float, str]]] = defaultdict(dict)  # by cell, by kernel
+    for row in facts[gpu]["rows"]:
+        f = dict(zip(facts[gpu]["columns"], row, strict=True))
+        found = re.fullmatch(r"(step|gemm)_(forward|backward)<(\w+), (\w+), false>", f["kernel"])
+        if found and not f["kernel"].endswith(("Float64, false>", "double, false>")):
+            rung, way, cell, form = found.groups()
+            column = f"{rung}\n{way}\n{form.lower() if rung == 'step' else 'any dtype'}"
+            share[cell][column] = (f["occupancy"], f["limiter"])
+    columns = sorted({column for row in share.values() for column in row})
+
+    def plot(figure: Figure) -> None:
+        ax = figure.subplots()
+        values = [[share[cell].get(column, (math.nan, ""))[0] for column in columns] for cell in share]
+        ax.imshow(values, cmap="Blues", vmin=0, vmax=1.6, aspect="auto")
+        for y, cell in enumerate(share):
+            for x, column in enumerate(columns):
+                if column in share[cell]:
+                    value, limiter = share[cell][column]
+                    text = f"{100 * value:.3g} %\n{limiter}"
+                    ax.text(x, y, text, ha="center", va="center", fontsize=7, color="#1b1f25")
+        ax.set_xticks(range(len(columns)), columns, fontsize=8)
+        ax.set_yticks(range(len(share)), list(share))
+        ax.grid(visible=False)
+
+    return draw("occupancy", "Occupancy of the CUDA kernels",
+                f"Theoretical, on one multiprocessor of an {gpu}, from registers and shared memory of the compiled "
+                "code: the share of its warps that can be resident, and what stops one more block. Kernels of step hold "
+                "their part of the product in registers, so few warps fit; the table below has every GPU.",
+                plot, (9.6, 3.4))  # fmt: skip
+
+
 PICTURES: tuple[Callable[[Cells], Picture | None], ...] = (
     launch_ladder, launches_against_length, ladder_time, duel, seed_models, recurrent_time, step_cost, attention_time,
-    language_models, gradients, memory,
+    language_models, gradients, memory, occupancy,
 )  # fmt: skip
 
 

@@ -79,6 +79,20 @@ def timings(cells: Cells) -> list[Table]:
     return tables
 
 
+def occupancy(cells: Cells) -> Table:
+    """Blocks a multiprocessor, share of its warps and limiter, a row a kernel and a column a GPU."""
+    facts = cells.facts("bench_occupancy.py::test_theoretical")
+    rows: dict[str, list[str]] = {}
+    for fact in facts.values():
+        for row in fact["rows"]:
+            f = dict(zip(fact["columns"], row, strict=True))
+            text = f"{f['blocks']} x {f['threads']}, {100 * f['occupancy']:.3g} %, {f['limiter']}"
+            rows.setdefault(f["kernel"], []).append(text)
+    body = [(name, *texts) for name, texts in rows.items()]
+    return Table("occupancy-by-gpu", "CUDA kernels by GPU: blocks x threads, share of the warps, limiter",
+                 ("kernel", *facts), body)  # fmt: skip
+
+
 def drop_empty(table: Table) -> Table:
     """Leave out columns in which nothing was measured."""
     keep = [k for k in range(len(table.head)) if any(row[k] for row in table.rows)]

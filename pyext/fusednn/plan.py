@@ -160,7 +160,8 @@ def plan(request: Request, strategy: str = "auto") -> Plan:
         raise ValueError(f"strategy must be one of {', '.join(NAMES)}, got {strategy!r}")
     refusals = {s.name: s.refuse(request) for s in STRATEGIES}
     if strategy != "auto" and refusals[strategy] is not None:
-        raise ValueError(f"strategy {strategy!r} is impossible for {request}: {refusals[strategy]}")
+        what = f"{request.cell} in {request.dtype} on {request.device}"
+        raise ValueError(f"strategy {strategy!r} is impossible for {what}: {refusals[strategy]}")
     reasons = {s.name: refusals[s.name] or s.pass_over(request) for s in STRATEGIES}
     chosen = next(s for s in STRATEGIES if s.name == strategy or (strategy == "auto" and reasons[s.name] is None))
     reason = f"first in the plan table that can serve it; {chosen.evidence}"
