@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdio>
+#include <exception>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -38,7 +39,11 @@ inline int run_all(const std::string& part) {
   for (const Test& test : tests()) {
     if (std::string(test.name).find(part) == std::string::npos) continue;
     const int before = failures();
-    test.body();
+    try {
+      test.body();
+    } catch (const std::exception& error) {
+      fail(test.name, 0, error.what());
+    }
     const bool ok = failures() == before;
     failed += !ok;
     std::printf("%s %s\n", ok ? "ok    " : "FAILED", test.name);

@@ -7,9 +7,11 @@
 #include <limits>
 #include <random>
 
+#include "cuda/primitives/numbers.h"
 #include "tests/check.h"
+#include "tests/device.h"
 
-extern "C" const fusednn::Provider* fusednn_provider();  // of the emulated kernels
+extern "C" const fusednn::Provider* fusednn_provider();  // of the CUDA kernels
 
 namespace fusednn::testing {
 namespace {
@@ -72,35 +74,44 @@ class Tensor {
  public:
   static constexpr size_t kGuard = 64;
 
-  Tensor(Dtype type, const Values& values) : dtype(type), bytes(values.size() * bytes_of(type)) {
-    for (size_t i = 0; i < values.size(); ++i) put(dtype, bytes.data() + i * bytes_of(dtype), values[i]);
-  }
+  Tensor(Dtype type, const Values& values, bool gpu) : dtype_(type), bytes_(input_bytes(type, values), gpu) {}
   // An output: poisoned, between guards.
-  Tensor(Dtype type, size_t n) : dtype(type), bytes(n * bytes_of(type) + 2 * kGuard, '\x5a'), guard(kGuard) {
-    for (size_t i = 0; i < n; ++i) put(dtype, data() + i * bytes_of(dtype), std::numeric_limits<double>::quiet_NaN());
-  }
+  Tensor(Dtype type, size_t n, bool gpu) : dtype_(type), guard_(kGuard), bytes_(output_bytes(type, n), gpu) {}
 
-  char* data() { return bytes.data() + guard; }
-  void* output() { return data(); }
-  const void* input() { return data(); }
+  void* output() { return bytes_.data() + guard_; }
+  const void* input() { return bytes_.data() + guard_; }
 
   Values values() const {
+    const std::vector<char> bytes = bytes_.read();
     Values out;
-    for (size_t i = guard; i + guard < bytes.size(); i += bytes_of(dtype)) out.push_back(take(dtype, bytes.data() + i));
+    for (size_t i = guard_; i + guard_ < bytes.size(); i += bytes_of(dtype_)) out.push_back(take(dtype_, &bytes[i]));
     const auto intact = [](char c) { return c == '\x5a'; };
-    CHECK(std::all_of(bytes.begin(), bytes.begin() + static_cast<long>(guard), intact), "written before an output");
-    CHECK(std::all_of(bytes.end() - static_cast<long>(guard), bytes.end(), intact), "written behind an output");
+    CHECK(std::all_of(bytes.begin(), bytes.begin() + static_cast<long>(guard_), intact), "written before an output");
+    CHECK(std::all_of(bytes.end() - static_cast<long>(guard_), bytes.end(), intact), "written behind an output");
     return out;
   }
 
  private:
-  Dtype dtype;
-  std::vector<char> bytes;
-  size_t guard = 0;
+  static std::vector<char> input_bytes(Dtype type, const Values& values) {
+    std::vector<char> bytes(values.size() * bytes_of(type));
+    for (size_t i = 0; i < values.size(); ++i) put(type, &bytes[i * bytes_of(type)], values[i]);
+    return bytes;
+  }
+  static std::vector<char> output_bytes(Dtype type, size_t n) {
+    std::vector<char> bytes(n * bytes_of(type) + 2 * kGuard, '\x5a');
+    for (size_t i = 0; i < n; ++i) {
+      put(type, &bytes[kGuard + i * bytes_of(type)], std::numeric_limits<double>::quiet_NaN());
+    }
+    return bytes;
+  }
+
+  Dtype dtype_;
+  size_t guard_ = 0;
+  Bytes bytes_;
 };
 
 // A library GEMM that rounds its result to the dtype, as real ones do.
-void plain_gemm(const Gemm& g) {
+void host_gemm(const Gemm& g) {
   const size_t size = bytes_of(g.dtype);
   const auto element = [&](const void* base, int64_t at) {
     return take(g.dtype, static_cast<const char*>(base) + static_cast<size_t>(at) * size);
@@ -116,38 +127,91 @@ void plain_gemm(const Gemm& g) {
   }
 }
 
+#if defined(FUSEDNN_EMULATE)
+
+constexpr auto* device_gemm = host_gemm;
+
+#else
+
+template <class T>
+__global__ void gemm_kernel(Gemm g) {
+  const int64_t i = blockIdx.y, j = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (j >= g.n) return;
+  const T *a = static_cast<const T*>(g.a), *b = static_cast<const T*>(g.b);
+  double sum = 0;
+  for (int64_t k = 0; k < g.k; ++k) {
+    sum += static_cast<double>(cuda::widen(a[i * g.lda + k])) *
+           static_cast<double>(cuda::widen(b[g.transpose_b ? j * g.ldb + k : k * g.ldb + j]));
+  }
+  static_cast<T*>(g.c)[i * g.ldc + j] = cuda::narrow<T>(static_cast<AccOf<T>>(sum));
+}
+
+void device_gemm(const Gemm& g) {
+  const dim3 grid(static_cast<unsigned>((g.n + 127) / 128), static_cast<unsigned>(g.m));
+  if (g.dtype == Dtype::kFloat64) gemm_kernel<double><<<grid, 128>>>(g);
+  if (g.dtype == Dtype::kFloat32) gemm_kernel<float><<<grid, 128>>>(g);
+  if (g.dtype == Dtype::kBFloat16) gemm_kernel<BFloat16><<<grid, 128>>>(g);
+  if (g.dtype == Dtype::kFloat16) gemm_kernel<Float16><<<grid, 128>>>(g);
+}
+
+#endif
+
 bool tf32 = false;
 
-RecurrentShape shape_of(const Problem& p, const CellInfo& cell, Dtype dtype, int threads) {
-  const bool library_gemm = p.library_gemm || emulated_strategy() != nullptr;
+RecurrentShape shape_of(const Problem& p, const CellInfo& cell, Dtype dtype, int threads, const char* strategy) {
   RecurrentShape s{};
   s.cell = cell.name, s.dtype = dtype;
   s.batch = p.batch, s.steps = p.steps, s.rows = p.rows();
   s.hidden = p.hidden, s.proj = p.proj, s.directions = p.directions;
   s.batch_sizes = p.batch_sizes.empty() ? nullptr : p.batch_sizes.data();
   s.threads = threads;
-  s.gemm = library_gemm ? plain_gemm : nullptr;
-  s.strategy = emulated_strategy();
+  if (strategy != nullptr) {
+    s.gemm = device_gemm;
+  } else if (p.library_gemm) {
+    s.gemm = host_gemm;
+  }
+  s.strategy = strategy;
   s.allow_tf32 = tf32;
   return s;
 }
 
 // The workspace that a call asks for, full of NaN, between guards.
-template <class Args>
-void call(const char* (*run)(const Args&), size_t (*bytes)(const Args&), Args& args) {
-  constexpr size_t kAlign = 256;
-  std::vector<char> memory(bytes == nullptr ? 0 : bytes(args) + 3 * kAlign, '\xff');
-  char* start = memory.data() + kAlign;
-  start += kAlign - reinterpret_cast<uintptr_t>(start) % kAlign;
-  args.shape.workspace = memory.empty() ? nullptr : start;
-  const char* error = run(args);
-  CHECK(error == nullptr, error);
-  const auto intact = [](char c) { return c == '\xff'; };
-  if (!memory.empty()) {
-    CHECK(std::all_of(memory.data(), start, intact), "written before the workspace");
-    CHECK(std::all_of(start + bytes(args), memory.data() + memory.size(), intact), "written behind the workspace");
+class Workspace {
+ public:
+  Workspace(size_t bytes, bool gpu) : bytes_(bytes), memory_(std::vector<char>(bytes + 3 * kAlign, '\xff'), gpu) {}
+  void* data() { return memory_.data() + offset(); }
+  void check() {
+    const std::vector<char> found = memory_.read();
+    const auto intact = [](char c) { return c == '\xff'; };
+    const auto begin = found.begin() + static_cast<long>(offset());
+    CHECK(std::all_of(found.begin(), begin, intact), "written before the workspace");
+    CHECK(std::all_of(begin + static_cast<long>(bytes_), found.end(), intact), "written behind the workspace");
   }
-}
+
+ private:
+  static constexpr size_t kAlign = 256;
+  size_t offset() { return 2 * kAlign - reinterpret_cast<uintptr_t>(memory_.data()) % kAlign; }
+
+  size_t bytes_;
+  Bytes memory_;
+};
+
+// A call with the workspace that it asks for.
+template <class Args>
+struct Call {
+  const char* (*run)(const Args&);
+  Args args;
+  Workspace workspace;
+
+  Call(const char* (*run)(const Args&), size_t (*bytes)(const Args&), const Args& a, bool gpu)
+      : run(run), args(a), workspace(bytes == nullptr ? 0 : bytes(a), gpu) {
+    args.shape.workspace = bytes == nullptr ? nullptr : workspace.data();
+  }
+  void operator()() {
+    const char* error = run(args);
+    CHECK(error == nullptr, error);
+  }
+};
 
 double identity(double x) {
   return x;
@@ -165,13 +229,13 @@ Rounding rounding_of(Dtype dtype) {
 
 }  // namespace
 
-const char* emulated_strategy() {
+const char* cuda_strategy() {
   static const char* name = std::getenv("FUSEDNN_TEST_STRATEGY");
-  return name;
+  return name == nullptr && kGpu ? "step" : name;
 }
 
-const Provider& provider() {
-  return emulated_strategy() == nullptr ? cpu_provider() : *fusednn_provider();
+const Provider& provider_of(const char* strategy) {
+  return strategy == nullptr ? cpu_provider() : *fusednn_provider();
 }
 
 void allow_tf32(bool allow) {
@@ -218,43 +282,94 @@ Problem make_problem(const Size& s, const CellInfo& cell, Dtype dtype, unsigned 
   return p;
 }
 
-Outputs run_forward(const Problem& p, const CellInfo& cell, Dtype dtype, int threads, bool save) {
+struct ForwardCall::Parts {
+  Tensor gates, h0, c0, w_hh, b_hh, w_hr, y, h_n, c_n, saved;
+  std::unique_ptr<Call<RecurrentForward>> call;
+};
+
+ForwardCall::ForwardCall(const Problem& p, const CellInfo& cell, Dtype dtype, int threads, bool save,
+                         const char* strategy) {
+  const bool gpu = kGpu && strategy != nullptr;
   const size_t rows = static_cast<size_t>(p.rows() * p.directions);
-  Tensor gates(dtype, p.gates), h0(dtype, p.h0), c0(dtype, p.c0), w_hh(dtype, p.w_hh), b_hh(dtype, p.b_hh),
-      w_hr(dtype, p.w_hr);
-  Tensor y(dtype, rows * static_cast<size_t>(p.proj)), h_n(dtype, p.h0.size()), c_n(dtype, p.c0.size()),
-      saved(dtype, save ? rows * static_cast<size_t>(cell.saved * p.hidden) : 0);
+  const auto input = [&](const Values& values) { return Tensor(dtype, values, gpu); };
+  const auto output = [&](size_t n) { return Tensor(dtype, n, gpu); };
+  parts_.reset(new Parts{input(p.gates), input(p.h0), input(p.c0), input(p.w_hh), input(p.b_hh), input(p.w_hr),
+                         output(rows * static_cast<size_t>(p.proj)), output(p.h0.size()), output(p.c0.size()),
+                         output(save ? rows * static_cast<size_t>(cell.saved * p.hidden) : 0), nullptr});
+  Parts& t = *parts_;
   RecurrentForward a{};
-  a.shape = shape_of(p, cell, dtype, threads);
-  a.gates = gates.input(), a.h0 = h0.input(), a.w_hh = w_hh.input();
-  if (cell.cell_state) a.c0 = c0.input(), a.c_n = c_n.output();
-  if (p.bias) a.b_hh = b_hh.input();
-  if (p.projection) a.w_hr = w_hr.input();
-  a.y = y.output(), a.h_n = h_n.output();
-  if (save && cell.saved > 0) a.saved = saved.output();
-  call(provider().forward, provider().forward_workspace, a);
-  return {y.values(), h_n.values(), c_n.values(), saved.values()};
+  a.shape = shape_of(p, cell, dtype, threads, strategy);
+  a.gates = t.gates.input(), a.h0 = t.h0.input(), a.w_hh = t.w_hh.input();
+  if (cell.cell_state) a.c0 = t.c0.input(), a.c_n = t.c_n.output();
+  if (p.bias) a.b_hh = t.b_hh.input();
+  if (p.projection) a.w_hr = t.w_hr.input();
+  a.y = t.y.output(), a.h_n = t.h_n.output();
+  if (save && cell.saved > 0) a.saved = t.saved.output();
+  const Provider& provider = provider_of(strategy);
+  t.call = std::make_unique<Call<RecurrentForward>>(provider.forward, provider.forward_workspace, a, gpu);
+}
+ForwardCall::~ForwardCall() = default;
+void ForwardCall::run() {
+  (*parts_->call)();
+}
+Outputs ForwardCall::read() const {
+  const char* error = finish();
+  CHECK(error == nullptr, error);
+  parts_->call->workspace.check();
+  return {parts_->y.values(), parts_->h_n.values(), parts_->c_n.values(), parts_->saved.values()};
+}
+
+struct BackwardCall::Parts {
+  Tensor grad_y, grad_h_n, grad_c_n, y, saved, h0, c0, w_hh, w_hr, d_gates, d_recurrent, d_h0, d_c0, d_proj;
+  std::unique_ptr<Call<RecurrentBackward>> call;
+};
+
+BackwardCall::BackwardCall(const Problem& p, const Outputs& f, const CellInfo& cell, Dtype dtype, int threads,
+                           const char* strategy) {
+  const bool gpu = kGpu && strategy != nullptr;
+  const size_t rows = static_cast<size_t>(p.rows() * p.directions), width = static_cast<size_t>(cell.gates * p.hidden);
+  const auto input = [&](const Values& values) { return Tensor(dtype, values, gpu); };
+  const auto output = [&](size_t n) { return Tensor(dtype, n, gpu); };
+  parts_.reset(new Parts{input(p.grad_y), input(p.grad_h_n), input(p.grad_c_n), input(f.y), input(f.saved), input(p.h0),
+                         input(p.c0), input(p.w_hh), input(p.w_hr), output(rows * width),
+                         output(cell.split ? rows * width : 0), output(p.h0.size()), output(p.c0.size()),
+                         output(p.projection ? rows * static_cast<size_t>(p.proj) : 0), nullptr});
+  Parts& t = *parts_;
+  RecurrentBackward a{};
+  a.shape = shape_of(p, cell, dtype, threads, strategy);
+  a.y = t.y.input(), a.saved = t.saved.input(), a.h0 = t.h0.input(), a.w_hh = t.w_hh.input();
+  if (!p.grad_y.empty()) a.grad_y = t.grad_y.input();
+  if (!p.grad_h_n.empty()) a.grad_h_n = t.grad_h_n.input();
+  if (!p.grad_c_n.empty()) a.grad_c_n = t.grad_c_n.input();
+  if (cell.cell_state) a.c0 = t.c0.input(), a.d_c0 = t.d_c0.output();
+  if (p.projection) a.w_hr = t.w_hr.input(), a.d_proj = t.d_proj.output();
+  a.d_gates = t.d_gates.output(), a.d_h0 = t.d_h0.output();
+  if (cell.split) a.d_recurrent = t.d_recurrent.output();
+  const Provider& provider = provider_of(strategy);
+  t.call = std::make_unique<Call<RecurrentBackward>>(provider.backward, provider.backward_workspace, a, gpu);
+}
+BackwardCall::~BackwardCall() = default;
+void BackwardCall::run() {
+  (*parts_->call)();
+}
+Gradients BackwardCall::read() const {
+  const char* error = finish();
+  CHECK(error == nullptr, error);
+  parts_->call->workspace.check();
+  return {parts_->d_gates.values(), parts_->d_recurrent.values(), parts_->d_h0.values(), parts_->d_c0.values(),
+          parts_->d_proj.values()};
+}
+
+Outputs run_forward(const Problem& p, const CellInfo& cell, Dtype dtype, int threads, bool save) {
+  ForwardCall call(p, cell, dtype, threads, save);
+  call.run();
+  return call.read();
 }
 
 Gradients run_backward(const Problem& p, const Outputs& f, const CellInfo& cell, Dtype dtype, int threads) {
-  const size_t rows = static_cast<size_t>(p.rows() * p.directions);
-  Tensor grad_y(dtype, p.grad_y), grad_h_n(dtype, p.grad_h_n), grad_c_n(dtype, p.grad_c_n), y(dtype, f.y),
-      saved(dtype, f.saved), h0(dtype, p.h0), c0(dtype, p.c0), w_hh(dtype, p.w_hh), w_hr(dtype, p.w_hr);
-  const size_t width = static_cast<size_t>(cell.gates * p.hidden);
-  Tensor d_gates(dtype, rows * width), d_recurrent(dtype, cell.split ? rows * width : 0), d_h0(dtype, p.h0.size()),
-      d_c0(dtype, p.c0.size()), d_proj(dtype, p.projection ? rows * static_cast<size_t>(p.proj) : 0);
-  RecurrentBackward a{};
-  a.shape = shape_of(p, cell, dtype, threads);
-  a.y = y.input(), a.saved = saved.input(), a.h0 = h0.input(), a.w_hh = w_hh.input();
-  if (!p.grad_y.empty()) a.grad_y = grad_y.input();
-  if (!p.grad_h_n.empty()) a.grad_h_n = grad_h_n.input();
-  if (!p.grad_c_n.empty()) a.grad_c_n = grad_c_n.input();
-  if (cell.cell_state) a.c0 = c0.input(), a.d_c0 = d_c0.output();
-  if (p.projection) a.w_hr = w_hr.input(), a.d_proj = d_proj.output();
-  a.d_gates = d_gates.output(), a.d_h0 = d_h0.output();
-  if (cell.split) a.d_recurrent = d_recurrent.output();
-  call(provider().backward, provider().backward_workspace, a);
-  return {d_gates.values(), d_recurrent.values(), d_h0.values(), d_c0.values(), d_proj.values()};
+  BackwardCall call(p, f, cell, dtype, threads);
+  call.run();
+  return call.read();
 }
 
 Outputs naive_forward(const Problem& p, const CellInfo& cell, Dtype dtype) {

@@ -1,7 +1,8 @@
 // Random problems, and calls of a provider on them in any dtype: the CPU's, or with FUSEDNN_TEST_STRATEGY=gemm|step the
-// emulated CUDA kernels.
+// CUDA kernels, emulated or, in a test that was compiled as CUDA, on the GPU.
 #pragma once
 
+#include <memory>
 #include <sstream>
 #include <string>
 
@@ -27,24 +28,51 @@ double round_to(Dtype dtype, double x);
 
 Problem make_problem(const Size& size, const CellInfo& cell, Dtype dtype, unsigned seed);
 
-// Runs the provider. Each output lies between guards that must survive, and starts as NaN; each input is a copy of its
-// exact size, so that AddressSanitizer sees a read beyond it.
+// The strategy of the CUDA kernels under test, or null: the CPU's.
+const char* cuda_strategy();
+const Provider& provider_of(const char* strategy);
+
+// A call of a provider with its tensors. Each output lies between guards that must survive, and starts as NaN; each
+// input is a copy of its exact size, so that AddressSanitizer and compute-sanitizer see a read beyond it.
+class ForwardCall {
+ public:
+  ForwardCall(const Problem& p, const CellInfo& cell, Dtype dtype, int threads, bool save = true,
+              const char* strategy = cuda_strategy());
+  ~ForwardCall();
+  void run();
+  Outputs read() const;
+
+ private:
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
+
+class BackwardCall {
+ public:
+  BackwardCall(const Problem& p, const Outputs& forward, const CellInfo& cell, Dtype dtype, int threads,
+               const char* strategy = cuda_strategy());
+  ~BackwardCall();
+  void run();
+  Gradients read() const;
+
+ private:
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
+
 Outputs run_forward(const Problem& p, const CellInfo& cell, Dtype dtype, int threads, bool save = true);
 Gradients run_backward(const Problem& p, const Outputs& forward, const CellInfo& cell, Dtype dtype, int threads);
 
 Outputs naive_forward(const Problem& p, const CellInfo& cell, Dtype dtype);
 Gradients naive_backward(const Problem& p, const CellInfo& cell, Dtype dtype);
 
-// The strategy of the emulated kernels, or null: the CPU's.
-const char* emulated_strategy();
-const Provider& provider();
-// From here on fp32 products of emulated kernels may use TF32.
+// From here on fp32 products of CUDA kernels may use TF32.
 void allow_tf32(bool allow);
 
-// Calls visit for each instruction set of this machine, with it chosen; for emulated kernels once.
+// Calls visit for each instruction set of this machine, with it chosen; for CUDA kernels once.
 template <class Visit>
 void for_each_isa(Visit visit) {
-  if (emulated_strategy() != nullptr) return visit(emulated_strategy());
+  if (cuda_strategy() != nullptr) return visit(cuda_strategy());
   for (int i = 0; i < isa_count(); ++i) {
     if (!isa_supported(i)) continue;
     set_isa(isa_name(i));

@@ -17,31 +17,15 @@
 #include "cuda/primitives/numbers.h"
 #include "cuda/primitives/warp.h"
 #include "tests/check.h"
+#include "tests/device.h"
 
 namespace {
 
 using namespace fusednn;
 using namespace fusednn::cuda;
-
-// ------- the test's hold on the device
+using testing::Memory, testing::finish;
 
 #if defined(FUSEDNN_EMULATE)
-
-template <class T>
-class Memory {
- public:
-  explicit Memory(std::vector<T> values) : values_(std::move(values)) {}
-  explicit Memory(size_t count) : values_(count) {}
-  T* data() { return values_.data(); }
-  std::vector<T> read() const { return values_; }
-
- private:
-  std::vector<T> values_;
-};
-
-const char* finish() {
-  return settle();
-}
 
 bool clusters_exist() {
   return true;
@@ -58,33 +42,6 @@ void over_seeds(Body body) {
 }
 
 #else
-
-template <class T>
-class Memory {
- public:
-  explicit Memory(const std::vector<T>& values) : count_(values.size()) {
-    cudaMalloc(&data_, count_ * sizeof(T));
-    cudaMemcpy(data_, values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice);
-  }
-  explicit Memory(size_t count) : Memory(std::vector<T>(count)) {}
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  ~Memory() { cudaFree(data_); }
-  T* data() { return data_; }
-  std::vector<T> read() const {
-    std::vector<T> values(count_);
-    cudaMemcpy(values.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost);
-    return values;
-  }
-
- private:
-  size_t count_;
-  T* data_ = nullptr;
-};
-
-const char* finish() {
-  return message_of(cudaDeviceSynchronize());
-}
 
 bool clusters_exist() {
   return programmatic_launch_exists();

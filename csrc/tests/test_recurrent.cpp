@@ -3,9 +3,12 @@
 #include <cmath>
 #include <limits>
 
-#include "emulation/machine.h"
 #include "tests/check.h"
 #include "tests/problem.h"
+
+#if defined(FUSEDNN_EMULATE)
+#include "emulation/machine.h"
+#endif
 
 namespace {
 
@@ -62,7 +65,7 @@ void compare(const CellInfo& cell, Dtype dtype, const Size& size, int threads, c
 }
 
 bool has_projection() {
-  return emulated_strategy() == nullptr || std::string(emulated_strategy()) == "gemm";
+  return cuda_strategy() == nullptr || std::string(cuda_strategy()) == "gemm";
 }
 
 bool same(const Values& a, const Values& b) {
@@ -190,15 +193,17 @@ TEST(results_are_bitwise_the_same_from_run_to_run) {
     const Problem p = make_problem({6, 20, 65, 0, 2, true}, cell, Dtype::kFloat32, 11);
     const Outputs first = run_forward(p, cell, Dtype::kFloat32, 2);
     const Gradients back = run_backward(p, first, cell, Dtype::kFloat32, 2);
-    for (int i = 0; i < (emulated_strategy() == nullptr ? 20 : 2); ++i) {
+    for (int i = 0; i < (cuda_strategy() == nullptr ? 20 : 2); ++i) {
       CHECK(same(run_forward(p, cell, Dtype::kFloat32, 2), first), cell.name);
       CHECK(same(run_backward(p, first, cell, Dtype::kFloat32, 2), back), cell.name);
     }
   });
 }
 
+#if defined(FUSEDNN_EMULATE)
+
 TEST(every_schedule_of_the_emulation_gives_the_same_bits) {
-  if (emulated_strategy() == nullptr) return;
+  if (cuda_strategy() == nullptr) return;
   const uint64_t before = emulation::seed();
   for_each_cell([](const CellInfo& cell) {
     for (Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16}) {
@@ -216,8 +221,10 @@ TEST(every_schedule_of_the_emulation_gives_the_same_bits) {
   emulation::set_seed(before);
 }
 
+#endif
+
 TEST(tf32_errs_by_a_rounding_to_11_bits_and_no_more) {
-  if (emulated_strategy() == nullptr || std::string(emulated_strategy()) != "step") return;
+  if (cuda_strategy() == nullptr || std::string(cuda_strategy()) != "step") return;
   for_each_cell([](const CellInfo& cell) {
     for (const Size& size : {Size{3, 4, 33, 0, 2}, Size{9, 3, 70, 0, 1, true}}) {
       const Problem p = make_problem(size, cell, Dtype::kFloat32, 7);
@@ -350,12 +357,12 @@ TEST(half_precision_rounds_to_nearest_and_ties_to_even) {
 TEST(impossible_requests_are_refused_with_a_message) {
   RecurrentForward a{};
   RecurrentShape& s = a.shape;
-  s.cell = "no_such_cell", s.strategy = emulated_strategy();
+  s.cell = "no_such_cell", s.strategy = cuda_strategy();
   s.dtype = Dtype::kFloat32;
   s.batch = s.steps = s.rows = s.hidden = s.proj = s.directions = s.threads = 1;
-  CHECK(provider().forward(a) != nullptr, "unknown cell");
+  CHECK(provider_of(cuda_strategy()).forward(a) != nullptr, "unknown cell");
   s.cell = "gru";
   a.w_hr = &a;
-  CHECK(provider().forward(a) != nullptr, "a projection of a cell without c");
+  CHECK(provider_of(cuda_strategy()).forward(a) != nullptr, "a projection of a cell without c");
   CHECK(set_isa("no_such_isa") != nullptr, "unknown instruction set");
 }
