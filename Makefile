@@ -6,7 +6,7 @@ INSTALLED := $(ENV)/.fusednn-installed
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install build emulated bench test test-full lint cpp machine-code wheel results clean
+.PHONY: help install build emulated bench test test-full lint cpp sanitize mutants machine-code wheel results clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -34,7 +34,7 @@ bench: build ## the benchmark: report in build/report/index.html
 test: build emulated ## the tests
 	$(PY) -m pytest tests -m "not slow"
 
-test-full: build emulated ## all tests, and the built module under the oldest and the newest torch
+test-full: build emulated sanitize ## all tests, sanitizers, and the built module under the oldest and the newest torch
 	$(PY) -m pytest tests
 	$(PY) tools/torch_versions.py
 
@@ -46,6 +46,14 @@ cpp: ## the C++ tests: no torch, no Python
 	cmake -S . -B build/cpp -G Ninja
 	cmake --build build/cpp
 	ctest --test-dir build/cpp --output-on-failure
+
+sanitize: ## the C++ tests, the emulated kernels too, under AddressSanitizer and UndefinedBehaviorSanitizer
+	cmake -S . -B build/sanitize -G Ninja -DFUSEDNN_SANITIZE=ON
+	cmake --build build/sanitize
+	ctest --test-dir build/sanitize --output-on-failure
+
+mutants: cpp ## remove each wait, fence and barrier of the CUDA kernels: the C++ tests must fail every time
+	$(PY) tools/mutate.py
 
 machine-code: build emulated ## registers, spills, MMA instructions of the CUDA kernels against the table; needs nvcc
 	$(PY) tools/machine_code.py

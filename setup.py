@@ -1,4 +1,4 @@
-"""Build fusednn._C, and nothing else; all metadata is in pyproject.toml.
+"""Build fusednn._C and, for a torch with CUDA, the CUDA kernels; all metadata is in pyproject.toml.
 
 Three cases, decided here and nowhere else: a C++ compiler and torch (build), no C++ compiler (a pure Python package
 that says so at import), no torch (an isolated build: stop, with two lines that say what to do).
@@ -46,6 +46,7 @@ def extension() -> dict:
         return {}
     try:
         import pybind11
+        import torch
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
         return {"ext_modules": [Extension("fusednn._C", [])], "cmdclass": {"build_ext": NeedsTorch}}
@@ -57,7 +58,29 @@ def extension() -> dict:
         extra_compile_args=FLAGS + OPENMP,
         extra_link_args=OPENMP,
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=True)}}
+    build = BuildExtension.with_options(use_ninja=True)
+    if torch.version.cuda is not None:
+        build = with_cuda_kernels(build)
+    return {"ext_modules": [module], "cmdclass": {"build_ext": build}}
+
+
+def with_cuda_kernels(build: type) -> type:
+    """The build command that also makes libfusednn_cuda.so, where there is a CUDA toolkit."""
+    sys.path.insert(0, "tools")
+    import providers
+
+    class BuildWithCuda(build):
+        def run(self) -> None:
+            super().run()
+            if providers.toolkit() is None:
+                print(
+                    "fusednn: no CUDA toolkit found, building without CUDA kernels; " + providers.HOW, file=sys.stderr
+                )
+                return
+            root = Path("pyext" if self.inplace else self.build_lib)
+            providers.build("cuda", root.resolve() / "fusednn/lib")
+
+    return BuildWithCuda
 
 
 def packages() -> dict:

@@ -42,6 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
     name = config.getoption("--bench-device") or ("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     clock.use(device)
+    # On a GPU torch's RNNs would use TF32 and its products would not: unequal work.
+    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
     config.pluginmanager.register(Run(config, device), "fusednn-bench")
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import fusednn
-from fusednn.kernels import LIBRARY_GEMM, Sizes, launches
+from fusednn.kernels import LIBRARY_GEMM, Sizes, kernels, launches
 from fusednn.native import EMULATED
+from fusednn.plan import COMPILED_DTYPES
 from numerics import assert_numerics
 from sequences import Case, everything, initial_states, make_input, make_layer, retyped, torch_twin
 
@@ -191,6 +192,19 @@ def test_gemm_launches_a_library_product_and_a_kernel_a_step(cell):
         assert counted(cell, "gemm", steps) == (products * steps + states, products * steps)
         if info.has_cell_state:
             assert counted(cell, "gemm", steps, proj=7) == (2 * steps + states, 2 * steps)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", COMPILED_DTYPES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_a_cell_launches_stands_in_the_machine_code_table(strategy, cell, dtype):
+    for launch in launches(cell, dtype, strategy, Sizes(5, 3, 40), training=True):
+        if launch.kernel != LIBRARY_GEMM:
+            assert launch.kernel in kernels(), "bring the table up to date: tools/machine_code.py --write"
+            assert (launch.threads, launch.dynamic) == (
+                kernels()[launch.kernel].threads,
+                kernels()[launch.kernel].dynamic,
+            )
 
 
 @needs_library

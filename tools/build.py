@@ -30,7 +30,7 @@ def main() -> None:
     root = Path(__file__).resolve().parent.parent
     if torch_has_cuda():
         if providers.toolkit() is None:
-            print("fusednn: no CUDA toolkit: pip install 'fusednn[nvcc]' brings the one that matches torch")
+            print(f"fusednn: no CUDA toolkit found, so no CUDA kernels: {providers.HOW}")
         else:
             providers.build("cuda", root / "pyext/fusednn/lib")
     if not stale(root):

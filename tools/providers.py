@@ -2,7 +2,7 @@
 
 ``python tools/providers.py emulated`` needs a C++ compiler; ``cuda`` needs a CUDA toolkit, a folder that has both
 ``bin/nvcc`` and ``include/cuda_runtime_api.h``: CUDA_HOME, the toolkit wheels beside torch, or the usual places. ninja
-rebuilds what changed.
+rebuilds what changed. FUSEDNN_CUDA_ARCHITECTURES="90a" builds for that one GPU, sooner.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ARCHITECTURES = ("80", "90a", "100", "120")
+ARCHITECTURES = os.environ.get("FUSEDNN_CUDA_ARCHITECTURES", "80 90a 100 120").split()
+HOW = "pip install 'cuda-toolkit[nvcc,cccl]' brings the one that matches torch, or set CUDA_HOME"
 RULES = """\
 rule compile
   command = {compile} -MD -MF $out.d -c $in -o $out
@@ -73,7 +74,7 @@ def build(name: str, folder: Path) -> Path:
     else:
         home = toolkit()
         if home is None:
-            sys.exit("fusednn: no CUDA toolkit found: pip install 'fusednn[nvcc]', or set CUDA_HOME")
+            sys.exit(f"fusednn: no CUDA toolkit found: {HOW}")
         compile_command, link_command = _cuda_commands(home)
     out = ROOT / "build" / name
     out.mkdir(parents=True, exist_ok=True)

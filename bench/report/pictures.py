@@ -367,7 +367,7 @@ def occupancy(cells: Cells) -> Picture | None:
 
     return draw("occupancy", "Occupancy of the CUDA kernels",
                 f"Theoretical, on one multiprocessor of an {gpu}, from registers and shared memory of the compiled "
-                "code: the share of its warps that can be resident, and what stops one more block. Kernels of step hold "
+                "code: the share of its warps that can be resident, and what stops one more. Kernels of step hold "
                 "their part of the product in registers, so few warps fit; the table below has every GPU.",
                 plot, (9.6, 3.4))  # fmt: skip
 

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in shards that end within nine minutes each and write what they find as they go.
+#
+#   bench/gpu_suite.sh OUT SHARD...     OUT: a folder for results; no SHARD: all of them, in this order
+#
+#   tests      Python and C++ tests on the GPU
+#   sanitizer  compute-sanitizer (memcheck, racecheck, initcheck, synccheck) over the C++ tests
+#   floors     what a launch, a barrier and a trip of data cost at least, one JSON object a line
+#   ladder     pytest bench: the rungs, the layers against torch.nn (cuDNN), occupancy
+#   duels      pytest bench: recurrence against attention, the models, claims; goes on where ladder stopped
+#   ncu        Nsight Compute on one launch of each step kernel: time, occupancy, throughput
+#
+# Needs python3 with torch (CUDA) and what `pip install -e .[bench,test]` brings, nvcc, cmake and ninja; no network.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+[ $# -ge 1 ] || { sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; exit 2; }
+mkdir -p "$1" && OUT=$(cd "$1" && pwd)
+shift
+[ $# -gt 0 ] || set -- tests sanitizer floors ladder duels ncu
+export PYTHONPATH="$PWD/pyext${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+failed=()
+
+# step NAME SECONDS COMMAND...: runs it bounded, output to the terminal and to OUT/NAME.log.
+step() {
+  local name=$1 limit=$2
+  shift 2
+  printf '== %s (%ds)\n' "$name" "$SECONDS"
+  timeout "$limit" "$@" 2>&1 | tee -a "$OUT/$name.log" | tail -n 15
+  local status=${PIPESTATUS[0]}
+  [ "$status" -eq 0 ] || { failed+=("$name"); echo "== $name: exit status $status"; }
+}
+
+build() {
+  local capability
+  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1 | tr -d .)
+  case $capability in 90) capability=90a ;; "") capability=90a ;; esac
+  export FUSEDNN_CUDA_ARCHITECTURES=$capability
+  step build 300 python3 tools/providers.py cuda
+  step build 300 python3 tools/build.py
+  step build 60 cmake -S . -B build/gpu -G Ninja -DFUSEDNN_CUDA_ARCH="$capability"
+  step build 300 cmake --build build/gpu --target cuda_test_primitives cuda_test_recurrent cuda_run_recurrent cuda_floors
+  step build 60 python3 -m fusednn
+}
+
+tests() {
+  step cpp_tests 60 build/gpu/cuda/test_primitives
+  for strategy in step gemm; do
+    FUSEDNN_TEST_STRATEGY=$strategy step cpp_tests 120 build/gpu/cuda/test_recurrent
+  done
+  step tests 300 python3 -m pytest tests -m gpu -q --durations=10
+}
+
+sanitizer() {
+  for tool in memcheck racecheck initcheck synccheck; do
+    step sanitizer 60 compute-sanitizer --tool "$tool" --error-exitcode 9 build/gpu/cuda/test_primitives
+    step sanitizer 70 compute-sanitizer --tool "$tool" --error-exitcode 9 build/gpu/cuda/test_recurrent in_any_batch
+  done
+}
+
+floors() {
+  step floors 120 build/gpu/cuda/floors
+  grep '^{' "$OUT/floors.log" > "$OUT/floors.jsonl"
+}
+
+ladder() {
+  step ladder 500 python3 -m pytest bench -k "launch or recurrent or occupancy" --bench-resume --bench-out "$OUT/report"
+}
+
+duels() {
+  step duels 520 python3 -m pytest bench --bench-resume --bench-out "$OUT/report"
+}
+
+ncu_() {
+  local metrics=gpu__time_duration.sum,launch__registers_per_thread,launch__shared_mem_per_block
+  metrics+=,launch__grid_size,launch__block_size,launch__waves_per_multiprocessor
+  metrics+=,launch__occupancy_limit_registers,launch__occupancy_limit_shared_mem,launch__occupancy_limit_warps
+  metrics+=,sm__maximum_warps_per_active_cycle_pct,sm__warps_active.avg.pct_of_peak_sustained_active
+  metrics+=,sm__throughput.avg.pct_of_peak_sustained_elapsed
+  metrics+=,sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active,dram__bytes.sum,lts__t_bytes.sum
+  for cell in rnn_tanh lstm gru gru_reset_before; do
+    for dtype in bfloat16 float32; do
+      for batch in 8 64; do
+        echo "# $cell $dtype B=$batch H=512 step" >> "$OUT/ncu.csv"
+        timeout 60 ncu --clock-control none --csv --page raw --metrics "$metrics" -k regex:step_ -s 8 -c 24 \
+          build/gpu/cuda/run_recurrent --cell $cell --dtype $dtype --batch $batch --hidden 512 --steps 12 --repeat 1 \
+          >> "$OUT/ncu.csv" 2>> "$OUT/ncu.log" || failed+=("ncu $cell $dtype $batch")
+      done
+    done
+  done
+  wc -l "$OUT/ncu.csv"
+}
+
+build
+for shard in "$@"; do
+  case $shard in
+    tests | sanitizer | floors | ladder | duels) "$shard" ;;
+    ncu) ncu_ ;;
+    *) echo "no shard '$shard'" >&2; exit 2 ;;
+  esac
+done
+printf '== done (%ds)\n' "$SECONDS"
+[ ${#failed[@]} -eq 0 ] || { printf 'failed: %s\n' "${failed[*]}"; exit 1; }
