@@ -73,6 +73,37 @@ struct RecurrentBackward {
   void* d_proj;       // [N, D*P] the whole gradient that reaches h_t; null without w_hr
 };
 
+// A scan h_t = a_t h_{t-1} + b_t whose a and b come from the gates of a cell in cells/scan.h. CPU only: on a GPU the
+// kernel is Triton's. All tensors are time-major and contiguous.
+struct ScanShape {
+  const char* cell;
+  Dtype dtype;
+  int64_t batch, steps, hidden;  // B, T, H
+  int threads;
+};
+
+struct ScanForward {
+  ScanShape shape;
+  const void* gates;  // [T, B, G*H] pre-activations
+  const void* h0;     // [B, H]
+  void* y;            // [T, B, H]
+};
+
+struct ScanBackward {
+  ScanShape shape;
+  const void* grad_y;  // [T, B, H]
+  const void* gates;   // of forward, with its y
+  const void* y;
+  const void* h0;
+  void* d_gates;  // [T, B, G*H]
+  void* d_h0;     // [B, H]
+};
+
+// Each returns null, or a message that lives until the thread's next call.
+const char* scan_forward(const ScanForward&);
+const char* scan_backward(const ScanBackward&);
+int scan_gates(const char* cell);  // G, or 0: no such cell
+
 // How a kernel is launched.
 struct LaunchShape {
   unsigned grid[3] = {1, 1, 1};

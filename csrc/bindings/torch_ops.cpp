@@ -339,6 +339,45 @@ std::tuple<Tensor, Tensor, Tensor> inference(Tensor x, Tensor h0, OptionalTensor
   return {y, h_n, c_n};
 }
 
+ScanShape scan_shape(const std::string& cell, const Tensor& gates) {
+  const int64_t count = scan_gates(cell.c_str());
+  require(count > 0, "unknown cell '" + cell + "'");
+  require(gates.dim() == 3, "gates [T, B, G*H] must have 3 dimensions");
+  return {cell.c_str(),  dtype_of(gates),       gates.size(1),
+          gates.size(0), gates.size(2) / count, static_cast<int>(torch::stable::get_num_threads())};
+}
+
+Tensor scan(Tensor gates, Tensor h0, std::string cell) {
+  ScanForward args{};
+  args.shape = scan_shape(cell, gates);
+  const ScanShape& s = args.shape;
+  Inputs in(gates);
+  args.gates = in.get("gates", gates, {s.steps, s.batch, scan_gates(s.cell) * s.hidden});
+  args.h0 = in.get("h0", h0, {s.batch, s.hidden});
+  Tensor y = empty(gates, {s.steps, s.batch, s.hidden});
+  args.y = y.mutable_data_ptr();
+  const char* error = scan_forward(args);
+  require(error == nullptr, error == nullptr ? "" : error);
+  return y;
+}
+
+std::tuple<Tensor, Tensor> scan_gradients(Tensor grad_y, Tensor gates, Tensor y, Tensor h0, std::string cell) {
+  ScanBackward args{};
+  args.shape = scan_shape(cell, gates);
+  const ScanShape& s = args.shape;
+  Inputs in(gates);
+  args.grad_y = in.get("grad_y", grad_y, {s.steps, s.batch, s.hidden});
+  args.gates = in.get("gates", gates, {s.steps, s.batch, scan_gates(s.cell) * s.hidden});
+  args.y = in.get("y", y, {s.steps, s.batch, s.hidden});
+  args.h0 = in.get("h0", h0, {s.batch, s.hidden});
+  Tensor d_gates = empty(gates, {s.steps, s.batch, scan_gates(s.cell) * s.hidden});
+  Tensor d_h0 = empty(gates, {s.batch, s.hidden});
+  args.d_gates = d_gates.mutable_data_ptr(), args.d_h0 = d_h0.mutable_data_ptr();
+  const char* error = scan_backward(args);
+  require(error == nullptr, error == nullptr ? "" : error);
+  return {d_gates, d_h0};
+}
+
 void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("recurrent", TORCH_BOX(&inference));
   m.impl("recurrent_forward", TORCH_BOX(&forward));
@@ -347,6 +386,8 @@ void implement(torch::stable::detail::StableLibrary& m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fusednn, CPU, m) {
   implement(m);
+  m.impl("scan", TORCH_BOX(&scan));
+  m.impl("scan_backward", TORCH_BOX(&scan_gradients));
 }
 
 }  // namespace

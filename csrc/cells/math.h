@@ -17,6 +17,7 @@ struct Math;
 
 template <>
 struct Math<float> {
+  FUSEDNN_HD static float exp(float x) { return ::expf(x); }
   FUSEDNN_HD static float tanh(float x) { return ::tanhf(x); }
   FUSEDNN_HD static float sigmoid(float x) {
     const float e = ::expf(x < 0.f ? x : -x);  // never overflows
@@ -26,6 +27,7 @@ struct Math<float> {
 
 template <>
 struct Math<double> {
+  FUSEDNN_HD static double exp(double x) { return ::exp(x); }
   FUSEDNN_HD static double tanh(double x) { return ::tanh(x); }
   FUSEDNN_HD static double sigmoid(double x) {
     const double e = ::exp(x < 0. ? x : -x);
@@ -41,6 +43,12 @@ FUSEDNN_HD V tanh(V x) {
 template <class V>
 FUSEDNN_HD V sigmoid(V x) {
   return Math<V>::sigmoid(x);
+}
+
+// Of x <= 0.
+template <class V>
+FUSEDNN_HD V exp(V x) {
+  return Math<V>::exp(x);
 }
 
 // Written so that a NaN passes through, as torch.relu does: a comparison with NaN is false.

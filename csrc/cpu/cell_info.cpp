@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "api.h"
+#include "cells/scan.h"
 
 namespace fusednn {
 namespace {
@@ -27,6 +28,14 @@ const CellInfo* find_cell(const char* name) {
     if (std::strcmp(cell.name, name) == 0) return &cell;
   }
   return nullptr;
+}
+
+int scan_gates(const char* cell) {
+#define FUSEDNN_GATES(C) \
+  if (std::strcmp(cell, cells::C::kName) == 0) return cells::C::G;
+  FUSEDNN_SCAN_CELLS(FUSEDNN_GATES)
+#undef FUSEDNN_GATES
+  return 0;
 }
 
 }  // namespace fusednn

@@ -6,11 +6,13 @@
 namespace fusednn::cpu {
 
 // Vector functions for the tests of their accuracy: y[i] = f(x[i]), in the table's dtype.
-enum class Function : int { kTanh, kSigmoid };
+enum class Function : int { kTanh, kSigmoid, kExp };  // exp: of x <= 0
 
 struct Kernels {
   void (*forward)(const RecurrentForward&);
   void (*backward)(const RecurrentBackward&);
+  void (*scan_forward)(const ScanForward&);
+  void (*scan_backward)(const ScanBackward&);
   void (*evaluate)(Function, const void* x, void* y, long n);
 };
 

@@ -41,7 +41,24 @@ const char* backward(const RecurrentBackward& args) {
   return run(args, cpu::chosen_kernels(args.shape.dtype).backward);
 }
 
+template <class Args>
+const char* scan(const Args& args, void (*kernel)(const Args&)) {
+  if (scan_gates(args.shape.cell) == 0) {
+    message = std::string("unknown cell '") + args.shape.cell + "'";
+    return message.c_str();
+  }
+  kernel(args);
+  return nullptr;
+}
+
 }  // namespace
+
+const char* scan_forward(const ScanForward& args) {
+  return scan(args, cpu::chosen_kernels(args.shape.dtype).scan_forward);
+}
+const char* scan_backward(const ScanBackward& args) {
+  return scan(args, cpu::chosen_kernels(args.shape.dtype).scan_backward);
+}
 
 const Provider& cpu_provider() {
   static const Provider provider{"cpu", forward, backward, nullptr, nullptr, nullptr, nullptr};

@@ -1,4 +1,4 @@
-// tanh and sigmoid for vectors, within a few units in the last place. Included after vec.h.
+// exp, tanh and sigmoid for vectors, within a few units in the last place. Included after vec.h.
 
 namespace fusednn::cpu::FUSEDNN_ISA {
 
@@ -57,16 +57,17 @@ struct VectorMath {
   using V = Vec<A>;
   using U = typename Lanes<A>::U;
 
-  // With e = exp(-|x|): 1 / (1 + e) or e / (1 + e), which neither overflows nor cancels. Where e leaves the range of
-  // normal numbers it counts as zero.
-  static FUSEDNN_FN V sigmoid(V x) {
+  // x <= 0. Where the result leaves the range of normal numbers it is zero.
+  static FUSEDNN_FN V exp(V x) {
     const V least = V{} + C::kLeast;
-    V y = x < 0 ? x : -x;
-    const auto tiny = y < least;
-    y = tiny ? least : y;
-    const ReducedExp<A> exp = reduced_exp<A>(y);
-    V e = exp.scale + exp.scale * exp.p;
-    e = tiny ? V{} : e;
+    const auto tiny = x < least;
+    const ReducedExp<A> exp = reduced_exp<A>(tiny ? least : x);
+    return tiny ? V{} : exp.scale + exp.scale * exp.p;
+  }
+
+  // With e = exp(-|x|): 1 / (1 + e) or e / (1 + e), which neither overflows nor cancels.
+  static FUSEDNN_FN V sigmoid(V x) {
+    const V e = exp(x < 0 ? x : -x);
     const V numerator = x < 0 ? e : V{} + 1;
     return numerator / (1 + e);
   }

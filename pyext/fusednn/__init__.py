@@ -5,6 +5,7 @@ from .conversion import convert
 from .explanation import explain
 from .layers.attention import MultiheadAttention
 from .layers.cells import GRUCell, LSTMCell, RNNCell
+from .layers.minimal import MinGRU, MinLSTM
 from .layers.recurrent import GRU, LSTM, RNN
 from .layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
 
@@ -15,6 +16,8 @@ __all__ = [
     "RNN",
     "GRUCell",
     "LSTMCell",
+    "MinGRU",
+    "MinLSTM",
     "MultiheadAttention",
     "RNNCell",
     "TransformerDecoderLayer",

@@ -8,6 +8,7 @@
 // and everything below lives in the namespace FUSEDNN_ISA, is inlined always, or depends on a vector type.
 
 #include "cells/registry.h"
+#include "cells/scan.h"
 // clang-format off: each needs those before it
 #include "cpu/vec.h"
 #include "cpu/vector_math.h"
@@ -17,6 +18,7 @@
 #include "cpu/forward.h"
 #include "cpu/backward.h"
 #include "cpu/single_step.h"
+#include "cpu/scan.h"
 // clang-format on
 
 namespace fusednn::cpu::FUSEDNN_ISA {
@@ -55,12 +57,16 @@ void evaluate(Function f, const void* x, void* y, long n) {
   for (long i = 0; i < n; i += kLanes) {
     const Block<false> lanes{static_cast<int>(n - i < kLanes ? n - i : kLanes)};
     const Vec<AccOf<T>> v = lanes.load(static_cast<const T*>(x) + i);
-    lanes.store(static_cast<T*>(y) + i, f == Function::kTanh ? cells::tanh(v) : cells::sigmoid(v));
+    const Vec<AccOf<T>> value = f == Function::kTanh  ? cells::tanh(v)
+                                : f == Function::kExp ? cells::exp(v)
+                                                      : cells::sigmoid(v);
+    lanes.store(static_cast<T*>(y) + i, value);
   }
 }
 
 template <class T>
 inline constexpr Kernels kKernels{run_cell<Forwards, T, RecurrentForward>, run_cell<Backwards, T, RecurrentBackward>,
+                                  run_scan<ScanForwardJob, T, ScanForward>, run_scan<ScanBackwardJob, T, ScanBackward>,
                                   evaluate<T>};
 
 }  // namespace fusednn::cpu::FUSEDNN_ISA
