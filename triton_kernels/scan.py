@@ -39,7 +39,7 @@ def _positive_backward(x, d):
 
 @triton.jit
 def _shares(f, i):
-    """sigmoid(f) and sigmoid(i), divided by their sum; a common power of e is taken out first."""
+    """The sigmoids of f and i, divided by their sum; a common power of e is taken out first."""
     low_f, low_i = tl.minimum(f, 0.0), tl.minimum(i, 0.0)
     high = tl.maximum(low_f, low_i)
     weight_f = tl.exp(low_f - high) * _sigmoid(tl.abs(f))
@@ -55,7 +55,7 @@ def _load(at, mask, ACC: tl.constexpr):
 
 @triton.jit
 def _kept(gates, at, width, mask, CELL: tl.constexpr, ACC: tl.constexpr):
-    """a of a tile; 1 where there is no step."""
+    """The a of a tile; 1 where there is no step."""
     first = _load(gates + at, mask, ACC)
     if CELL == "min_gru":
         a = _sigmoid(-first)
@@ -66,7 +66,7 @@ def _kept(gates, at, width, mask, CELL: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def _coefficients(gates, at, width, mask, CELL: tl.constexpr, ACC: tl.constexpr):
-    """a and b of a tile; 1 and 0 where there is no step."""
+    """The a and b of a tile; 1 and 0 where there is no step."""
     if CELL == "min_gru":
         z = _load(gates + at, mask, ACC)
         a, b = _sigmoid(-z), _sigmoid(z) * _positive(_load(gates + at + width, mask, ACC))

@@ -18,7 +18,12 @@ using cpu::Function;
 
 long double truth(Function f, long double x) {
   if (f == Function::kTanh) return std::tanh(x);
+  if (f == Function::kExp) return std::exp(x);
   return x < 0 ? std::exp(x) / (1 + std::exp(x)) : 1 / (1 + std::exp(-x));
+}
+
+const char* name_of(Function f) {
+  return f == Function::kTanh ? "tanh" : f == Function::kExp ? "exp" : "sigmoid";
 }
 
 // The error in units of the last place of the true value.
@@ -40,15 +45,15 @@ double worst_ulps(Function f, void (*evaluate)(Function, const void*, void*, lon
   return worst;
 }
 
-// Every 257th float: 8 million values of both signs, all exponents. Below -87 sigmoid may return zero, since its value
-// leaves the normal numbers there.
+// Every 257th float: 8 million values of both signs, all exponents. Below -87 sigmoid and exp may return zero, since
+// its value leaves the normal numbers there.
 std::vector<float> float_sweep(Function f) {
   std::vector<float> x;
   for (uint64_t bits = 0; bits < 0x100000000; bits += 257 * 2) {
     const uint32_t u = static_cast<uint32_t>(bits);
     float v;
     std::memcpy(&v, &u, sizeof v);
-    if (!std::isnan(v) && (f == Function::kTanh || v > -87)) x.push_back(v);
+    if (!std::isnan(v) && (f == Function::kTanh || v > -87) && (f != Function::kExp || v <= 0)) x.push_back(v);
   }
   return x;
 }
@@ -57,27 +62,28 @@ std::vector<double> double_sweep(Function f) {
   std::vector<double> x;
   for (double m = 1e-300; m < 1e300; m *= 1.0113) x.insert(x.end(), {m, -m});
   for (double v = -45; v < 45; v += 0.000977) x.push_back(v);
-  if (f == Function::kSigmoid) std::erase_if(x, [](double v) { return v < -708; });
+  if (f != Function::kTanh) std::erase_if(x, [](double v) { return v < -708; });
+  if (f == Function::kExp) std::erase_if(x, [](double v) { return v > 0; });
   return x;
 }
 
 }  // namespace
 
-TEST(float_tanh_and_sigmoid_are_within_4_units_in_the_last_place) {
+TEST(float_functions_are_within_4_units_in_the_last_place) {
   for_each_isa([](const char* isa) {
-    for (Function f : {Function::kTanh, Function::kSigmoid}) {
+    for (Function f : {Function::kTanh, Function::kSigmoid, Function::kExp}) {
       const double worst = worst_ulps(f, cpu::chosen_kernels(Dtype::kFloat32).evaluate, float_sweep(f));
-      std::printf("       %s %s float: %.2f ulp\n", isa, f == Function::kTanh ? "tanh" : "sigmoid", worst);
+      std::printf("       %s %s float: %.2f ulp\n", isa, name_of(f), worst);
       CHECK(worst <= 4, isa << " " << worst);
     }
   });
 }
 
-TEST(double_tanh_and_sigmoid_are_within_4_units_in_the_last_place) {
+TEST(double_functions_are_within_4_units_in_the_last_place) {
   for_each_isa([](const char* isa) {
-    for (Function f : {Function::kTanh, Function::kSigmoid}) {
+    for (Function f : {Function::kTanh, Function::kSigmoid, Function::kExp}) {
       const double worst = worst_ulps(f, cpu::chosen_kernels(Dtype::kFloat64).evaluate, double_sweep(f));
-      std::printf("       %s %s double: %.2f ulp\n", isa, f == Function::kTanh ? "tanh" : "sigmoid", worst);
+      std::printf("       %s %s double: %.2f ulp\n", isa, name_of(f), worst);
       CHECK(worst <= 4, isa << " " << worst);
     }
   });

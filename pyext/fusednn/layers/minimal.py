@@ -37,7 +37,9 @@ class MinimalLayer(nn.Module):
             weight = nn.Parameter(torch.empty(rows, inputs, device=device, dtype=dtype))
             self.register_parameter(f"weight_ih_l{layer}", weight)
             if bias:
-                self.register_parameter(f"bias_ih_l{layer}", nn.Parameter(torch.empty(rows, device=device, dtype=dtype)))
+                self.register_parameter(
+                    f"bias_ih_l{layer}", nn.Parameter(torch.empty(rows, device=device, dtype=dtype))
+                )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
