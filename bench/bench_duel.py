@@ -88,6 +88,16 @@ def test_stacks(measure: Measure, device: torch.device, basis: str, mode: str, i
     measure.pair(*stack_cases(impl, cell, basis, B, T, d, mode, device), basis=basis)
 
 
+@tiers(T={"standard": (200,), "full": (50, 200, 1000)}, cell={"standard": ("MinGRU",), "full": layers.SCANS})
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("mode", ("inference", "training"))
+@cost(3.0)
+def test_scan_stacks(measure: Measure, device: torch.device, mode: str, impl: str, cell: str, T: int) -> None:
+    """The third contender: a recurrence whose steps run in parallel, at equal parameters (and so at equal FLOPs)."""
+    measure.benchmark.group = f"duel scan {mode}"
+    measure.pair(*stack_cases(impl, cell, "parameters", 2, T, 256, mode, device), basis="parameters")
+
+
 @tiers(T={"standard": (100,), "full": (100, 500)})
 @pytest.mark.parametrize("rung", layers.rungs())
 @pytest.mark.parametrize("cell", layers.CELLS)

@@ -42,6 +42,18 @@ def test_seed_shape(measure: Measure, device: torch.device, impl: str, T: int) -
     measure(recurrent_case(impl, "LSTM", B=32, T=T, H=512, mode="inference", device=device))
 
 
+@tiers(T={"smoke": (8,), "standard": (200,), "full": (50, 100, 200, 500, 1000)})
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("cell", layers.SCANS)
+@pytest.mark.parametrize("mode", ("inference", "training"))
+@cost(1.0)
+def test_scan(measure: Measure, device: torch.device, mode: str, cell: str, impl: str, T: int) -> None:
+    """Recurrences without a recurrent product, against their paper's scan in torch operators."""
+    measure.benchmark.group = f"recurrent scan {mode}"
+    B, H = (2, 16) if measure.tier.name == "smoke" else (8, 256)
+    measure(recurrent_case(impl, cell, B=B, T=T, H=H, mode=mode, device=device))
+
+
 @tiers(H={"full": (64, 128, 256, 512)})
 @pytest.mark.parametrize("B", (1, 8, 32))
 @pytest.mark.parametrize("cell", layers.CELLS)

@@ -88,9 +88,11 @@ def recurrent_case(
 ) -> Case:  # fmt: skip
     """A recurrent layer over a whole sequence, input projection included."""
     inputs = I or H
-    options = {"num_layers": num_layers, "bidirectional": bidirectional, "batch_first": batch_first}
+    options: dict[str, Any] = {"num_layers": num_layers, "batch_first": batch_first}
+    if bidirectional:
+        options["bidirectional"] = True
     module = layers.recurrent(impl, cell, inputs, H, **options).to(device)
-    twin = getattr(nn, cell)(inputs, H, **options).to(device)
+    twin = layers.recurrent(layers.TORCH, cell, inputs, H, **options).to(device)
     twin.load_state_dict(module.state_dict())
     x = torch.randn((B, T, inputs) if batch_first else (T, B, inputs), device=device)
     work = recurrent(cell, B, T, inputs, H, num_layers, 2 if bidirectional else 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4, "MinGRU": 2, "MinLSTM": 3}
+SCANS = ("MinGRU", "MinLSTM")  # no recurrent product
 BACKWARD = 2  # a backward pass costs two products for each one of the forward pass
 
 
@@ -10,7 +11,7 @@ def recurrent(cell: str, B: int, T: int, I: int, H: int, layers: int = 1, direct
     """Input and recurrent products of a whole sequence, without pointwise work."""
     total, width = 0, I
     for _ in range(layers):
-        total += directions * 2 * B * T * GATES[cell] * H * (width + H)
+        total += directions * 2 * B * T * GATES[cell] * H * (width + (0 if cell in SCANS else H))
         width = directions * H
     return total
 

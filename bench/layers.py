@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench.models.log_scan import LogScan
+
 try:
     import fusednn
     from fusednn import kernels, occupancy
@@ -23,6 +25,7 @@ else:
 TORCH = "torch.nn"
 OURS = "fusednn"
 CELLS = ("RNN", "LSTM", "GRU")
+SCANS = ("MinGRU", "MinLSTM")
 
 
 def rungs() -> tuple[str, ...]:
@@ -50,12 +53,16 @@ def occupancies(name: str) -> list[tuple[str | int | float, ...]]:
 def recurrent(impl: str, cell: str, inputs: int, width: int, **options: Any) -> nn.Module:
     """A recurrent layer: ``torch.nn``, ``fusednn`` (its automatic choice) or a rung of the ladder by name.
 
+    A scan has no layer in torch.nn: its paper's code in torch operators stands there.
+
     Skips the test, with the reason, where the implementation can't serve the request.
     """
     if impl == TORCH:
-        return getattr(nn, cell)(inputs, width, **options)
+        return LogScan(cell, inputs, width, **options) if cell in SCANS else getattr(nn, cell)(inputs, width, **options)
     if fusednn is None:
         pytest.skip(MISSING)
+    if cell in SCANS:
+        return getattr(fusednn, cell)(inputs, width, **options)
     return getattr(fusednn, cell)(inputs, width, strategy="auto" if impl == OURS else impl, **options)
 
 

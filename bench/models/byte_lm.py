@@ -1,16 +1,17 @@
-"""Byte-level language models of equal size: RNN, LSTM, GRU, transformer."""
+"""Byte-level language models of equal size: RNN, LSTM, GRU, MinGRU, transformer."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from bench.flops import GATES, SCANS
 from bench.models.factory import Factory
 from bench.models.positions import LearnedPositions
 
 BYTES = 256
 EMBEDDING = 64  # width of the byte embedding, and of the transformer
 HEADS, DEPTH, LONGEST = 4, 2, 128
-KINDS = ("RNN", "LSTM", "GRU", "transformer")
+KINDS = ("RNN", "LSTM", "GRU", "MinGRU", "transformer")
 
 
 class RecurrentLM(nn.Module):
@@ -55,8 +56,8 @@ ByteLM = RecurrentLM | TransformerLM
 
 def _size(cell: str, width: int) -> int:
     """Parameters of a `RecurrentLM`."""
-    gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[cell]
-    layer = gates * width * (EMBEDDING + width + 2)
+    inputs = EMBEDDING + 1 if cell in SCANS else EMBEDDING + width + 2  # with biases
+    layer = GATES[cell] * width * inputs
     return BYTES * EMBEDDING + layer + BYTES * (width + 1)
 
 

@@ -1,7 +1,7 @@
 """Stacks of equal size for the duel.
 
-A recurrent layer of width d holds 2 d^2 weights a gate, an encoder layer 12 d^2. So three LSTM layers, four GRU layers
-or twelve RNN layers hold what two encoder layers hold: 24 d^2, up to biases.
+A recurrent layer of width d holds 2 d^2 weights a gate, a scan d^2, an encoder layer 12 d^2. So three LSTM layers, four
+GRU, twelve RNN, twelve MinGRU or eight MinLSTM layers hold what two encoder layers hold: 24 d^2, up to biases.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench.models.factory import Factory
 
-EQUAL_LAYERS = {"LSTM": 3, "GRU": 4, "RNN": 12}
+EQUAL_LAYERS = {"LSTM": 3, "GRU": 4, "RNN": 12, "MinGRU": 12, "MinLSTM": 8}
 ENCODER_LAYERS = 2
 
 

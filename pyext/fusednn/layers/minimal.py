@@ -51,9 +51,9 @@ class MinimalLayer(nn.Module):
     def extra_repr(self) -> str:
         """The arguments that differ from the defaults."""
         text = f"{self.input_size}, {self.hidden_size}"
-        given = {"num_layers": (self.num_layers, 1), "bias": (self.bias, True), "batch_first": (self.batch_first, False),
-                 "dropout": (self.dropout, 0.0)}  # fmt: skip
-        return text + "".join(f", {name}={value}" for name, (value, usual) in given.items() if value != usual)
+        usual = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0}
+        given = {name: getattr(self, name) for name in usual}
+        return text + "".join(f", {name}={value}" for name, value in given.items() if value != usual[name])
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the layer over whole sequences.
