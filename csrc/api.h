@@ -104,6 +104,37 @@ const char* scan_forward(const ScanForward&);
 const char* scan_backward(const ScanBackward&);
 int scan_gates(const char* cell);  // G, or 0: no such cell
 
+// Scores of additive attention, s[b, m, k] = sum over h of w[h] tanh(q[b, m, h] + k[b, k, h]). CPU only: on a GPU the
+// kernel is Triton's. Contiguous; scores and their gradient are fp32, for fp64 fp64.
+struct AdditiveShape {
+  Dtype dtype;
+  int64_t batch, queries, keys, hidden;  // B, M, K, H
+  int threads;
+};
+
+struct AdditiveForward {
+  AdditiveShape shape;
+  const void* query;   // [B, M, H]
+  const void* key;     // [B, K, H]
+  const void* weight;  // [H]
+  void* scores;        // [B, M, K]
+};
+
+struct AdditiveBackward {
+  AdditiveShape shape;
+  const void* grad;  // [B, M, K]
+  const void* query;
+  const void* key;
+  const void* weight;
+  void* d_query;
+  void* d_key;
+  void* d_weight;
+};
+
+// Each returns null, or a message that lives until the thread's next call.
+const char* additive_forward(const AdditiveForward&);
+const char* additive_backward(const AdditiveBackward&);
+
 // How a kernel is launched.
 struct LaunchShape {
   unsigned grid[3] = {1, 1, 1};

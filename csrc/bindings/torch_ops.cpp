@@ -378,6 +378,56 @@ std::tuple<Tensor, Tensor> scan_gradients(Tensor grad_y, Tensor gates, Tensor y,
   return {d_gates, d_h0};
 }
 
+AdditiveShape additive_shape(const Tensor& query, const Tensor& key) {
+  require(query.dim() == 3 && key.dim() == 3, "query [B, M, H] and key [B, K, H] must have 3 dimensions");
+  return {dtype_of(query), query.size(0), query.size(1),
+          key.size(1),     query.size(2), static_cast<int>(torch::stable::get_num_threads())};
+}
+
+// In the type that scores have: fp32, for fp64 fp64.
+Tensor empty_scores(const Tensor& like, const AdditiveShape& s) {
+  const Dtype wide = s.dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
+  const int64_t sizes[] = {s.batch, s.queries, s.keys}, strides[] = {s.queries * s.keys, s.keys, 1};
+  const Device device = device_of(like);
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(3, sizes, strides, type_number(wide), device.type, device.index, &handle));
+  return Tensor(handle);
+}
+
+Tensor additive_scores(Tensor query, Tensor key, Tensor weight) {
+  AdditiveForward args{};
+  args.shape = additive_shape(query, key);
+  const AdditiveShape& s = args.shape;
+  Inputs in(query);
+  args.query = in.get("query", query, {s.batch, s.queries, s.hidden});
+  args.key = in.get("key", key, {s.batch, s.keys, s.hidden});
+  args.weight = in.get("weight", weight, {s.hidden});
+  Tensor scores = empty_scores(query, s);
+  args.scores = scores.mutable_data_ptr();
+  const char* error = additive_forward(args);
+  require(error == nullptr, error == nullptr ? "" : error);
+  return scores;
+}
+
+std::tuple<Tensor, Tensor, Tensor> additive_gradients(Tensor grad, Tensor query, Tensor key, Tensor weight) {
+  AdditiveBackward args{};
+  args.shape = additive_shape(query, key);
+  const AdditiveShape& s = args.shape;
+  Inputs in(query), wide(empty_scores(query, s));
+  args.grad = wide.get("grad", grad, {s.batch, s.queries, s.keys});
+  args.query = in.get("query", query, {s.batch, s.queries, s.hidden});
+  args.key = in.get("key", key, {s.batch, s.keys, s.hidden});
+  args.weight = in.get("weight", weight, {s.hidden});
+  Tensor d_query = empty(query, {s.batch, s.queries, s.hidden}), d_key = empty(query, {s.batch, s.keys, s.hidden});
+  Tensor d_weight = empty(query, {s.hidden});
+  args.d_query = d_query.mutable_data_ptr(), args.d_key = d_key.mutable_data_ptr();
+  args.d_weight = d_weight.mutable_data_ptr();
+  const char* error = additive_backward(args);
+  require(error == nullptr, error == nullptr ? "" : error);
+  return {d_query, d_key, d_weight};
+}
+
 void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("recurrent", TORCH_BOX(&inference));
   m.impl("recurrent_forward", TORCH_BOX(&forward));
@@ -388,6 +438,8 @@ STABLE_TORCH_LIBRARY_IMPL(fusednn, CPU, m) {
   implement(m);
   m.impl("scan", TORCH_BOX(&scan));
   m.impl("scan_backward", TORCH_BOX(&scan_gradients));
+  m.impl("additive_scores", TORCH_BOX(&additive_scores));
+  m.impl("additive_scores_backward", TORCH_BOX(&additive_gradients));
 }
 
 }  // namespace

@@ -13,6 +13,8 @@ struct Kernels {
   void (*backward)(const RecurrentBackward&);
   void (*scan_forward)(const ScanForward&);
   void (*scan_backward)(const ScanBackward&);
+  void (*additive_forward)(const AdditiveForward&);
+  void (*additive_backward)(const AdditiveBackward&);
   void (*evaluate)(Function, const void* x, void* y, long n);
 };
 

@@ -60,6 +60,20 @@ const char* scan_backward(const ScanBackward& args) {
   return scan(args, cpu::chosen_kernels(args.shape.dtype).scan_backward);
 }
 
+const char* additive_forward(const AdditiveForward& args) {
+  cpu::chosen_kernels(args.shape.dtype).additive_forward(args);
+  return nullptr;
+}
+const char* additive_backward(const AdditiveBackward& args) {
+  try {
+    cpu::chosen_kernels(args.shape.dtype).additive_backward(args);
+    return nullptr;
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+}
+
 const Provider& cpu_provider() {
   static const Provider provider{"cpu", forward, backward, nullptr, nullptr, nullptr, nullptr};
   return provider;

@@ -3,6 +3,7 @@
 from . import functional
 from .conversion import convert
 from .explanation import explain
+from .layers.additive import AdditiveAttention
 from .layers.attention import MultiheadAttention
 from .layers.cells import GRUCell, LSTMCell, RNNCell
 from .layers.minimal import MinGRU, MinLSTM
@@ -11,6 +12,7 @@ from .layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
 
 __version__ = "0.1.0"
 __all__ = [
+    "AdditiveAttention",
     "GRU",
     "LSTM",
     "RNN",

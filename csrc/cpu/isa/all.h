@@ -19,6 +19,7 @@
 #include "cpu/backward.h"
 #include "cpu/single_step.h"
 #include "cpu/scan.h"
+#include "cpu/additive.h"
 // clang-format on
 
 namespace fusednn::cpu::FUSEDNN_ISA {
@@ -65,8 +66,12 @@ void evaluate(Function f, const void* x, void* y, long n) {
 }
 
 template <class T>
-inline constexpr Kernels kKernels{run_cell<Forwards, T, RecurrentForward>, run_cell<Backwards, T, RecurrentBackward>,
-                                  run_scan<ScanForwardJob, T, ScanForward>, run_scan<ScanBackwardJob, T, ScanBackward>,
+inline constexpr Kernels kKernels{run_cell<Forwards, T, RecurrentForward>,
+                                  run_cell<Backwards, T, RecurrentBackward>,
+                                  run_scan<ScanForwardJob, T, ScanForward>,
+                                  run_scan<ScanBackwardJob, T, ScanBackward>,
+                                  additive_forward_of<T>,
+                                  additive_backward_of<T>,
                                   evaluate<T>};
 
 }  // namespace fusednn::cpu::FUSEDNN_ISA

@@ -1,7 +1,8 @@
-"""Functions under the layers: ``recurrent``, ``scan`` and ``scaled_dot_product_attention``."""
+"""Functions under the layers: ``recurrent``, ``scan``, ``scaled_dot_product_attention``, ``additive_attention``."""
 
+from .additive import additive_attention
 from .attention import scaled_dot_product_attention
 from .recurrent import recurrent
 from .scan import scan
 
-__all__ = ["recurrent", "scaled_dot_product_attention", "scan"]
+__all__ = ["additive_attention", "recurrent", "scaled_dot_product_attention", "scan"]
