@@ -12,10 +12,10 @@ from .layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
 
 __version__ = "0.1.0"
 __all__ = [
-    "AdditiveAttention",
     "GRU",
     "LSTM",
     "RNN",
+    "AdditiveAttention",
     "GRUCell",
     "LSTMCell",
     "MinGRU",
