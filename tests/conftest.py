@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
-from fusednn.reference.cells import CELLS
+if not torch.cuda.is_available():  # before anything imports triton, which fixes its mode
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from fusednn.reference.cells import CELLS  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

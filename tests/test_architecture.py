@@ -20,7 +20,7 @@ PACKAGE = ROOT / "pyext/fusednn"
 LEVELS = [
     {"native"},
     {"reference", "triton_kernels"},
-    {"occupancy", "plan", "operators"},
+    {"occupancy", "plan", "operators", "attention_operators"},
     {"functional"},
     {"layers"},
     {"conversion", "explanation", "environment"},

@@ -1,0 +1,183 @@
+"""The backward kernels of attention: deterministic, without atomics; scores are computed again from the LSE.
+
+Three launches: the row term, then dK and dV (a program owns a block of keys and walks the queries of all heads that share
+them, summing in the accumulator's precision), then dQ and with it the gradients of mask and slopes (a program owns a
+block of queries). Source: Dao 2023, FlashAttention-2, section 3.1.2; the LSE's gradient enters through the row term.
+"""
+
+import triton
+import triton.language as tl
+
+from .modifiers import LOG2E, key_range, modify, query_range, soften_gradient, unit
+from .tiles import head_of, load_tile, slope_of, store_tile
+
+
+@triton.jit
+def row_kernel(
+    out, grad_out, grad_lse, delta, out_strides, grad_strides, lse_strides, N, M,
+    EV: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """The row term, rowsum(dO * O) - dLSE, to delta [B, N, M]; grad_lse [B, N, M] may be None."""
+    blocks = tl.cdiv(M, BLOCK_M)
+    i0 = tl.program_id(0) % blocks * BLOCK_M
+    head = tl.program_id(0) // blocks
+    b, n = head // N, head % N
+    i = i0 + tl.arange(0, BLOCK_M)
+    o = load_tile(head_of(out, b, n, out_strides), i0, M, out_strides, EV, BLOCK_M, BLOCK_V, False)
+    g = load_tile(head_of(grad_out, b, n, grad_strides), i0, M, grad_strides, EV, BLOCK_M, BLOCK_V, False)
+    row = tl.sum(o.to(delta.dtype.element_ty) * g.to(delta.dtype.element_ty), 1)
+    if grad_lse is not None:
+        at = head_of(grad_lse, b, n, lse_strides) + i.to(tl.int64) * lse_strides[2]
+        row -= tl.load(at, mask=i < M, other=0.0)
+    tl.store(delta + tl.cast(head, tl.int64) * M + i, row, mask=i < M)
+
+
+@triton.jit
+def load_row_terms(lse, delta, head, i, M):
+    """LSE in units of log 2 and row term of queries i; rows that are absent or empty get +inf, so no weight."""
+    at = tl.cast(head, tl.int64) * M + i
+    natural = tl.load(lse + at, mask=i < M, other=float("inf"))
+    return tl.where(natural == float("-inf"), float("inf"), natural * LOG2E), tl.load(delta + at, mask=i < M, other=0.0)
+
+
+@triton.jit
+def score_gradient(p, grad_p, delta, softened, softcap):
+    """Gradients of the scores after and before the softcap, from weights and their gradients."""
+    ds = p * (grad_p - delta)
+    if softcap is not None:
+        return ds, soften_gradient(ds, softened, softcap)
+    else:
+        return ds, ds
+
+
+@triton.jit
+def walk_queries(
+    dk, dv, keys, values, q, grad_out, lse, delta, head, j, rules, start, stop,
+    BLOCK_M: tl.constexpr, FOLD: tl.constexpr, BY_POSITION: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Add what the query blocks from start up to stop give to dK and dV of a block of keys. Tiles are [keys, queries]."""
+    M, options = rules[0], rules[5]
+    for i0 in tl.range(start, stop, BLOCK_M):
+        i = i0 + tl.arange(0, BLOCK_M)
+        queries = load_tile(q[0], i0, M, q[1], q[2], BLOCK_M, q[3], UPCAST)
+        row_lse, row_delta = load_row_terms(lse, delta, head, i, M)
+        scores = tl.dot(keys, tl.trans(queries), input_precision=PRECISION, out_dtype=dk.dtype)
+        scores, softened = modify(scores, i[None, :], j[:, None], rules, FOLD, BY_POSITION)
+        p = tl.exp2(scores * unit(options, FOLD) - row_lse[None, :])
+        g = load_tile(grad_out[0], i0, M, grad_out[1], grad_out[2], BLOCK_M, grad_out[3], UPCAST)
+        dv = tl.dot(p.to(g.dtype), g, dv, input_precision=PRECISION, out_dtype=dv.dtype)
+        grad_p = tl.dot(values, tl.trans(g), input_precision=PRECISION, out_dtype=dk.dtype)
+        _, ds = score_gradient(p, grad_p, row_delta[None, :], softened, options[1])
+        dk = tl.dot(ds.to(queries.dtype), queries, dk, input_precision=PRECISION, out_dtype=dk.dtype)
+    return dk, dv
+
+
+@triton.jit
+def key_value_kernel(
+    q, k, v, mask, slopes, grad_out, lse, delta, dk, dv,
+    q_strides, k_strides, v_strides, mask_strides, slopes_strides, grad_strides, dk_strides, dv_strides,
+    N, GROUP, M, K, options,
+    E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Gradients of keys and values, summed over the query heads that share them; arguments as ``forward_kernel``."""
+    blocks = tl.cdiv(K, BLOCK_N)
+    j0 = tl.program_id(0) % blocks * BLOCK_N
+    shared = tl.program_id(0) // blocks
+    b, h = shared // (N // GROUP), shared % (N // GROUP)
+    ACC: tl.constexpr = tl.float64 if q.dtype.element_ty == tl.float64 else tl.float32
+    j = j0 + tl.arange(0, BLOCK_N)
+    keys = load_tile(head_of(k, b, h, k_strides), j0, K, k_strides, E, BLOCK_N, BLOCK_E, UPCAST)
+    values = load_tile(head_of(v, b, h, v_strides), j0, K, v_strides, EV, BLOCK_N, BLOCK_V, UPCAST)
+    first, full, end = query_range(j0, M, K, options, BLOCK_M, BLOCK_N)
+    dk_sum = tl.zeros([BLOCK_N, BLOCK_E], ACC)
+    dv_sum = tl.zeros([BLOCK_N, BLOCK_V], ACC)
+    for n in tl.range(h * GROUP, h * GROUP + GROUP):
+        head = b * N + n
+        slope = slope_of(slopes, b, n, slopes_strides)
+        rules = (M, K, head_of(mask, b, n, mask_strides), mask_strides, slope, options)
+        rows = (head_of(q, b, n, q_strides), q_strides, E, BLOCK_E)
+        grads = (head_of(grad_out, b, n, grad_strides), grad_strides, EV, BLOCK_V)
+        if options[2] is not None or options[3] is not None:
+            dk_sum, dv_sum = walk_queries(
+                dk_sum, dv_sum, keys, values, rows, grads, lse, delta, head, j, rules, first, tl.minimum(full, end),
+                BLOCK_M, FOLD, True, PRECISION, UPCAST,
+            )  # fmt: skip
+        dk_sum, dv_sum = walk_queries(
+            dk_sum, dv_sum, keys, values, rows, grads, lse, delta, head, j, rules, full, end,
+            BLOCK_M, FOLD, False, PRECISION, UPCAST,
+        )  # fmt: skip
+    store_tile(head_of(dk, b, h, dk_strides), dk_sum * options[0], j0, K, dk_strides, E, BLOCK_N, BLOCK_E)
+    store_tile(head_of(dv, b, h, dv_strides), dv_sum, j0, K, dv_strides, EV, BLOCK_N, BLOCK_V)
+
+
+@triton.jit
+def walk_keys(
+    dq, dslope, queries, g, k, v, row_lse, row_delta, dmask, dmask_strides, i, rules, start, stop,
+    BLOCK_N: tl.constexpr, FOLD: tl.constexpr, BY_POSITION: tl.constexpr, SLOPES: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Add what the key blocks from start up to stop give to dQ of a block of queries; write their dmask."""
+    M, K, options = rules[0], rules[1], rules[5]
+    for j0 in tl.range(start, stop, BLOCK_N):
+        j = j0 + tl.arange(0, BLOCK_N)
+        keys = load_tile(k[0], j0, K, k[1], k[2], BLOCK_N, k[3], UPCAST)
+        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION, out_dtype=dq.dtype)
+        scores, softened = modify(scores, i[:, None], j[None, :], rules, FOLD, BY_POSITION)
+        p = tl.exp2(scores * unit(options, FOLD) - row_lse[:, None])
+        values = load_tile(v[0], j0, K, v[1], v[2], BLOCK_N, v[3], UPCAST)
+        grad_p = tl.dot(g, tl.trans(values), input_precision=PRECISION, out_dtype=dq.dtype)
+        after, before = score_gradient(p, grad_p, row_delta[:, None], softened, options[1])
+        if dmask is not None:
+            offsets = i.to(tl.int64)[:, None] * dmask_strides[2] + j[None, :]
+            tl.store(dmask + offsets, after.to(dmask.dtype.element_ty), mask=(i < M)[:, None] & (j < K)[None, :])
+        if SLOPES:
+            distance = i[:, None] + options[4] - j[None, :]
+            dslope -= tl.sum(after * tl.abs(distance).to(after.dtype), 1)
+        dq = tl.dot(before.to(keys.dtype), keys, dq, input_precision=PRECISION, out_dtype=dq.dtype)
+    return dq, dslope
+
+
+@triton.jit
+def query_kernel(
+    q, k, v, mask, slopes, grad_out, lse, delta, dq, dmask, dslopes,
+    q_strides, k_strides, v_strides, mask_strides, slopes_strides, grad_strides, dq_strides, dmask_strides,
+    N, GROUP, M, K, options,
+    E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Gradients of queries, and where wanted of the mask [B, N, M, K] and of the slopes, a row each [B, N, M].
+
+    ``dmask`` keeps what it holds where position hides whole blocks. Arguments as ``forward_kernel``.
+    """
+    blocks = tl.cdiv(M, BLOCK_M)
+    i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M
+    head = tl.program_id(0) // blocks
+    b, n = head // N, head % N
+    ACC: tl.constexpr = tl.float64 if q.dtype.element_ty == tl.float64 else tl.float32
+    SLOPES: tl.constexpr = dslopes is not None
+    i = i0 + tl.arange(0, BLOCK_M)
+    queries = load_tile(head_of(q, b, n, q_strides), i0, M, q_strides, E, BLOCK_M, BLOCK_E, UPCAST)
+    g = load_tile(head_of(grad_out, b, n, grad_strides), i0, M, grad_strides, EV, BLOCK_M, BLOCK_V, UPCAST)
+    row_lse, row_delta = load_row_terms(lse, delta, head, i, M)
+    keys = (head_of(k, b, n // GROUP, k_strides), k_strides, E, BLOCK_E)
+    values = (head_of(v, b, n // GROUP, v_strides), v_strides, EV, BLOCK_V)
+    slope = slope_of(slopes, b, n, slopes_strides)
+    rules = (M, K, head_of(mask, b, n, mask_strides), mask_strides, slope, options)
+    dmask = head_of(dmask, b, n, dmask_strides)
+    first, full, last = key_range(i0, M, K, options, BLOCK_M, BLOCK_N)
+    sums = tl.zeros([BLOCK_M, BLOCK_E], ACC)
+    dslope = tl.zeros([BLOCK_M], ACC)
+    sums, dslope = walk_keys(
+        sums, dslope, queries, g, keys, values, row_lse, row_delta, dmask, dmask_strides, i, rules, first, full,
+        BLOCK_N, FOLD, False, SLOPES, PRECISION, UPCAST,
+    )  # fmt: skip
+    sums, dslope = walk_keys(
+        sums, dslope, queries, g, keys, values, row_lse, row_delta, dmask, dmask_strides, i, rules, full, last + 1,
+        BLOCK_N, FOLD, True, SLOPES, PRECISION, UPCAST,
+    )  # fmt: skip
+    store_tile(head_of(dq, b, n, dq_strides), sums * options[0], i0, M, dq_strides, E, BLOCK_M, BLOCK_E)
+    if SLOPES:
+        tl.store(dslopes + tl.cast(head, tl.int64) * M + i, dslope, mask=i < M)

@@ -1,0 +1,130 @@
+"""The forward kernel of attention: one program a block of queries, keys in blocks, scores never in memory.
+
+The loop is shifted: the product of the next block of keys is issued before the softmax of the block at hand, so that
+tensor cores and exponentials overlap. Sources: Dao 2023, FlashAttention-2 (blocks and running maximum); Shah et al. 2024,
+FlashAttention-3, section 3.2 (the overlap).
+"""
+
+import triton
+import triton.language as tl
+
+from .modifiers import LOG2E, key_range, modify, unit
+from .tiles import head_of, load_tile, slope_of, store_tile
+
+
+@triton.jit
+def absorb(scores, m, l, acc, v, to_log2, PRECISION: tl.constexpr):  # noqa: E741
+    """Take a block of scores and values into maximum, sum and output of the rows seen so far."""
+    grown = tl.maximum(m, tl.max(scores, 1) * to_log2)
+    finite = tl.where(grown == float("-inf"), 0.0, grown)  # a row that has seen nothing yet
+    p = tl.exp2(scores * to_log2 - finite[:, None])
+    shrink = tl.exp2(m - finite)
+    l = l * shrink + tl.sum(p, 1)  # noqa: E741
+    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION, out_dtype=acc.dtype)
+    return grown, l, acc
+
+
+@triton.jit
+def walk(
+    scores, m, l, acc, queries, keys, values, i, rules, start, stop,  # noqa: E741
+    BLOCK_N: tl.constexpr, FOLD: tl.constexpr, BY_POSITION: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Absorb the key blocks from start up to stop, and leave the products of the block at stop in ``scores``.
+
+    ``keys`` and ``values`` are (pointer, strides, size, padded size); ``rules`` as for ``modify``.
+    """
+    K = rules[1]
+    for j0 in tl.range(start, stop, BLOCK_N):
+        block = load_tile(keys[0], j0 + BLOCK_N, K, keys[1], keys[2], BLOCK_N, keys[3], UPCAST)
+        following = tl.dot(queries, tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
+        j = j0 + tl.arange(0, BLOCK_N)
+        scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, BY_POSITION)
+        block = load_tile(values[0], j0, K, values[1], values[2], BLOCK_N, values[3], UPCAST)
+        m, l, acc = absorb(scores, m, l, acc, block, unit(rules[5], FOLD), PRECISION)  # noqa: E741
+        scores = following
+    return scores, m, l, acc
+
+
+@triton.jit
+def forward_kernel(
+    q, k, v, mask, slopes, sink, out, lse,
+    q_strides, k_strides, v_strides, mask_strides, slopes_strides, out_strides,
+    N, GROUP, M, K, options,
+    E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Output and LSE.
+
+    Args:
+        q: queries [B, N, M, E].
+        k: keys [B, N / GROUP, K, E].
+        v: values [B, N / GROUP, K, EV].
+        mask: [B, N, M, K], bytes or float; may be None.
+        slopes: [B, N] in the accumulator's dtype; may be None.
+        sink: [N] likewise.
+        out: written, [B, N, M, EV].
+        lse: written, [B, N, M] contiguous; natural logarithm.
+        q_strides: four strides a tensor, in elements; so for the others (two for slopes).
+        k_strides: see there.
+        v_strides: see there.
+        mask_strides: see there.
+        slopes_strides: see there.
+        out_strides: see there.
+        N: query heads.
+        GROUP: query heads that share a key head.
+        M: queries.
+        K: keys.
+        options: (scale, softcap, left, right, shift), see ``modify``.
+        E: head size.
+        EV: size of a value.
+        BLOCK_E: E padded to a power of two.
+        BLOCK_V: EV likewise.
+        BLOCK_M: queries a program.
+        BLOCK_N: keys a step.
+        FOLD: see ``modify``.
+        PRECISION: of fp32 products, "ieee" or "tf32".
+        UPCAST: compute products in fp32 (the interpreter's bf16 is unusable).
+    """
+    blocks = tl.cdiv(M, BLOCK_M)
+    i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M  # under a causal mask the longest first
+    head = tl.program_id(0) // blocks
+    b, n = head // N, head % N
+    q, out = head_of(q, b, n, q_strides), head_of(out, b, n, out_strides)
+    k, v = head_of(k, b, n // GROUP, k_strides), head_of(v, b, n // GROUP, v_strides)
+    mask = head_of(mask, b, n, mask_strides)
+    slope = slope_of(slopes, b, n, slopes_strides)
+
+    ACC: tl.constexpr = tl.float64 if q.dtype.element_ty == tl.float64 else tl.float32
+    i = i0 + tl.arange(0, BLOCK_M)
+    if sink is None:
+        m = tl.full([BLOCK_M], float("-inf"), ACC)
+        l = tl.zeros([BLOCK_M], ACC)  # noqa: E741
+    else:  # one more score, without a value
+        m = tl.zeros([BLOCK_M], ACC) + tl.load(sink + n) * LOG2E
+        l = tl.where(m == float("-inf"), 0.0, tl.zeros([BLOCK_M], ACC) + 1.0)  # noqa: E741
+    acc = tl.zeros([BLOCK_M, BLOCK_V], ACC)
+
+    first, full, last = key_range(i0, M, K, options, BLOCK_M, BLOCK_N)
+    queries = load_tile(q, i0, M, q_strides, E, BLOCK_M, BLOCK_E, UPCAST)
+    block = load_tile(k, first, K, k_strides, E, BLOCK_N, BLOCK_E, UPCAST)
+    scores = tl.dot(queries, tl.trans(block), input_precision=PRECISION, out_dtype=ACC)
+    keys, values = (k, k_strides, E, BLOCK_E), (v, v_strides, EV, BLOCK_V)
+    rules = (M, K, mask, mask_strides, slope, options)
+    scores, m, l, acc = walk(  # noqa: E741
+        scores, m, l, acc, queries, keys, values, i, rules, first, full, BLOCK_N, FOLD, False, PRECISION, UPCAST
+    )
+    if options[2] is not None or options[3] is not None:
+        scores, m, l, acc = walk(  # noqa: E741
+            scores, m, l, acc, queries, keys, values, i, rules, full, last, BLOCK_N, FOLD, True, PRECISION, UPCAST
+        )
+    j = last + tl.arange(0, BLOCK_N)
+    scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, True)
+    block = load_tile(v, last, K, v_strides, EV, BLOCK_N, BLOCK_V, UPCAST)
+    m, l, acc = absorb(scores, m, l, acc, block, unit(options, FOLD), PRECISION)  # noqa: E741
+
+    empty = l == 0.0
+    total = tl.where(empty, 1.0, l)
+    store_tile(out, acc / total[:, None], i0, M, out_strides, EV, BLOCK_M, BLOCK_V)
+    natural = tl.where(empty, float("-inf"), (m + tl.log2(total)) / LOG2E)
+    tl.store(lse + tl.cast(head, tl.int64) * M + i, natural, mask=i < M)
