@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .modifiers import LOG2E, key_range, modify, query_range, soften_gradient, unit
-from .tiles import head_of, load_tile, slope_of, store_tile
+from .tiles import head_of, load_tile, store_tile
 
 
 @triton.jit
@@ -23,8 +23,8 @@ def row_kernel(
     head = tl.program_id(0) // blocks
     b, n = head // N, head % N
     i = i0 + tl.arange(0, BLOCK_M)
-    o = load_tile(head_of(out, b, n, out_strides), i0, M, out_strides, EV, BLOCK_M, BLOCK_V, False)
-    g = load_tile(head_of(grad_out, b, n, grad_strides), i0, M, grad_strides, EV, BLOCK_M, BLOCK_V, False)
+    o = load_tile((out, b, n, out_strides, EV, BLOCK_V), i0, M, BLOCK_M, False)
+    g = load_tile((grad_out, b, n, grad_strides, EV, BLOCK_V), i0, M, BLOCK_M, False)
     row = tl.sum(o.to(delta.dtype.element_ty) * g.to(delta.dtype.element_ty), 1)
     if grad_lse is not None:
         at = head_of(grad_lse, b, n, lse_strides) + i.to(tl.int64) * lse_strides[2]
@@ -59,12 +59,12 @@ def walk_queries(
     M, options = rules[0], rules[5]
     for i0 in tl.range(start, stop, BLOCK_M):
         i = i0 + tl.arange(0, BLOCK_M)
-        queries = load_tile(q[0], i0, M, q[1], q[2], BLOCK_M, q[3], UPCAST)
+        queries = load_tile(q, i0, M, BLOCK_M, UPCAST)
         row_lse, row_delta = load_row_terms(lse, delta, head, i, M)
         scores = tl.dot(keys, tl.trans(queries), input_precision=PRECISION, out_dtype=dk.dtype)
         scores, softened = modify(scores, i[None, :], j[:, None], rules, FOLD, BY_POSITION)
         p = tl.exp2(scores * unit(options, FOLD) - row_lse[None, :])
-        g = load_tile(grad_out[0], i0, M, grad_out[1], grad_out[2], BLOCK_M, grad_out[3], UPCAST)
+        g = load_tile(grad_out, i0, M, BLOCK_M, UPCAST)
         dv = tl.dot(p.to(g.dtype), g, dv, input_precision=PRECISION, out_dtype=dv.dtype)
         grad_p = tl.dot(values, tl.trans(g), input_precision=PRECISION, out_dtype=dk.dtype)
         _, ds = score_gradient(p, grad_p, row_delta[None, :], softened, options[1])
@@ -86,19 +86,23 @@ def key_value_kernel(
     j0 = tl.program_id(0) % blocks * BLOCK_N
     shared = tl.program_id(0) // blocks
     b, h = shared // (N // GROUP), shared % (N // GROUP)
-    ACC: tl.constexpr = tl.float64 if q.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = lse.dtype.element_ty
     j = j0 + tl.arange(0, BLOCK_N)
-    keys = load_tile(head_of(k, b, h, k_strides), j0, K, k_strides, E, BLOCK_N, BLOCK_E, UPCAST)
-    values = load_tile(head_of(v, b, h, v_strides), j0, K, v_strides, EV, BLOCK_N, BLOCK_V, UPCAST)
+    keys = load_tile((k, b, h, k_strides, E, BLOCK_E), j0, K, BLOCK_N, UPCAST)
+    values = load_tile((v, b, h, v_strides, EV, BLOCK_V), j0, K, BLOCK_N, UPCAST)
     first, full, end = query_range(j0, M, K, options, BLOCK_M, BLOCK_N)
     dk_sum = tl.zeros([BLOCK_N, BLOCK_E], ACC)
     dv_sum = tl.zeros([BLOCK_N, BLOCK_V], ACC)
     for n in tl.range(h * GROUP, h * GROUP + GROUP):
         head = b * N + n
-        slope = slope_of(slopes, b, n, slopes_strides)
-        rules = (M, K, head_of(mask, b, n, mask_strides), mask_strides, slope, options)
-        rows = (head_of(q, b, n, q_strides), q_strides, E, BLOCK_E)
-        grads = (head_of(grad_out, b, n, grad_strides), grad_strides, EV, BLOCK_V)
+        bias, slope = mask, slopes
+        if mask is not None:  # absent ones stay constant
+            bias = head_of(mask, b, n, mask_strides)
+        if slopes is not None:
+            slope = tl.load(head_of(slopes, b, n, slopes_strides))
+        rules: tl.constexpr = (M, K, bias, mask_strides, slope, options)
+        rows: tl.constexpr = (q, b, n, q_strides, E, BLOCK_E)
+        grads: tl.constexpr = (grad_out, b, n, grad_strides, EV, BLOCK_V)
         if options[2] is not None or options[3] is not None:
             dk_sum, dv_sum = walk_queries(
                 dk_sum, dv_sum, keys, values, rows, grads, lse, delta, head, j, rules, first, tl.minimum(full, end),
@@ -122,11 +126,11 @@ def walk_keys(
     M, K, options = rules[0], rules[1], rules[5]
     for j0 in tl.range(start, stop, BLOCK_N):
         j = j0 + tl.arange(0, BLOCK_N)
-        keys = load_tile(k[0], j0, K, k[1], k[2], BLOCK_N, k[3], UPCAST)
+        keys = load_tile(k, j0, K, BLOCK_N, UPCAST)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION, out_dtype=dq.dtype)
         scores, softened = modify(scores, i[:, None], j[None, :], rules, FOLD, BY_POSITION)
         p = tl.exp2(scores * unit(options, FOLD) - row_lse[:, None])
-        values = load_tile(v[0], j0, K, v[1], v[2], BLOCK_N, v[3], UPCAST)
+        values = load_tile(v, j0, K, BLOCK_N, UPCAST)
         grad_p = tl.dot(g, tl.trans(values), input_precision=PRECISION, out_dtype=dq.dtype)
         after, before = score_gradient(p, grad_p, row_delta[:, None], softened, options[1])
         if dmask is not None:
@@ -156,17 +160,21 @@ def query_kernel(
     i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M
     head = tl.program_id(0) // blocks
     b, n = head // N, head % N
-    ACC: tl.constexpr = tl.float64 if q.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = lse.dtype.element_ty
     SLOPES: tl.constexpr = dslopes is not None
     i = i0 + tl.arange(0, BLOCK_M)
-    queries = load_tile(head_of(q, b, n, q_strides), i0, M, q_strides, E, BLOCK_M, BLOCK_E, UPCAST)
-    g = load_tile(head_of(grad_out, b, n, grad_strides), i0, M, grad_strides, EV, BLOCK_M, BLOCK_V, UPCAST)
+    queries = load_tile((q, b, n, q_strides, E, BLOCK_E), i0, M, BLOCK_M, UPCAST)
+    g = load_tile((grad_out, b, n, grad_strides, EV, BLOCK_V), i0, M, BLOCK_M, UPCAST)
     row_lse, row_delta = load_row_terms(lse, delta, head, i, M)
-    keys = (head_of(k, b, n // GROUP, k_strides), k_strides, E, BLOCK_E)
-    values = (head_of(v, b, n // GROUP, v_strides), v_strides, EV, BLOCK_V)
-    slope = slope_of(slopes, b, n, slopes_strides)
-    rules = (M, K, head_of(mask, b, n, mask_strides), mask_strides, slope, options)
-    dmask = head_of(dmask, b, n, dmask_strides)
+    keys: tl.constexpr = (k, b, n // GROUP, k_strides, E, BLOCK_E)
+    values: tl.constexpr = (v, b, n // GROUP, v_strides, EV, BLOCK_V)
+    if mask is not None:
+        mask = head_of(mask, b, n, mask_strides)
+    if slopes is not None:
+        slopes = tl.load(head_of(slopes, b, n, slopes_strides))
+    if dmask is not None:
+        dmask = head_of(dmask, b, n, dmask_strides)
+    rules: tl.constexpr = (M, K, mask, mask_strides, slopes, options)
     first, full, last = key_range(i0, M, K, options, BLOCK_M, BLOCK_N)
     sums = tl.zeros([BLOCK_M, BLOCK_E], ACC)
     dslope = tl.zeros([BLOCK_M], ACC)

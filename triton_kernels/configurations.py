@@ -21,6 +21,7 @@ class Configuration(NamedTuple):
 
 KERNELS = ("forward", "key_value", "query")
 ARCHITECTURES = (80, 90, 100, 120)
+WITH_DESCRIPTORS = (90, 100)  # where tiles come by tensor-memory descriptors if the strides allow it
 HEAD_SIZES = (64, 128, 256)  # a row serves the sizes up to its own
 INTERPRETER = Configuration(64, 32, 4, 1)  # small, so that short sequences have several blocks
 ROW_TERM = Configuration(64, 1, 4, 1)

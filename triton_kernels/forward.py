@@ -1,27 +1,26 @@
 """The forward kernel of attention: one program a block of queries, keys in blocks, scores never in memory.
 
-The loop is shifted: the product of the next block of keys is issued before the softmax of the block at hand, so that
-tensor cores and exponentials overlap. Sources: Dao 2023, FlashAttention-2 (blocks and running maximum); Shah et al. 2024,
-FlashAttention-3, section 3.2 (the overlap).
+The loop is shifted: a turn takes the scores of its block from the turn before and issues the product of the next one. So
+its exponentials run while the product of the weights and values of the turn before is in flight, and scores are dead by
+the time that the next ones are born. Sources: Dao 2023, FlashAttention-2 (blocks and running maximum); Shah et al. 2024,
+FlashAttention-3, section 3.2 (exponentials under products).
 """
 
 import triton
 import triton.language as tl
 
 from .modifiers import LOG2E, key_range, modify, unit
-from .tiles import head_of, load_tile, slope_of, store_tile
+from .tiles import head_of, load_tile, store_tile
 
 
 @triton.jit
-def absorb(scores, m, l, acc, v, to_log2, PRECISION: tl.constexpr):  # noqa: E741
-    """Take a block of scores and values into maximum, sum and output of the rows seen so far."""
+def weigh(scores, m, l, to_log2):  # noqa: E741
+    """Weights of a block of scores, and maximum and sum of the rows seen so far with the factor of what they held."""
     grown = tl.maximum(m, tl.max(scores, 1) * to_log2)
     finite = tl.where(grown == float("-inf"), 0.0, grown)  # a row that has seen nothing yet
     p = tl.exp2(scores * to_log2 - finite[:, None])
     shrink = tl.exp2(m - finite)
-    l = l * shrink + tl.sum(p, 1)  # noqa: E741
-    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION, out_dtype=acc.dtype)
-    return grown, l, acc
+    return p, grown, l * shrink + tl.sum(p, 1), shrink
 
 
 @triton.jit
@@ -31,17 +30,17 @@ def walk(
 ):  # fmt: skip
     """Absorb the key blocks from start up to stop, and leave the products of the block at stop in ``scores``.
 
-    ``keys`` and ``values`` are (pointer, strides, size, padded size); ``rules`` as for ``modify``.
+    ``keys`` and ``values`` are sources of ``load_tile``; ``rules`` as for ``modify``.
     """
     K = rules[1]
     for j0 in tl.range(start, stop, BLOCK_N):
-        block = load_tile(keys[0], j0 + BLOCK_N, K, keys[1], keys[2], BLOCK_N, keys[3], UPCAST)
-        following = tl.dot(queries, tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
         j = j0 + tl.arange(0, BLOCK_N)
         scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, BY_POSITION)
-        block = load_tile(values[0], j0, K, values[1], values[2], BLOCK_N, values[3], UPCAST)
-        m, l, acc = absorb(scores, m, l, acc, block, unit(rules[5], FOLD), PRECISION)  # noqa: E741
-        scores = following
+        p, m, l, shrink = weigh(scores, m, l, unit(rules[5], FOLD))  # noqa: E741
+        block = load_tile(keys, j0 + BLOCK_N, K, BLOCK_N, UPCAST)
+        scores = tl.dot(queries, tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
+        block = load_tile(values, j0, K, BLOCK_N, UPCAST)
+        acc = tl.dot(p.to(block.dtype), block, acc * shrink[:, None], input_precision=PRECISION, out_dtype=acc.dtype)
     return scores, m, l, acc
 
 
@@ -57,7 +56,7 @@ def forward_kernel(
     """Output and LSE.
 
     Args:
-        q: queries [B, N, M, E].
+        q: queries [B, N, M, E], a pointer, or a descriptor where its strides are None; so for k and v.
         k: keys [B, N / GROUP, K, E].
         v: values [B, N / GROUP, K, EV].
         mask: [B, N, M, K], bytes or float; may be None.
@@ -90,12 +89,12 @@ def forward_kernel(
     i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M  # under a causal mask the longest first
     head = tl.program_id(0) // blocks
     b, n = head // N, head % N
-    q, out = head_of(q, b, n, q_strides), head_of(out, b, n, out_strides)
-    k, v = head_of(k, b, n // GROUP, k_strides), head_of(v, b, n // GROUP, v_strides)
-    mask = head_of(mask, b, n, mask_strides)
-    slope = slope_of(slopes, b, n, slopes_strides)
+    if mask is not None:
+        mask = head_of(mask, b, n, mask_strides)
+    if slopes is not None:
+        slopes = tl.load(head_of(slopes, b, n, slopes_strides))
 
-    ACC: tl.constexpr = tl.float64 if q.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = lse.dtype.element_ty
     i = i0 + tl.arange(0, BLOCK_M)
     if sink is None:
         m = tl.full([BLOCK_M], float("-inf"), ACC)
@@ -106,11 +105,13 @@ def forward_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_V], ACC)
 
     first, full, last = key_range(i0, M, K, options, BLOCK_M, BLOCK_N)
-    queries = load_tile(q, i0, M, q_strides, E, BLOCK_M, BLOCK_E, UPCAST)
-    block = load_tile(k, first, K, k_strides, E, BLOCK_N, BLOCK_E, UPCAST)
+    # Annotated, because the members of other tuples become tensors.
+    keys: tl.constexpr = (k, b, n // GROUP, k_strides, E, BLOCK_E)
+    values: tl.constexpr = (v, b, n // GROUP, v_strides, EV, BLOCK_V)
+    queries = load_tile((q, b, n, q_strides, E, BLOCK_E), i0, M, BLOCK_M, UPCAST)
+    block = load_tile(keys, first, K, BLOCK_N, UPCAST)
     scores = tl.dot(queries, tl.trans(block), input_precision=PRECISION, out_dtype=ACC)
-    keys, values = (k, k_strides, E, BLOCK_E), (v, v_strides, EV, BLOCK_V)
-    rules = (M, K, mask, mask_strides, slope, options)
+    rules: tl.constexpr = (M, K, mask, mask_strides, slopes, options)
     scores, m, l, acc = walk(  # noqa: E741
         scores, m, l, acc, queries, keys, values, i, rules, first, full, BLOCK_N, FOLD, False, PRECISION, UPCAST
     )
@@ -120,11 +121,12 @@ def forward_kernel(
         )
     j = last + tl.arange(0, BLOCK_N)
     scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, True)
-    block = load_tile(v, last, K, v_strides, EV, BLOCK_N, BLOCK_V, UPCAST)
-    m, l, acc = absorb(scores, m, l, acc, block, unit(options, FOLD), PRECISION)  # noqa: E741
+    block = load_tile(values, last, K, BLOCK_N, UPCAST)
+    p, m, l, shrink = weigh(scores, m, l, unit(options, FOLD))  # noqa: E741
+    acc = tl.dot(p.to(block.dtype), block, acc * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
 
     empty = l == 0.0
     total = tl.where(empty, 1.0, l)
-    store_tile(out, acc / total[:, None], i0, M, out_strides, EV, BLOCK_M, BLOCK_V)
+    store_tile(head_of(out, b, n, out_strides), acc / total[:, None], i0, M, out_strides, EV, BLOCK_M, BLOCK_V)
     natural = tl.where(empty, float("-inf"), (m + tl.log2(total)) / LOG2E)
     tl.store(lse + tl.cast(head, tl.int64) * M + i, natural, mask=i < M)

@@ -60,13 +60,14 @@ def apply_mask(scores, mask, i, j, strides, M, K):
 
 
 @triton.jit
-def hide_by_position(scores, distance, j, K, left, right):
-    """Hide keys beyond K, and those outside the window; causal is the window with nothing to the right."""
-    seen = j < K
+def hide_by_position(scores, position, j, K, left, right):
+    """Hide keys beyond K, and those outside the window; causal is the window with nothing to the right.
+
+    Bounds are taken for each query, so that a key costs one comparison a side.
+    """
+    seen = j < K if right is None else j <= tl.minimum(position + right, K - 1)
     if left is not None:
-        seen = seen & (distance <= left)
-    if right is not None:
-        seen = seen & (distance >= -right)
+        seen = seen & (j >= position - left)
     return tl.where(seen, scores, float("-inf"))
 
 
@@ -89,20 +90,19 @@ def modify(scores, i, j, rules, FOLD: tl.constexpr, BY_POSITION: tl.constexpr):
     M, K, mask, mask_strides, slope, options = rules
     scale, softcap, left, right, shift = options
     softened = scores
-    distance = i + shift - j
     if not FOLD:
         scores = scores * scale
         if softcap is not None:
             scores = soften(scores, softcap)
         softened = scores
         if slope is not None:
-            scores = add_alibi(scores, distance, slope)
+            scores = add_alibi(scores, i + shift - j, slope)
     if mask is not None:
         scores = apply_mask(scores, mask, i, j, mask_strides, M, K)
     if not FOLD:
         scores = scores * LOG2E
     if BY_POSITION:
-        scores = hide_by_position(scores, distance, j, K, left, right)
+        scores = hide_by_position(scores, i + shift, j, K, left, right)
     return scores, softened
 
 
