@@ -13,11 +13,14 @@ import collections
 import contextlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported
 
 import torch
 import triton
@@ -58,7 +61,7 @@ def signature(kernel: str, element: str, size: int, causal: bool, chosen: Config
         "E": size, "EV": size, "BLOCK_E": size, "BLOCK_V": size, "BLOCK_M": chosen.BLOCK_M, "BLOCK_N": chosen.BLOCK_N,
         "FOLD": True, "PRECISION": precision, "UPCAST": False,
     }  # fmt: skip
-    tiles = {"q", "k", "v", "grad_out", "grad"}
+    tiles = {"q", "k", "v", "grad_out"}
     types: dict = {}
     constexprs: dict = {}
     aligned: dict = {}
@@ -73,6 +76,9 @@ def signature(kernel: str, element: str, size: int, causal: bool, chosen: Config
             else:
                 rows = chosen.BLOCK_M if name in ("q", "grad_out") else chosen.BLOCK_N
                 types[name] = f"tensordesc<{element}[1, 1, {rows}, {size}]>"
+        elif name == "lse_strides":  # three, and not read
+            types[name] = ("i32", "i32", "constexpr")
+            constexprs[at, 2] = 1
         elif name.endswith("_strides"):
             types[name] = ("i32", "i32", "i32", "constexpr")
             constexprs[at, 3] = 1
@@ -165,7 +171,7 @@ def jobs(only: str):
                         number = "fp16" if dtype == torch.float16 else {"ieee": "fp32", "tf32": "tf32"}[precision]
                         name = f"{kernel} sm_{known} {number} {size}{' causal' if causal else ''}"
                         if re.search(only, name):
-                            chosen = configuration(kernel, known, dtype, size)
+                            chosen = configuration(kernel, known, dtype, size, causal)
                             yield name, (kernel, known, dtype, size, causal, precision, chosen)
 
 

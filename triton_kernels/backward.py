@@ -74,8 +74,8 @@ def walk_queries(
 
 @triton.jit
 def key_value_kernel(
-    q, k, v, mask, slopes, grad_out, lse, delta, dk, dv,
-    q_strides, k_strides, v_strides, mask_strides, slopes_strides, grad_strides, dk_strides, dv_strides,
+    q, k, v, grad_out, mask, slopes, lse, delta, dk, dv,
+    q_strides, k_strides, v_strides, grad_out_strides, mask_strides, slopes_strides, dk_strides, dv_strides,
     N, GROUP, M, K, options,
     E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -102,7 +102,7 @@ def key_value_kernel(
             slope = tl.load(head_of(slopes, b, n, slopes_strides))
         rules: tl.constexpr = (M, K, bias, mask_strides, slope, options)
         rows: tl.constexpr = (q, b, n, q_strides, E, BLOCK_E)
-        grads: tl.constexpr = (grad_out, b, n, grad_strides, EV, BLOCK_V)
+        grads: tl.constexpr = (grad_out, b, n, grad_out_strides, EV, BLOCK_V)
         if options[2] is not None or options[3] is not None:
             dk_sum, dv_sum = walk_queries(
                 dk_sum, dv_sum, keys, values, rows, grads, lse, delta, head, j, rules, first, tl.minimum(full, end),
@@ -145,8 +145,9 @@ def walk_keys(
 
 @triton.jit
 def query_kernel(
-    q, k, v, mask, slopes, grad_out, lse, delta, dq, dmask, dslopes,
-    q_strides, k_strides, v_strides, mask_strides, slopes_strides, grad_strides, dq_strides, dmask_strides,
+    q, k, v, grad_out, mask, slopes, lse, delta, dq, dmask, dslopes,
+    q_strides, k_strides, v_strides, grad_out_strides, mask_strides, slopes_strides,
+    dq_strides, dmask_strides, dslopes_strides,
     N, GROUP, M, K, options,
     E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -164,7 +165,7 @@ def query_kernel(
     SLOPES: tl.constexpr = dslopes is not None
     i = i0 + tl.arange(0, BLOCK_M)
     queries = load_tile((q, b, n, q_strides, E, BLOCK_E), i0, M, BLOCK_M, UPCAST)
-    g = load_tile((grad_out, b, n, grad_strides, EV, BLOCK_V), i0, M, BLOCK_M, UPCAST)
+    g = load_tile((grad_out, b, n, grad_out_strides, EV, BLOCK_V), i0, M, BLOCK_M, UPCAST)
     row_lse, row_delta = load_row_terms(lse, delta, head, i, M)
     keys: tl.constexpr = (k, b, n // GROUP, k_strides, E, BLOCK_E)
     values: tl.constexpr = (v, b, n // GROUP, v_strides, EV, BLOCK_V)

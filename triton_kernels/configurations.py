@@ -21,7 +21,7 @@ class Configuration(NamedTuple):
 
 KERNELS = ("forward", "key_value", "query")
 ARCHITECTURES = (80, 90, 100, 120)
-WITH_DESCRIPTORS = (90, 100)  # where tiles come by tensor-memory descriptors if the strides allow it
+WITH_DESCRIPTORS = (90, 100)  # tiles come by tensor-memory descriptors there, where strides allow it, else as on 80
 HEAD_SIZES = (64, 128, 256)  # a row serves the sizes up to its own
 INTERPRETER = Configuration(64, 32, 4, 1)  # small, so that short sequences have several blocks
 ROW_TERM = Configuration(64, 1, 4, 1)
@@ -78,7 +78,11 @@ def architecture(capability: tuple[int, int]) -> int:
     return max((known for known in ARCHITECTURES if known <= number), default=80)
 
 
-def configuration(kernel: str, known: int, dtype: torch.dtype, size: int) -> Configuration:
+# Where position hides keys, comparisons need registers: rows that would spill have another there.
+HIDDEN = {("forward", 2, 90, 128): Configuration(128, 64, 8, 3)}
+
+
+def configuration(kernel: str, known: int, dtype: torch.dtype, size: int, hidden: bool) -> Configuration:
     """Row of the table.
 
     Args:
@@ -86,9 +90,11 @@ def configuration(kernel: str, known: int, dtype: torch.dtype, size: int) -> Con
         known: one of ``ARCHITECTURES``.
         dtype: of the queries.
         size: padded size of a head or of a value, the larger.
+        hidden: whether a causal mask or a window hides keys.
     """
-    row = TABLE[kernel, max(2, min(4, dtype.itemsize))][known]
-    return row[next(i for i, limit in enumerate(HEAD_SIZES) if size <= limit)]
+    limit = next(limit for limit in HEAD_SIZES if size <= limit)
+    row = TABLE[kernel, dtype.itemsize][known][HEAD_SIZES.index(limit)]
+    return HIDDEN.get((kernel, dtype.itemsize, known, limit), row) if hidden else row
 
 
 def padded(size: int) -> int:

@@ -33,7 +33,9 @@ def walk(
     ``keys`` and ``values`` are sources of ``load_tile``; ``rules`` as for ``modify``.
     """
     K = rules[1]
-    for j0 in tl.range(start, stop, BLOCK_N):
+    # Under a causal mask the second walk has a turn or none: a pipeline of loads would only cost registers.
+    STAGES: tl.constexpr = 1 if BY_POSITION and rules[5][2] is None else None
+    for j0 in tl.range(start, stop, BLOCK_N, num_stages=STAGES):
         j = j0 + tl.arange(0, BLOCK_N)
         scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, BY_POSITION)
         p, m, l, shrink = weigh(scores, m, l, unit(rules[5], FOLD))  # noqa: E741
@@ -47,7 +49,7 @@ def walk(
 @triton.jit
 def forward_kernel(
     q, k, v, mask, slopes, sink, out, lse,
-    q_strides, k_strides, v_strides, mask_strides, slopes_strides, out_strides,
+    q_strides, k_strides, v_strides, mask_strides, slopes_strides, out_strides, lse_strides,
     N, GROUP, M, K, options,
     E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -70,6 +72,7 @@ def forward_kernel(
         mask_strides: see there.
         slopes_strides: see there.
         out_strides: see there.
+        lse_strides: see there.
         N: query heads.
         GROUP: query heads that share a key head.
         M: queries.
@@ -119,9 +122,9 @@ def forward_kernel(
         scores, m, l, acc = walk(  # noqa: E741
             scores, m, l, acc, queries, keys, values, i, rules, full, last, BLOCK_N, FOLD, True, PRECISION, UPCAST
         )
+    block = load_tile(values, last, K, BLOCK_N, UPCAST)
     j = last + tl.arange(0, BLOCK_N)
     scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, True)
-    block = load_tile(values, last, K, BLOCK_N, UPCAST)
     p, m, l, shrink = weigh(scores, m, l, unit(options, FOLD))  # noqa: E741
     acc = tl.dot(p.to(block.dtype), block, acc * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
 

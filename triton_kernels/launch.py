@@ -8,10 +8,19 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import backward as backward_kernels
 from . import forward as forward_kernels
-from .configurations import INTERPRETER, ROW_TERM, Configuration, architecture, configuration, padded
+from .configurations import (
+    INTERPRETER,
+    ROW_TERM,
+    WITH_DESCRIPTORS,
+    Configuration,
+    architecture,
+    configuration,
+    padded,
+)
 
 # Whether Triton's own functions and ours run in the interpreter: fixed when each module is imported.
 INTERPRETED = not isinstance(triton.language.max, triton.JITFunction)
@@ -51,40 +60,70 @@ class Call:
             "UPCAST": INTERPRETED and query.dtype == torch.bfloat16,
         }
 
-    def inputs(self) -> tuple:
-        """The tensors that every kernel but the row term's reads."""
-        return self.query, self.key, self.value, self.mask, self.slopes
+    def run(self, kernel: Any, name: str, heads: int, length: int, tiles: tuple, others: tuple, written: tuple) -> None:
+        """Launch one program a block of ``length`` rows of each head.
 
-    def strides(self, *others: Tensor | None) -> tuple:
-        """Strides of ``inputs`` and of further tensors."""
-        return tuple(None if x is None else x.stride() for x in (*self.inputs(), *others))
-
-    def sizes(self) -> tuple:
-        """N, GROUP, M, K and the options."""
-        return self.N, self.N // max(1, self.heads), self.M, self.K, self.options
-
-    def run(self, kernel: Any, name: str, heads: int, length: int, *arguments: Any) -> None:
-        """Launch with the table's configuration, one program a block of ``length`` rows of each head."""
-        chosen = self.configuration(name)
+        Args:
+            kernel: the kernel.
+            name: its name in the table.
+            heads: heads a batch row.
+            length: rows to share out.
+            tiles: query, key, value and what else is read in tiles: the kernel's tensors with a size.
+            others: what else it reads, with mask and slopes first.
+            written: what it writes.
+        """
+        described = all(describable(x) for x in tiles) and self.M > 0 and self.K > 0
+        chosen, described = self.configuration(name, described)
         rows = chosen.BLOCK_N if name == "key_value" else chosen.BLOCK_M
         programs = -(-length // rows) * self.B * heads
-        if programs:
-            kernel[(programs,)](
-                *arguments,
-                BLOCK_M=chosen.BLOCK_M,
-                BLOCK_N=chosen.BLOCK_N,
-                num_warps=chosen.warps,
-                num_stages=chosen.stages,
-                **self.constants,
-                **({} if INTERPRETED else {"enable_fp_fusion": True}),
-            )
+        if not programs:
+            return
+        strides = tuple(None if described else x.stride() for x in tiles)
+        if described:
+            blocks = (chosen.BLOCK_M, chosen.BLOCK_N, chosen.BLOCK_N, chosen.BLOCK_M)
+            tiles = tuple(descriptor(x, size) for x, size in zip(tiles, blocks, strict=False))
+        kernel[(programs,)](
+            *tiles,
+            *others,
+            *written,
+            *strides,
+            *(None if x is None else x.stride() for x in (self.mask, self.slopes, *written)),
+            *(self.N, self.N // max(1, self.heads), self.M, self.K, self.options),
+            BLOCK_M=chosen.BLOCK_M,
+            BLOCK_N=chosen.BLOCK_N,
+            num_warps=chosen.warps,
+            num_stages=chosen.stages,
+            **self.constants,
+            **({} if INTERPRETED else {"enable_fp_fusion": True}),
+        )
 
-    def configuration(self, name: str) -> Configuration:
-        """The configuration of a kernel for this call."""
+    def configuration(self, name: str, described: bool) -> tuple[Configuration, bool]:
+        """The configuration of a kernel for this call, and whether it takes descriptors."""
         if INTERPRETED:
-            return INTERPRETER
+            return INTERPRETER, described
         known = architecture(torch.cuda.get_device_capability(self.query.device))
-        return configuration(name, known, self.query.dtype, max(padded(self.E), padded(self.EV)))
+        described = described and known in WITH_DESCRIPTORS
+        if known in WITH_DESCRIPTORS and not described:
+            known = 80  # the widest row whose tiles come by addresses
+        hidden = self.options[2] is not None or self.options[3] is not None
+        size = max(self.constants["BLOCK_E"], self.constants["BLOCK_V"])
+        return configuration(name, known, self.query.dtype, size, hidden), described
+
+
+def describable(x: Tensor) -> bool:
+    """Whether the hardware can describe a tensor [B, N, T, E]: aligned to 16 bytes, the last dimension dense."""
+    strides = [stride for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1]
+    aligned = x.data_ptr() % 16 == 0 and all(s > 0 and s * x.itemsize % 16 == 0 for s in strides)
+    return aligned and x.stride(3) == 1 and x.shape[3] * x.itemsize % 16 == 0
+
+
+def descriptor(x: Tensor, rows: int) -> TensorDescriptor:
+    """Of blocks [1, 1, rows, padded E]; a dimension of 1 is given the stride of a dense one, since torch's is any."""
+    strides = list(x.stride())
+    for k in (2, 1, 0):
+        if x.shape[k] == 1:
+            strides[k] = strides[k + 1] * x.shape[k + 1]
+    return TensorDescriptor(x, list(x.shape), strides, [1, 1, rows, padded(x.shape[3])])
 
 
 def precision(query: Tensor) -> str:
@@ -118,7 +157,7 @@ def forward(
     with on_device(query):
         call.run(
             forward_kernels.forward_kernel, "forward", call.N, call.M,
-            *call.inputs(), call.sink, out, lse, *call.strides(out), *call.sizes(),
+            (query, key, value), (call.mask, call.slopes, call.sink), (out, lse),
         )  # fmt: skip
 
 
@@ -157,7 +196,7 @@ def backward(
             dk, dv = (torch.empty_like(x) if d is None else d for d, x in ((dk, key), (dv, value)))
             call.run(
                 backward_kernels.key_value_kernel, "key_value", call.heads, call.K,
-                *call.inputs(), grad_out, lse, delta, dk, dv, *call.strides(grad_out, dk, dv), *call.sizes(),
+                (query, key, value, grad_out), (call.mask, call.slopes, lse, delta), (dk, dv),
             )  # fmt: skip
         if dq is not None or dmask is not None or dslopes is not None:
             dq = torch.empty_like(query) if dq is None else dq
@@ -166,7 +205,7 @@ def backward(
             per_row = None if dslopes is None else torch.empty_like(lse)
             call.run(
                 backward_kernels.query_kernel, "query", call.N, call.M,
-                *call.inputs(), grad_out, lse, delta, dq, ds, per_row, *call.strides(grad_out, dq, ds), *call.sizes(),
+                (query, key, value, grad_out), (call.mask, call.slopes, lse, delta), (dq, ds, per_row),
             )  # fmt: skip
             if dmask is not None and ds is not dmask:
                 dmask.copy_(ds.sum_to_size(dmask.shape))

@@ -47,6 +47,8 @@ def store_tile(pointer, tile, start, end, strides, SIZE: tl.constexpr, ROWS: tl.
     row = tl.arange(0, ROWS)
     col = tl.arange(0, COLS)
     offsets = row.to(tl.int64)[:, None] * strides[2] + col.to(tl.int64)[None, :] * strides[3]
-    inside = (row < end - start)[:, None] & (col < SIZE)[None, :]
+    inside = (row < end - start)[:, None]
+    if SIZE != COLS:
+        inside = inside & (col < SIZE)[None, :]
     base = pointer + tl.cast(start, tl.int64) * strides[2]
     tl.store(base + offsets, tile.to(pointer.dtype.element_ty), mask=inside)
