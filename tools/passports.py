@@ -3,7 +3,8 @@
 ``python tools/passports.py`` compiles each row of ``triton_kernels/configurations.py`` ahead of time, without a GPU, and
 compares registers, shared memory, spills, tensor-core instructions and the overlap of exponentials and products with the
 table; ``--write`` brings the table up to date. Either way it fails on spills, on more shared memory than a block may have,
-on products that ptxas serialised, and on too little overlap.
+on products that ptxas serialised, and on too little overlap. 16 bits and TF32 are compiled: fp32 without TF32 has no tensor
+cores, holds its operands in registers and spills; ``auto`` does not take it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ _LABEL = re.compile(r"^\s*(\.L_x_\d+):")
 _BRANCH = re.compile(r"\bBRA\b.*?(\.L_x_\d+)")
 
 
-def signature(kernel: str, element: str, size: int, causal: bool, chosen: Configuration, precision: str, descriptors: bool):
+def signature(
+    kernel: str, element: str, size: int, causal: bool, chosen: Configuration, precision: str, descriptors: bool
+):
     """Types, constants and alignment of a plain call, causal or not: as the launcher's, with contiguous tensors."""
     absent = {"mask", "slopes", "sink", "dmask", "dslopes"}
     constants = {
@@ -165,10 +168,10 @@ def jobs(only: str):
     """Every row of the table with its name; ``only`` selects by a part of the name."""
     for kernel in KERNELS:
         for known in ARCHITECTURES:
-            for dtype, precision in ((torch.float16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32")):
+            for dtype, precision in ((torch.float16, "ieee"), (torch.float32, "tf32")):
                 for size in HEAD_SIZES:
                     for causal in (False, True):
-                        number = "fp16" if dtype == torch.float16 else {"ieee": "fp32", "tf32": "tf32"}[precision]
+                        number = "fp16" if dtype == torch.float16 else precision
                         name = f"{kernel} sm_{known} {number} {size}{' causal' if causal else ''}"
                         if re.search(only, name):
                             chosen = configuration(kernel, known, dtype, size, causal)
@@ -187,7 +190,7 @@ def faults(table: dict) -> list[str]:
             lines.append(f"{name}: {fact['shared']} bytes of shared memory, the device has {limit}")
         if fact.get("serialised"):
             lines.append(f"{name}: ptxas serialised its products")
-        if number != "fp32" and not fact["mma"]:
+        if not fact["mma"]:
             lines.append(f"{name}: no tensor-core instruction")
         wanted = OVERLAP.get(int(size), 0.0)
         if (kernel, known, number) == ("forward", "sm_90", "fp16"):

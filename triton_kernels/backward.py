@@ -53,10 +53,12 @@ def score_gradient(p, grad_p, delta, softened, softcap):
 @triton.jit
 def walk_queries(
     dk, dv, keys, values, q, grad_out, lse, delta, head, j, rules, start, stop,
-    BLOCK_M: tl.constexpr, FOLD: tl.constexpr, BY_POSITION: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Add what the query blocks from start up to stop give to dK and dV of a block of keys. Tiles are [keys, queries]."""
     M, options = rules[0], rules[5]
+    # Keys beyond K are zero and reach no row but their own, which is not written.
+    BY_POSITION: tl.constexpr = options[2] is not None or options[3] is not None
     for i0 in tl.range(start, stop, BLOCK_M):
         i = i0 + tl.arange(0, BLOCK_M)
         queries = load_tile(q, i0, M, BLOCK_M, UPCAST)
@@ -90,7 +92,7 @@ def key_value_kernel(
     j = j0 + tl.arange(0, BLOCK_N)
     keys = load_tile((k, b, h, k_strides, E, BLOCK_E), j0, K, BLOCK_N, UPCAST)
     values = load_tile((v, b, h, v_strides, EV, BLOCK_V), j0, K, BLOCK_N, UPCAST)
-    first, full, end = query_range(j0, M, K, options, BLOCK_M, BLOCK_N)
+    first, end = query_range(j0, M, options, BLOCK_M, BLOCK_N)
     dk_sum = tl.zeros([BLOCK_N, BLOCK_E], ACC)
     dv_sum = tl.zeros([BLOCK_N, BLOCK_V], ACC)
     for n in tl.range(h * GROUP, h * GROUP + GROUP):
@@ -103,14 +105,9 @@ def key_value_kernel(
         rules: tl.constexpr = (M, K, bias, mask_strides, slope, options)
         rows: tl.constexpr = (q, b, n, q_strides, E, BLOCK_E)
         grads: tl.constexpr = (grad_out, b, n, grad_out_strides, EV, BLOCK_V)
-        if options[2] is not None or options[3] is not None:
-            dk_sum, dv_sum = walk_queries(
-                dk_sum, dv_sum, keys, values, rows, grads, lse, delta, head, j, rules, first, tl.minimum(full, end),
-                BLOCK_M, FOLD, True, PRECISION, UPCAST,
-            )  # fmt: skip
         dk_sum, dv_sum = walk_queries(
-            dk_sum, dv_sum, keys, values, rows, grads, lse, delta, head, j, rules, full, end,
-            BLOCK_M, FOLD, False, PRECISION, UPCAST,
+            dk_sum, dv_sum, keys, values, rows, grads, lse, delta, head, j, rules, first, end,
+            BLOCK_M, FOLD, PRECISION, UPCAST,
         )  # fmt: skip
     store_tile(head_of(dk, b, h, dk_strides), dk_sum * options[0], j0, K, dk_strides, E, BLOCK_N, BLOCK_E)
     store_tile(head_of(dv, b, h, dv_strides), dv_sum, j0, K, dv_strides, EV, BLOCK_N, BLOCK_V)
@@ -119,8 +116,7 @@ def key_value_kernel(
 @triton.jit
 def walk_keys(
     dq, dslope, queries, g, k, v, row_lse, row_delta, dmask, dmask_strides, i, rules, start, stop,
-    BLOCK_N: tl.constexpr, FOLD: tl.constexpr, BY_POSITION: tl.constexpr, SLOPES: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_N: tl.constexpr, FOLD: tl.constexpr, SLOPES: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Add what the key blocks from start up to stop give to dQ of a block of queries; write their dmask."""
     M, K, options = rules[0], rules[1], rules[5]
@@ -128,7 +124,7 @@ def walk_keys(
         j = j0 + tl.arange(0, BLOCK_N)
         keys = load_tile(k, j0, K, BLOCK_N, UPCAST)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION, out_dtype=dq.dtype)
-        scores, softened = modify(scores, i[:, None], j[None, :], rules, FOLD, BY_POSITION)
+        scores, softened = modify(scores, i[:, None], j[None, :], rules, FOLD, True)
         p = tl.exp2(scores * unit(options, FOLD) - row_lse[:, None])
         values = load_tile(v, j0, K, BLOCK_N, UPCAST)
         grad_p = tl.dot(g, tl.trans(values), input_precision=PRECISION, out_dtype=dq.dtype)
@@ -176,16 +172,12 @@ def query_kernel(
     if dmask is not None:
         dmask = head_of(dmask, b, n, dmask_strides)
     rules: tl.constexpr = (M, K, mask, mask_strides, slopes, options)
-    first, full, last = key_range(i0, M, K, options, BLOCK_M, BLOCK_N)
+    first, _, last = key_range(i0, M, K, options, BLOCK_M, BLOCK_N)
     sums = tl.zeros([BLOCK_M, BLOCK_E], ACC)
     dslope = tl.zeros([BLOCK_M], ACC)
     sums, dslope = walk_keys(
-        sums, dslope, queries, g, keys, values, row_lse, row_delta, dmask, dmask_strides, i, rules, first, full,
-        BLOCK_N, FOLD, False, SLOPES, PRECISION, UPCAST,
-    )  # fmt: skip
-    sums, dslope = walk_keys(
-        sums, dslope, queries, g, keys, values, row_lse, row_delta, dmask, dmask_strides, i, rules, full, last + 1,
-        BLOCK_N, FOLD, True, SLOPES, PRECISION, UPCAST,
+        sums, dslope, queries, g, keys, values, row_lse, row_delta, dmask, dmask_strides, i, rules, first, last + 1,
+        BLOCK_N, FOLD, SLOPES, PRECISION, UPCAST,
     )  # fmt: skip
     store_tile(head_of(dq, b, n, dq_strides), sums * options[0], i0, M, dq_strides, E, BLOCK_M, BLOCK_E)
     if SLOPES:

@@ -29,42 +29,44 @@ ROW_TERM = Configuration(64, 1, 4, 1)
 # (kernel, bytes an element): architecture: one configuration a head size.
 TABLE: dict[tuple[str, int], dict[int, tuple[Configuration, Configuration, Configuration]]] = {
     ("forward", 2): {
-        80: (Configuration(128, 64, 4, 3), Configuration(128, 64, 8, 3), Configuration(64, 64, 8, 2)),
-        90: (Configuration(128, 128, 8, 2), Configuration(128, 128, 8, 2), Configuration(128, 64, 8, 2)),
+        80: (Configuration(128, 64, 8, 3), Configuration(128, 32, 8, 3), Configuration(64, 16, 4, 2)),
+        90: (Configuration(128, 128, 8, 2), Configuration(128, 128, 8, 2), Configuration(128, 32, 8, 2)),
         100: (Configuration(128, 128, 8, 2), Configuration(128, 128, 8, 2), Configuration(128, 64, 8, 2)),
-        120: (Configuration(128, 64, 4, 3), Configuration(128, 64, 8, 2), Configuration(64, 32, 4, 2)),
+        120: (Configuration(128, 64, 8, 3), Configuration(128, 32, 8, 3), Configuration(64, 16, 4, 2)),
     },
     ("key_value", 2): {
-        80: (Configuration(64, 128, 8, 2), Configuration(64, 64, 8, 2), Configuration(32, 64, 8, 2)),
-        90: (Configuration(64, 128, 8, 2), Configuration(64, 128, 8, 2), Configuration(64, 64, 8, 2)),
-        100: (Configuration(64, 128, 8, 2), Configuration(64, 128, 8, 2), Configuration(64, 64, 8, 2)),
-        120: (Configuration(64, 128, 8, 2), Configuration(32, 64, 8, 2), Configuration(16, 32, 4, 1)),
+        80: (Configuration(32, 128, 8, 2), Configuration(64, 64, 8, 2), Configuration(32, 32, 8, 2)),
+        90: (Configuration(64, 128, 8, 2), Configuration(32, 128, 8, 2), Configuration(64, 32, 8, 2)),
+        100: (Configuration(64, 128, 8, 2), Configuration(64, 64, 8, 2), Configuration(64, 32, 8, 2)),
+        120: (Configuration(32, 128, 8, 2), Configuration(64, 64, 8, 2), Configuration(32, 32, 8, 2)),
     },
     ("query", 2): {
-        80: (Configuration(128, 64, 8, 2), Configuration(64, 64, 8, 2), Configuration(64, 32, 8, 2)),
-        90: (Configuration(128, 64, 8, 2), Configuration(128, 64, 8, 2), Configuration(64, 64, 8, 2)),
-        100: (Configuration(128, 64, 8, 2), Configuration(128, 64, 8, 2), Configuration(64, 64, 8, 2)),
-        120: (Configuration(128, 64, 8, 2), Configuration(64, 32, 8, 2), Configuration(32, 16, 4, 1)),
+        80: (Configuration(128, 64, 8, 2), Configuration(128, 32, 8, 2), Configuration(64, 16, 8, 2)),
+        90: (Configuration(128, 64, 8, 2), Configuration(128, 64, 8, 2), Configuration(128, 32, 8, 2)),
+        100: (Configuration(128, 64, 8, 2), Configuration(128, 64, 8, 2), Configuration(128, 32, 8, 2)),
+        120: (Configuration(128, 64, 8, 2), Configuration(128, 32, 8, 2), Configuration(64, 16, 8, 2)),
     },
     ("forward", 4): {
-        80: (Configuration(64, 32, 8, 2), Configuration(64, 32, 8, 2), Configuration(32, 16, 8, 2)),
-        90: (Configuration(64, 32, 8, 2), Configuration(64, 32, 8, 2), Configuration(32, 16, 8, 2)),
-        100: (Configuration(64, 32, 8, 2), Configuration(64, 32, 8, 2), Configuration(32, 16, 8, 2)),
-        120: (Configuration(64, 32, 8, 2), Configuration(32, 16, 8, 2), Configuration(16, 16, 8, 1)),
+        80: (Configuration(64, 32, 4, 2), Configuration(64, 16, 4, 2), Configuration(32, 16, 4, 2)),
+        90: (Configuration(128, 64, 8, 2), Configuration(128, 32, 8, 2), Configuration(64, 32, 4, 2)),
+        100: (Configuration(128, 64, 8, 2), Configuration(128, 32, 8, 2), Configuration(64, 32, 4, 2)),
+        120: (Configuration(64, 32, 4, 2), Configuration(64, 16, 4, 2), Configuration(32, 16, 4, 2)),
     },
     ("key_value", 4): {
-        80: (Configuration(32, 32, 8, 1), Configuration(16, 32, 8, 1), Configuration(16, 16, 8, 1)),
-        90: (Configuration(32, 32, 8, 1), Configuration(16, 32, 8, 1), Configuration(16, 16, 8, 1)),
-        100: (Configuration(32, 32, 8, 1), Configuration(16, 32, 8, 1), Configuration(16, 16, 8, 1)),
-        120: (Configuration(32, 32, 8, 1), Configuration(16, 32, 8, 1), Configuration(16, 16, 8, 1)),
+        80: (Configuration(32, 64, 8, 2), Configuration(16, 32, 8, 2), Configuration(16, 16, 8, 1)),
+        90: (Configuration(32, 64, 8, 2), Configuration(32, 32, 8, 2), Configuration(16, 32, 8, 1)),
+        100: (Configuration(32, 64, 8, 2), Configuration(32, 32, 8, 2), Configuration(16, 32, 8, 1)),
+        120: (Configuration(32, 64, 8, 2), Configuration(16, 32, 8, 2), Configuration(16, 16, 8, 1)),
     },
     ("query", 4): {
-        80: (Configuration(32, 32, 8, 1), Configuration(32, 16, 8, 1), Configuration(16, 16, 8, 1)),
-        90: (Configuration(32, 32, 8, 1), Configuration(32, 16, 8, 1), Configuration(16, 16, 8, 1)),
-        100: (Configuration(32, 32, 8, 1), Configuration(32, 16, 8, 1), Configuration(16, 16, 8, 1)),
-        120: (Configuration(32, 32, 8, 1), Configuration(32, 16, 8, 1), Configuration(16, 16, 8, 1)),
+        80: (Configuration(64, 32, 8, 2), Configuration(32, 32, 8, 2), Configuration(32, 16, 8, 1)),
+        90: (Configuration(64, 32, 4, 2), Configuration(64, 32, 4, 2), Configuration(64, 16, 4, 1)),
+        100: (Configuration(64, 32, 4, 2), Configuration(64, 32, 4, 2), Configuration(64, 16, 4, 1)),
+        120: (Configuration(64, 32, 8, 2), Configuration(32, 32, 8, 2), Configuration(32, 16, 8, 1)),
     },
 }
+# Where position hides keys, comparisons need registers: rows that would spill have another there.
+HIDDEN = {("forward", 2, 90, 128): Configuration(128, 64, 8, 3)}
 
 
 def architecture(capability: tuple[int, int]) -> int:
@@ -76,10 +78,6 @@ def architecture(capability: tuple[int, int]) -> int:
     if number in (86, 89):
         return 120
     return max((known for known in ARCHITECTURES if known <= number), default=80)
-
-
-# Where position hides keys, comparisons need registers: rows that would spill have another there.
-HIDDEN = {("forward", 2, 90, 128): Configuration(128, 64, 8, 3)}
 
 
 def configuration(kernel: str, known: int, dtype: torch.dtype, size: int, hidden: bool) -> Configuration:

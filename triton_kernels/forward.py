@@ -30,7 +30,7 @@ def walk(
 ):  # fmt: skip
     """Absorb the key blocks from start up to stop, and leave the products of the block at stop in ``scores``.
 
-    ``keys`` and ``values`` are sources of ``load_tile``; ``rules`` as for ``modify``.
+    ``queries`` is (tile, source, first row); sources are those of ``load_tile``; ``rules`` as for ``modify``.
     """
     K = rules[1]
     # Under a causal mask the second walk has a turn or none: a pipeline of loads would only cost registers.
@@ -40,7 +40,11 @@ def walk(
         scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, BY_POSITION)
         p, m, l, shrink = weigh(scores, m, l, unit(rules[5], FOLD))  # noqa: E741
         block = load_tile(keys, j0 + BLOCK_N, K, BLOCK_N, UPCAST)
-        scores = tl.dot(queries, tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
+        if keys[3] is None or keys[5] <= 128:
+            scores = tl.dot(queries[0], tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
+        else:  # wide rows of queries do not fit into registers, where products without descriptors would keep them
+            again = load_tile(queries[1], queries[2], rules[0], i.shape[0], UPCAST)
+            scores = tl.dot(again, tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
         block = load_tile(values, j0, K, BLOCK_N, UPCAST)
         acc = tl.dot(p.to(block.dtype), block, acc * shrink[:, None], input_precision=PRECISION, out_dtype=acc.dtype)
     return scores, m, l, acc
@@ -111,9 +115,11 @@ def forward_kernel(
     # Annotated, because the members of other tuples become tensors.
     keys: tl.constexpr = (k, b, n // GROUP, k_strides, E, BLOCK_E)
     values: tl.constexpr = (v, b, n // GROUP, v_strides, EV, BLOCK_V)
-    queries = load_tile((q, b, n, q_strides, E, BLOCK_E), i0, M, BLOCK_M, UPCAST)
+    rows: tl.constexpr = (q, b, n, q_strides, E, BLOCK_E)
+    tile = load_tile(rows, i0, M, BLOCK_M, UPCAST)
+    queries: tl.constexpr = (tile, rows, i0)
     block = load_tile(keys, first, K, BLOCK_N, UPCAST)
-    scores = tl.dot(queries, tl.trans(block), input_precision=PRECISION, out_dtype=ACC)
+    scores = tl.dot(tile, tl.trans(block), input_precision=PRECISION, out_dtype=ACC)
     rules: tl.constexpr = (M, K, mask, mask_strides, slopes, options)
     scores, m, l, acc = walk(  # noqa: E741
         scores, m, l, acc, queries, keys, values, i, rules, first, full, BLOCK_N, FOLD, False, PRECISION, UPCAST

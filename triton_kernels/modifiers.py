@@ -139,20 +139,13 @@ def key_range(i0, M, K, options, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def query_range(j0, M, K, options, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Query blocks that can see a key of the block at j0.
-
-    Returns:
-        first, full, end: from full on every query of every block sees every key; blocks from first to full do not.
-    """
+def query_range(j0, M, options, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Queries, from the start of a block to the end of the range, that can see a key of the block at j0."""
     scale, softcap, left, right, shift = options
     first = 0
-    full = 0
     end = M
     if right is not None:
         first = tl.maximum(0, j0 - right - shift) // BLOCK_M * BLOCK_M
-        full = tl.cdiv(tl.maximum(0, j0 + BLOCK_N - 1 - right - shift), BLOCK_M) * BLOCK_M
     if left is not None:
         end = tl.minimum(M, j0 + BLOCK_N + left - shift)
-        full = end
-    return first, tl.maximum(first, full), end
+    return first, end

@@ -92,7 +92,7 @@ def scaled_dot_product_attention(
 
     Note:
         Three paths exist, and ``choose_backend`` names the one a call takes. The Triton kernel has every modifier and
-        dtypes up to fp32, accumulates in fp32, repeats bit for bit, forward and backward, and never holds the scores
+        dtypes up to fp32 (``auto`` leaves fp32 to torch unless TF32 is allowed), accumulates in fp32, repeats bit for bit, forward and backward, and never holds the scores
         in memory (but for the gradient of a float mask); it has no dropout and no head sizes above 256. With
         ``torch``, where its operator can express the
         request it runs (a window and combined masks become one bool or float mask), with its accumulation and its
@@ -255,6 +255,9 @@ def _choose(
     _check_values(dropout_p, scale, window, softcap, causal_alignment, backend)
     if backend == "triton" or (backend == "auto" and query.device.type == "cuda"):
         refusal = _triton_refusal(query, key, value, dropout_p)
+        if refusal is None and backend == "auto" and query.dtype == torch.float32:
+            if not torch.backends.cuda.matmul.allow_tf32:
+                refusal = "fp32 without TF32 has no tensor cores, and torch's kernels are the faster"
         if refusal is None:
             return "triton", "the fused kernel can serve the request"
         if backend == "triton":
