@@ -10,7 +10,7 @@ import torch
 if not torch.cuda.is_available():  # before anything imports triton, which fixes its mode
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from fusednn.reference.cells import CELLS  # noqa: E402
+from fusednn.reference.cells import CELLS
 
 
 @pytest.fixture(autouse=True)

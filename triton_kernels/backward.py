@@ -1,8 +1,8 @@
 """The backward kernels of attention: deterministic, without atomics; scores are computed again from the LSE.
 
-Three launches: the row term, then dK and dV (a program owns a block of keys and walks the queries of all heads that share
-them, summing in the accumulator's precision), then dQ and with it the gradients of mask and slopes (a program owns a
-block of queries). Source: Dao 2023, FlashAttention-2, section 3.1.2; the LSE's gradient enters through the row term.
+Three launches: the row term, then dK and dV (a program owns a block of keys and walks the queries of all heads that
+share them, summing in the accumulator's precision), then dQ and with it the gradients of mask and slopes (a program
+owns a block of queries). Source: Dao 2023, FlashAttention-2, section 3.1.2; the LSE's gradient enters through the row term.
 """
 
 import triton
@@ -55,7 +55,7 @@ def walk_queries(
     dk, dv, keys, values, q, grad_out, lse, delta, head, j, rules, start, stop,
     BLOCK_M: tl.constexpr, FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Add what the query blocks from start up to stop give to dK and dV of a block of keys. Tiles are [keys, queries]."""
+    """Add what the queries from start up to stop give to dK and dV of a block of keys. Tiles are [keys, queries]."""
     M, options = rules[0], rules[5]
     # Keys beyond K are zero and reach no row but their own, which is not written.
     BY_POSITION: tl.constexpr = options[2] is not None or options[3] is not None

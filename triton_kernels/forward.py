@@ -1,9 +1,9 @@
 """The forward kernel of attention: one program a block of queries, keys in blocks, scores never in memory.
 
-The loop is shifted: a turn takes the scores of its block from the turn before and issues the product of the next one. So
-its exponentials run while the product of the weights and values of the turn before is in flight, and scores are dead by
-the time that the next ones are born. Sources: Dao 2023, FlashAttention-2 (blocks and running maximum); Shah et al. 2024,
-FlashAttention-3, section 3.2 (exponentials under products).
+The loop is shifted: a turn takes the scores of its block from the turn before and issues the product of the next one.
+So its exponentials run while the product of weights and values of the turn before is in flight, and scores are dead by
+the time that the next ones are born. Sources: Dao 2023, FlashAttention-2 (blocks and running maximum); Shah et al.
+2024, FlashAttention-3, section 3.2 (exponentials under products).
 """
 
 import triton

@@ -212,7 +212,7 @@ def backward(
             if dslopes is not None:
                 dslopes.copy_(per_row.sum(-1).sum_to_size(dslopes.shape))
     if dsink is not None:  # the sink's share of each row times the row term
-        share = torch.exp(call.sink[:, None] - lse).masked_fill(torch.isneginf(lse), 0.0)  # [B, N, M]
+        share = torch.where(torch.isneginf(lse), 0.0, torch.exp(call.sink[:, None] - lse))  # [B, N, M]
         dsink.copy_(-(share * delta).sum((0, 2)))
 
 

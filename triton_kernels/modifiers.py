@@ -1,7 +1,7 @@
 """The modifiers of attention scores, one function each, for the forward and the backward kernels alike.
 
-Order: scale, softcap, ALiBi, mask, position. ``i`` and ``j`` are query and key indices of any two shapes that broadcast to
-the tile, so one source serves tiles of queries by keys and of keys by queries. Scores end in units of log 2, where a
+Order: scale, softcap, ALiBi, mask, position. ``i`` and ``j`` are query and key indices of any two shapes that broadcast
+to the tile, so one source serves tiles of queries by keys and of keys by queries. Scores end in units of log 2, where a
 weight is ``exp2(score - lse)``. Equations and sources: ``docs/kernels/attention.md``.
 """
 

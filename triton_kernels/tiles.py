@@ -34,7 +34,8 @@ def load_tile(source, start, end, ROWS: tl.constexpr, UPCAST: tl.constexpr):
         inside = (row < end - start)[:, None]
         if SIZE != COLS:
             inside = inside & (col < SIZE)[None, :]
-        base = head_of(pointer, b, n, strides) + tl.cast(start, tl.int64) * strides[2]
+        base = pointer + tl.cast(b, tl.int64) * strides[0] + tl.cast(n, tl.int64) * strides[1]
+        base += tl.cast(start, tl.int64) * strides[2]
         tile = tl.load(base + offsets, mask=inside, other=0.0)
     if UPCAST:
         tile = tile.to(tl.float32)

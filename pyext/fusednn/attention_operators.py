@@ -47,8 +47,10 @@ def _outputs(query, key, value, mask, slopes, sink, scale, softcap, left, right,
 def _gradients(grad_out, grad_lse, query, key, value, mask, slopes, sink, out, lse, *options):
     """Gradients of query, key, value, mask, slopes and sink, uninitialised; without elements where not wanted."""
     *_, wanted = options
-    heads = [_like(x, *x.shape) if want else x.new_empty(0) for x, want in zip((query, key, value), wanted)]
-    others = zip((mask, slopes, sink), wanted[3:])
+    heads = [
+        _like(x, *x.shape) if want else x.new_empty(0) for x, want in zip((query, key, value), wanted[:3], strict=True)
+    ]
+    others = zip((mask, slopes, sink), wanted[3:], strict=True)
     return *heads, *(x.new_empty(x.shape) if want else query.new_empty(0) for x, want in others)
 
 

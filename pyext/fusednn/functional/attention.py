@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import attention_operators, triton_kernels
+from .. import attention_operators, triton_kernels  # noqa: F401  (registers the operators)
 from ..reference import attention as reference
 
 BACKENDS = ("auto", "triton", "torch")
@@ -92,15 +92,16 @@ def scaled_dot_product_attention(
 
     Note:
         Three paths exist, and ``choose_backend`` names the one a call takes. The Triton kernel has every modifier and
-        dtypes up to fp32 (``auto`` leaves fp32 to torch unless TF32 is allowed), accumulates in fp32, repeats bit for bit, forward and backward, and never holds the scores
-        in memory (but for the gradient of a float mask); it has no dropout and no head sizes above 256. With
-        ``torch``, where its operator can express the
-        request it runs (a window and combined masks become one bool or float mask), with its accumulation and its
-        repeatability: its CPU kernels repeat bit for bit. Everything else is composed of PyTorch operations in fp32
-        (fp64 for fp64 inputs), with the score matrix in memory; this path is deterministic and differentiable to any
-        order. Inputs of fp64 that require gradients always take it; for others the second derivative is torch's to
-        give (``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` can). Under autocast query, key, value and a float
-        mask are cast to autocast's dtype (fp64 is left alone), as torch does; slopes, sink and LSE keep theirs.
+        dtypes up to fp32 (``auto`` leaves fp32 to torch, for speed). It accumulates in fp32,
+        repeats bit for bit, forward and backward, and never holds the scores in memory, but for the gradient of a float
+        mask. It has no dropout and no head sizes above 256; its second derivative is the composition's. Among
+        PyTorch's own, where torch's operator can express the request it runs (a window and combined masks become one
+        bool or float mask), with its accumulation and its repeatability: its CPU kernels repeat bit for bit.
+        Everything else is composed of PyTorch operations in fp32 (fp64 for fp64 inputs), with the score matrix in
+        memory; this path is deterministic and differentiable to any order. Inputs of fp64 that require gradients always
+        take it; for others the second derivative is torch's to give
+        (``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` can). Under autocast query, key, value and a float mask are
+        cast to autocast's dtype (fp64 is left alone), as torch does; slopes, sink and LSE keep theirs.
 
     Example:
         >>> import torch, fusednn
@@ -256,8 +257,7 @@ def _choose(
     if backend == "triton" or (backend == "auto" and query.device.type == "cuda"):
         refusal = _triton_refusal(query, key, value, dropout_p)
         if refusal is None and backend == "auto" and query.dtype == torch.float32:
-            if not torch.backends.cuda.matmul.allow_tf32:
-                refusal = "fp32 without TF32 has no tensor cores, and torch's kernels are the faster"
+            refusal = "the kernels are tuned for 16 bits; backend='triton' runs them in fp32"
         if refusal is None:
             return "triton", "the fused kernel can serve the request"
         if backend == "triton":
