@@ -1,10 +1,10 @@
 """What Triton's compiler makes of every attention kernel on every architecture: ``pyext/fusednn/passports.json``.
 
 ``python tools/passports.py`` compiles each row of ``triton_kernels/configurations.py`` for 16 bits ahead of time,
-without a GPU, and compares registers, shared memory, spills, tensor-core instructions and the exponentials that run under
-a product with the table; ``--write`` brings the table up to date. Either way it fails on spills, on more shared memory
-than a block may have, on products that ptxas serialised, and on too little overlap. The rows for fp32 are not checked:
-without TF32 there are no tensor cores, operands live in registers and spill; ``auto`` does not take them.
+without a GPU, and compares registers, shared memory, spills, tensor-core instructions and the exponentials that run
+under a product with the table; ``--write`` brings the table up to date. Either way it fails on spills, on more shared
+memory than a block may have, on products that ptxas serialised, and on too little overlap. The rows for fp32 are not
+checked: without TF32 there are no tensor cores, operands live in registers and spill; ``auto`` does not take them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Three launches: the row term, then dK and dV (a program owns a block of keys and walks the queries of all heads that
 share them, summing in the accumulator's precision), then dQ and with it the gradients of mask and slopes (a program
-owns a block of queries). Source: Dao 2023, FlashAttention-2, section 3.1.2; the LSE's gradient enters through the row term.
+owns a block of queries). Source: Dao 2023, FlashAttention-2, section 3.1.2; the LSE's gradient enters through the row
+term.
 """
 
 import triton
