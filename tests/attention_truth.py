@@ -138,13 +138,13 @@ def gradients(outputs, x: dict[str, Tensor], weights) -> dict[str, Tensor]:
     return {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(leaves.items(), found, strict=True)}
 
 
-def check(case: Case, dtype: torch.dtype, with_lse: bool = False) -> None:
+def check(case: Case, dtype: torch.dtype, with_lse: bool = False, backend: str = "auto") -> None:
     """Outputs and all gradients of one case follow the numerics rule."""
     ours = tensors(case, dtype, requires_grad=True)
     torchs, truth = ({n: copy(t, d) for n, t in ours.items()} for d in (dtype, torch.float64))
     plain = case.softcap is None and not case.alibi and not case.sink and not with_lse
 
-    mine = attend(**ours, **case.options, return_lse=with_lse)
+    mine = attend(**ours, **case.options, return_lse=with_lse, backend=backend)
     mine = mine if with_lse else (mine,)
     n = len(mine)
     base = (torch_own(case, torchs),) if plain else naive(case, torchs)[:n]

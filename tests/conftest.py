@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # before anything imports triton, which fixes its mode
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # The CUDA kernels run on the host here, where `make emulated` has built them. Children of a test do not inherit it.
 if (Path(__file__).parent.parent / "pyext/fusednn/lib/libfusednn_emulated.so").exists():
     os.environ["FUSEDNN_EMULATE"] = "1"

@@ -1,8 +1,9 @@
-"""Kernels in Triton: attention comes here; installed as ``fusednn.triton_kernels``."""
+"""Fused attention in Triton; installed as ``fusednn.triton_kernels``. Importing this alone does not import Triton."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 
 
@@ -13,3 +14,16 @@ def status() -> str:
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
     return f"{version}, interpreter" if os.environ.get("TRITON_INTERPRET") == "1" else version
+
+
+def unavailable(device: str) -> str | None:
+    """Why the kernels cannot run on a type of device, or None where they can."""
+    if device not in ("cuda", "cpu"):
+        return f"the kernels run on CUDA tensors, got tensors on {device}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; pip install triton"
+    from .launch import INTERPRETED
+
+    if device == "cpu" and not INTERPRETED:
+        return "CPU tensors need Triton's interpreter: set TRITON_INTERPRET=1 before anything imports triton"
+    return None

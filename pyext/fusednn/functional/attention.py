@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import attention_operators, triton_kernels  # noqa: F401  (registers the operators)
 from ..reference import attention as reference
 
 BACKENDS = ("auto", "triton", "torch")
 ALIGNMENTS = ("top_left", "bottom_right")
+MAX_HEAD_SIZE = 256  # of the Triton kernel
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -66,8 +68,9 @@ def scaled_dot_product_attention(
             ``alibi_slopes`` alike.
         return_lse: return the log-sum-exp of each row's scores too.
         deterministic: promise the same bits from run to run in the backward pass too.
-        backend: ``auto``; ``torch``, PyTorch's own kernels; ``triton``, which this version does not have and refuses.
-            ``auto`` is ``torch`` here.
+        backend: ``triton``, the fused kernel, on CUDA tensors, and on CPU tensors in Triton's interpreter; ``torch``,
+            PyTorch's own kernels; ``auto``, which on CUDA takes ``triton`` where it can serve the request and ``torch``
+            otherwise, and is ``torch`` elsewhere.
 
     Shape:
         - query: ``[..., N, M, E]``; key: ``[..., N, K, E]``; value: ``[..., N, K, Ev]``; leading dimensions broadcast.
@@ -85,16 +88,20 @@ def scaled_dot_product_attention(
     Raises:
         TypeError: not a tensor, an unsupported dtype, or tensors of different dtype or device.
         ValueError: shapes that do not fit, a value out of range, an unknown backend or alignment, or
-            ``backend="triton"``.
+            ``backend="triton"`` for a request that it cannot serve; the message says why.
 
     Note:
-        Two paths exist, and ``choose_backend`` names the one a call takes. Where torch's operator can express the
-        request it runs (a window and combined masks become one bool or float mask), with its accumulation and its
-        repeatability: its CPU kernels repeat bit for bit. Everything else is composed of PyTorch operations in fp32
-        (fp64 for fp64 inputs), with the score matrix in memory; this path is deterministic and differentiable to any
-        order. Inputs of fp64 that require gradients always take it; for others the second derivative is torch's to
-        give (``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` can). Under autocast query, key, value and a float
-        mask are cast to autocast's dtype (fp64 is left alone), as torch does; slopes, sink and LSE keep theirs.
+        Three paths exist, and ``choose_backend`` names the one a call takes. The Triton kernel has every modifier and
+        dtypes up to fp32 (``auto`` leaves fp32 to torch, for speed). It accumulates in fp32,
+        repeats bit for bit, forward and backward, and never holds the scores in memory, but for the gradient of a float
+        mask. It has no dropout and no head sizes above 256; its second derivative is the composition's. Among
+        PyTorch's own, where torch's operator can express the request it runs (a window and combined masks become one
+        bool or float mask), with its accumulation and its repeatability: its CPU kernels repeat bit for bit.
+        Everything else is composed of PyTorch operations in fp32 (fp64 for fp64 inputs), with the score matrix in
+        memory; this path is deterministic and differentiable to any order. Inputs of fp64 that require gradients always
+        take it; for others the second derivative is torch's to give
+        (``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` can). Under autocast query, key, value and a float mask are
+        cast to autocast's dtype (fp64 is left alone), as torch does; slopes, sink and LSE keep theirs.
 
     Example:
         >>> import torch, fusednn
@@ -126,6 +133,12 @@ def scaled_dot_product_attention(
         backend,
     )
     limits = None if window is None else (window[0], window[1])
+    if path == "triton":
+        out, lse = _triton(
+            query, key, value, attn_mask, is_causal, scale, enable_gqa, limits, softcap, alibi_slopes, sink,
+            causal_alignment,
+        )  # fmt: skip
+        return (out, lse) if return_lse else out
     if path == "torch_sdpa":
         return _torch_sdpa(
             query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, limits, causal_alignment
@@ -188,7 +201,7 @@ def choose_backend(
         backend: see there.
 
     Returns:
-        ``(path, reason)`` with path ``torch_sdpa`` or ``composition``.
+        ``(path, reason)`` with path ``triton``, ``torch_sdpa`` or ``composition``.
 
     Raises:
         TypeError: as ``scaled_dot_product_attention``.
@@ -241,11 +254,48 @@ def _choose(
     """``choose_backend`` after autocast."""
     _check_tensors(query, key, value, attn_mask, enable_gqa, alibi_slopes, sink)
     _check_values(dropout_p, scale, window, softcap, causal_alignment, backend)
-    if backend == "triton":
-        raise ValueError(
-            "backend='triton' asks for a kernel that this version of fusednn does not have: there is no Triton"
-            " attention yet. Use backend='torch', or backend='auto', which takes the best there is"
-        )
+    if backend == "triton" or (backend == "auto" and query.device.type == "cuda"):
+        refusal = _triton_refusal(query, key, value, dropout_p)
+        if refusal is None and backend == "auto" and query.dtype == torch.float32:
+            refusal = "the kernels are tuned for 16 bits; backend='triton' runs them in fp32"
+        if refusal is None:
+            return "triton", "the fused kernel can serve the request"
+        if backend == "triton":
+            raise ValueError(f"backend='triton' cannot serve this request: {refusal}")
+        path, reason = _choose_torch(
+            query, key, value, attn_mask, softcap, alibi_slopes, sink, return_lse, deterministic
+        )  # fmt: skip
+        return path, f"{reason}; not triton: {refusal}"
+    return _choose_torch(query, key, value, attn_mask, softcap, alibi_slopes, sink, return_lse, deterministic)
+
+
+def _triton_refusal(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> str | None:
+    """Why the Triton kernel cannot serve a request that is right in itself, or None."""
+    unavailable = triton_kernels.unavailable(query.device.type)
+    if unavailable is not None:
+        return unavailable
+    if query.is_cuda and torch.cuda.get_device_capability(query.device) < (8, 0):
+        return "the kernels need compute capability 8.0 or newer"
+    if query.is_cuda and query.dtype == torch.float64:
+        return "fp64 runs in the interpreter only, for checks of gradients"
+    if dropout_p > 0.0:
+        return "the kernels have no dropout"
+    size = max(query.shape[-1], value.shape[-1])
+    if size > MAX_HEAD_SIZE:
+        return f"the kernels serve head sizes up to {MAX_HEAD_SIZE}, got {size}"
+    if _heads(key) != _heads(value) and 1 not in (_heads(key), _heads(value)):
+        return f"key and value must share heads alike, got {_heads(key)} and {_heads(value)} heads"
+    if torch._C._are_functorch_transforms_active():
+        return "the kernels do not run inside transforms of torch.func"
+    return None
+
+
+def _heads(x: Tensor) -> int:
+    return x.shape[-3] if x.dim() > 2 else 1
+
+
+def _choose_torch(query, key, value, attn_mask, softcap, alibi_slopes, sink, return_lse, deterministic):
+    """The path among PyTorch's operations, and why."""
     if softcap is not None or alibi_slopes is not None or sink is not None or return_lse:
         asked = {"softcap": softcap, "alibi_slopes": alibi_slopes, "sink": sink, "returned LSE": return_lse or None}
         missing = [name for name, given in asked.items() if given is not None]
@@ -264,6 +314,37 @@ def _choose(
     return "torch_sdpa", "torch's scaled_dot_product_attention expresses the request"
 
 
+def _triton(
+    query, key, value, mask, is_causal, scale, enable_gqa, window, softcap, slopes, sink, alignment
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The fused kernel, on views [B, N, T, E]: batch dimensions become one, shared heads stay shared."""
+    lead = _lead(query, key, value, enable_gqa)
+    *batch, heads = lead or (1,)
+    shared = [_heads(key), _heads(value)]
+    if shared[0] != shared[1]:
+        shared = [heads, heads]
+
+    def four(x: Tensor, count: int) -> Tensor:
+        x = _at_least(x, len(batch) + 3)
+        x = x.expand(*batch, count, *x.shape[-2:])
+        return x.flatten(0, -4) if batch else x.unsqueeze(0)
+
+    if mask is not None:
+        mask = _at_least(mask, len(batch) + 3)
+        if len(batch) > 1:
+            mask = mask.expand(*batch, *mask.shape[-3:]).flatten(0, -4)
+        mask = mask if batch else mask.unsqueeze(0)
+    if slopes is not None:
+        slopes = slopes.reshape(-1, heads)
+    left, right = window if window is not None else (None, None)
+    out, lse = torch.ops.fusednn.attention_forward(
+        four(query, heads), four(key, shared[0]), four(value, shared[1]), mask, slopes, sink,
+        reference.default_scale(query.shape[-1]) if scale is None else float(scale),
+        softcap, left, 0 if is_causal else right, alignment == "bottom_right",
+    )  # fmt: skip
+    return out.reshape(*lead, *out.shape[2:]), lse.reshape(*lead, lse.shape[2])
+
+
 def _torch_sdpa(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa, window, alignment) -> Tensor:
     """Torch's operator, kept from rows that see nothing: its backends have not always agreed on those.
 
@@ -271,7 +352,7 @@ def _torch_sdpa(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa
     """
     dims = max(query.dim(), key.dim(), value.dim())
     # Torch's fused kernels take four dimensions; fewer go to its slow path.
-    query, key, value = (_at_least_4d(x) for x in (query, key, value))
+    query, key, value = (_at_least(x) for x in (query, key, value))
     by_position = window is not None or (
         is_causal and (mask is not None or (alignment == "bottom_right" and query.shape[-2] != key.shape[-2]))
     )
@@ -281,7 +362,7 @@ def _torch_sdpa(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa
         is_causal = False
     seen = None
     if mask is not None:
-        mask = _at_least_4d(mask) if mask.dim() != 2 else mask
+        mask = _at_least(mask) if mask.dim() != 2 else mask
         if mask.dtype == torch.bool:
             seen = mask.any(-1, keepdim=True)
             mask = mask | ~seen
@@ -298,8 +379,9 @@ def _torch_sdpa(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa
     return out
 
 
-def _at_least_4d(x: Tensor) -> Tensor:
-    for _ in range(4 - x.dim()):
+def _at_least(x: Tensor, dims: int = 4) -> Tensor:
+    """Leading dimensions of 1 until there are ``dims``."""
+    for _ in range(dims - x.dim()):
         x = x.unsqueeze(0)
     return x
 

@@ -1,0 +1,185 @@
+"""The backward kernels of attention: deterministic, without atomics; scores are computed again from the LSE.
+
+Three launches: the row term, then dK and dV (a program owns a block of keys and walks the queries of all heads that
+share them, summing in the accumulator's precision), then dQ and with it the gradients of mask and slopes (a program
+owns a block of queries). Source: Dao 2023, FlashAttention-2, section 3.1.2; the LSE's gradient enters through the row
+term.
+"""
+
+import triton
+import triton.language as tl
+
+from .modifiers import LOG2E, key_range, modify, query_range, soften_gradient, unit
+from .tiles import head_of, load_tile, store_tile
+
+
+@triton.jit
+def row_kernel(
+    out, grad_out, grad_lse, delta, out_strides, grad_strides, lse_strides, N, M,
+    EV: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """The row term, rowsum(dO * O) - dLSE, to delta [B, N, M]; grad_lse [B, N, M] may be None."""
+    blocks = tl.cdiv(M, BLOCK_M)
+    i0 = tl.program_id(0) % blocks * BLOCK_M
+    head = tl.program_id(0) // blocks
+    b, n = head // N, head % N
+    i = i0 + tl.arange(0, BLOCK_M)
+    o = load_tile((out, b, n, out_strides, EV, BLOCK_V), i0, M, BLOCK_M, False)
+    g = load_tile((grad_out, b, n, grad_strides, EV, BLOCK_V), i0, M, BLOCK_M, False)
+    row = tl.sum(o.to(delta.dtype.element_ty) * g.to(delta.dtype.element_ty), 1)
+    if grad_lse is not None:
+        at = head_of(grad_lse, b, n, lse_strides) + i.to(tl.int64) * lse_strides[2]
+        row -= tl.load(at, mask=i < M, other=0.0)
+    tl.store(delta + tl.cast(head, tl.int64) * M + i, row, mask=i < M)
+
+
+@triton.jit
+def load_row_terms(lse, delta, head, i, M):
+    """LSE in units of log 2 and row term of queries i; rows that are absent or empty get +inf, so no weight."""
+    at = tl.cast(head, tl.int64) * M + i
+    natural = tl.load(lse + at, mask=i < M, other=float("inf"))
+    return tl.where(natural == float("-inf"), float("inf"), natural * LOG2E), tl.load(delta + at, mask=i < M, other=0.0)
+
+
+@triton.jit
+def score_gradient(p, grad_p, delta, softened, softcap):
+    """Gradients of the scores after and before the softcap, from weights and their gradients."""
+    ds = p * (grad_p - delta)
+    if softcap is not None:
+        return ds, soften_gradient(ds, softened, softcap)
+    else:
+        return ds, ds
+
+
+@triton.jit
+def walk_queries(
+    dk, dv, keys, values, q, grad_out, lse, delta, head, j, rules, start, stop,
+    BLOCK_M: tl.constexpr, FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Add what the queries from start up to stop give to dK and dV of a block of keys. Tiles are [keys, queries]."""
+    M, options = rules[0], rules[5]
+    # Keys beyond K are zero and reach no row but their own, which is not written.
+    BY_POSITION: tl.constexpr = options[2] is not None or options[3] is not None
+    for i0 in tl.range(start, stop, BLOCK_M):
+        i = i0 + tl.arange(0, BLOCK_M)
+        queries = load_tile(q, i0, M, BLOCK_M, UPCAST)
+        row_lse, row_delta = load_row_terms(lse, delta, head, i, M)
+        scores = tl.dot(keys, tl.trans(queries), input_precision=PRECISION, out_dtype=dk.dtype)
+        scores, softened = modify(scores, i[None, :], j[:, None], rules, FOLD, BY_POSITION)
+        p = tl.exp2(scores * unit(options, FOLD) - row_lse[None, :])
+        g = load_tile(grad_out, i0, M, BLOCK_M, UPCAST)
+        dv = tl.dot(p.to(g.dtype), g, dv, input_precision=PRECISION, out_dtype=dv.dtype)
+        grad_p = tl.dot(values, tl.trans(g), input_precision=PRECISION, out_dtype=dk.dtype)
+        _, ds = score_gradient(p, grad_p, row_delta[None, :], softened, options[1])
+        dk = tl.dot(ds.to(queries.dtype), queries, dk, input_precision=PRECISION, out_dtype=dk.dtype)
+    return dk, dv
+
+
+@triton.jit
+def key_value_kernel(
+    q, k, v, grad_out, mask, slopes, lse, delta, dk, dv,
+    q_strides, k_strides, v_strides, grad_out_strides, mask_strides, slopes_strides, dk_strides, dv_strides,
+    N, GROUP, M, K, options,
+    E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Gradients of keys and values, summed over the query heads that share them; arguments as ``forward_kernel``."""
+    blocks = tl.cdiv(K, BLOCK_N)
+    j0 = tl.program_id(0) % blocks * BLOCK_N
+    shared = tl.program_id(0) // blocks
+    b, h = shared // (N // GROUP), shared % (N // GROUP)
+    ACC: tl.constexpr = lse.dtype.element_ty
+    j = j0 + tl.arange(0, BLOCK_N)
+    keys = load_tile((k, b, h, k_strides, E, BLOCK_E), j0, K, BLOCK_N, UPCAST)
+    values = load_tile((v, b, h, v_strides, EV, BLOCK_V), j0, K, BLOCK_N, UPCAST)
+    first, end = query_range(j0, M, options, BLOCK_M, BLOCK_N)
+    dk_sum = tl.zeros([BLOCK_N, BLOCK_E], ACC)
+    dv_sum = tl.zeros([BLOCK_N, BLOCK_V], ACC)
+    for n in tl.range(h * GROUP, h * GROUP + GROUP):
+        head = b * N + n
+        bias, slope = mask, slopes
+        if mask is not None:  # absent ones stay constant
+            bias = head_of(mask, b, n, mask_strides)
+        if slopes is not None:
+            slope = tl.load(head_of(slopes, b, n, slopes_strides))
+        rules: tl.constexpr = (M, K, bias, mask_strides, slope, options)
+        rows: tl.constexpr = (q, b, n, q_strides, E, BLOCK_E)
+        grads: tl.constexpr = (grad_out, b, n, grad_out_strides, EV, BLOCK_V)
+        dk_sum, dv_sum = walk_queries(
+            dk_sum, dv_sum, keys, values, rows, grads, lse, delta, head, j, rules, first, end,
+            BLOCK_M, FOLD, PRECISION, UPCAST,
+        )  # fmt: skip
+    store_tile(head_of(dk, b, h, dk_strides), dk_sum * options[0], j0, K, dk_strides, E, BLOCK_N, BLOCK_E)
+    store_tile(head_of(dv, b, h, dv_strides), dv_sum, j0, K, dv_strides, EV, BLOCK_N, BLOCK_V)
+
+
+@triton.jit
+def walk_keys(
+    dq, dslope, queries, g, k, v, row_lse, row_delta, dmask, dmask_strides, i, rules, start, stop,
+    BLOCK_N: tl.constexpr, FOLD: tl.constexpr, SLOPES: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Add what the key blocks from start up to stop give to dQ of a block of queries; write their dmask."""
+    M, K, options = rules[0], rules[1], rules[5]
+    for j0 in tl.range(start, stop, BLOCK_N):
+        j = j0 + tl.arange(0, BLOCK_N)
+        keys = load_tile(k, j0, K, BLOCK_N, UPCAST)
+        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION, out_dtype=dq.dtype)
+        scores, softened = modify(scores, i[:, None], j[None, :], rules, FOLD, True)
+        p = tl.exp2(scores * unit(options, FOLD) - row_lse[:, None])
+        values = load_tile(v, j0, K, BLOCK_N, UPCAST)
+        grad_p = tl.dot(g, tl.trans(values), input_precision=PRECISION, out_dtype=dq.dtype)
+        after, before = score_gradient(p, grad_p, row_delta[:, None], softened, options[1])
+        if dmask is not None:
+            offsets = i.to(tl.int64)[:, None] * dmask_strides[2] + j[None, :]
+            tl.store(dmask + offsets, after.to(dmask.dtype.element_ty), mask=(i < M)[:, None] & (j < K)[None, :])
+        if SLOPES:
+            distance = i[:, None] + options[4] - j[None, :]
+            dslope -= tl.sum(after * tl.abs(distance).to(after.dtype), 1)
+        dq = tl.dot(before.to(keys.dtype), keys, dq, input_precision=PRECISION, out_dtype=dq.dtype)
+    return dq, dslope
+
+
+@triton.jit
+def query_kernel(
+    q, k, v, grad_out, mask, slopes, lse, delta, dq, dmask, dslopes,
+    q_strides, k_strides, v_strides, grad_out_strides, mask_strides, slopes_strides,
+    dq_strides, dmask_strides, dslopes_strides,
+    N, GROUP, M, K, options,
+    E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Gradients of queries, and where wanted of the mask [B, N, M, K] and of the slopes, a row each [B, N, M].
+
+    ``dmask`` keeps what it holds where position hides whole blocks. Arguments as ``forward_kernel``.
+    """
+    blocks = tl.cdiv(M, BLOCK_M)
+    i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M
+    head = tl.program_id(0) // blocks
+    b, n = head // N, head % N
+    ACC: tl.constexpr = lse.dtype.element_ty
+    SLOPES: tl.constexpr = dslopes is not None
+    i = i0 + tl.arange(0, BLOCK_M)
+    queries = load_tile((q, b, n, q_strides, E, BLOCK_E), i0, M, BLOCK_M, UPCAST)
+    g = load_tile((grad_out, b, n, grad_out_strides, EV, BLOCK_V), i0, M, BLOCK_M, UPCAST)
+    row_lse, row_delta = load_row_terms(lse, delta, head, i, M)
+    keys: tl.constexpr = (k, b, n // GROUP, k_strides, E, BLOCK_E)
+    values: tl.constexpr = (v, b, n // GROUP, v_strides, EV, BLOCK_V)
+    if mask is not None:
+        mask = head_of(mask, b, n, mask_strides)
+    if slopes is not None:
+        slopes = tl.load(head_of(slopes, b, n, slopes_strides))
+    if dmask is not None:
+        dmask = head_of(dmask, b, n, dmask_strides)
+    rules: tl.constexpr = (M, K, mask, mask_strides, slopes, options)
+    first, _, last = key_range(i0, M, K, options, BLOCK_M, BLOCK_N)
+    sums = tl.zeros([BLOCK_M, BLOCK_E], ACC)
+    dslope = tl.zeros([BLOCK_M], ACC)
+    sums, dslope = walk_keys(
+        sums, dslope, queries, g, keys, values, row_lse, row_delta, dmask, dmask_strides, i, rules, first, last + 1,
+        BLOCK_N, FOLD, SLOPES, PRECISION, UPCAST,
+    )  # fmt: skip
+    store_tile(head_of(dq, b, n, dq_strides), sums * options[0], i0, M, dq_strides, E, BLOCK_M, BLOCK_E)
+    if SLOPES:
+        tl.store(dslopes + tl.cast(head, tl.int64) * M + i, dslope, mask=i < M)

@@ -1,0 +1,100 @@
+"""Tile sizes, warps and pipeline stages of the attention kernels: one table for every architecture.
+
+What the compiler makes of each row is in ``fusednn/passports.json``, which ``tools/passports.py`` writes and checks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Configuration(NamedTuple):
+    """Queries and keys a tile, warps a block, stages of the pipeline of loads."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    warps: int
+    stages: int
+
+
+KERNELS = ("forward", "key_value", "query")
+ARCHITECTURES = (80, 90, 100, 120)
+WITH_DESCRIPTORS = (90, 100)  # tiles come by tensor-memory descriptors there, where strides allow it, else as on 80
+HEAD_SIZES = (64, 128, 256)  # a row serves the sizes up to its own
+INTERPRETER = Configuration(64, 32, 4, 1)  # small, so that short sequences have several blocks
+ROW_TERM = Configuration(64, 1, 4, 1)
+
+# (kernel, bytes an element): architecture: one configuration a head size.
+TABLE: dict[tuple[str, int], dict[int, tuple[Configuration, Configuration, Configuration]]] = {
+    ("forward", 2): {
+        80: (Configuration(128, 64, 8, 3), Configuration(128, 32, 8, 3), Configuration(64, 16, 4, 2)),
+        90: (Configuration(128, 128, 8, 2), Configuration(128, 128, 8, 2), Configuration(128, 32, 8, 2)),
+        100: (Configuration(128, 128, 8, 2), Configuration(128, 128, 8, 2), Configuration(128, 64, 8, 2)),
+        120: (Configuration(128, 64, 8, 3), Configuration(128, 32, 8, 3), Configuration(64, 16, 4, 2)),
+    },
+    ("key_value", 2): {
+        80: (Configuration(32, 128, 8, 2), Configuration(64, 64, 8, 2), Configuration(32, 32, 8, 2)),
+        90: (Configuration(64, 128, 8, 2), Configuration(32, 128, 8, 2), Configuration(64, 32, 8, 2)),
+        100: (Configuration(64, 128, 8, 2), Configuration(64, 64, 8, 2), Configuration(64, 32, 8, 2)),
+        120: (Configuration(32, 128, 8, 2), Configuration(64, 64, 8, 2), Configuration(32, 32, 8, 2)),
+    },
+    ("query", 2): {
+        80: (Configuration(128, 64, 8, 2), Configuration(128, 32, 8, 2), Configuration(64, 16, 8, 2)),
+        90: (Configuration(128, 64, 8, 2), Configuration(128, 64, 8, 2), Configuration(128, 32, 8, 2)),
+        100: (Configuration(128, 64, 8, 2), Configuration(128, 64, 8, 2), Configuration(128, 32, 8, 2)),
+        120: (Configuration(128, 64, 8, 2), Configuration(128, 32, 8, 2), Configuration(64, 16, 8, 2)),
+    },
+    ("forward", 4): {
+        80: (Configuration(64, 32, 4, 2), Configuration(64, 16, 4, 2), Configuration(32, 16, 4, 2)),
+        90: (Configuration(128, 64, 8, 2), Configuration(128, 32, 8, 2), Configuration(64, 32, 4, 2)),
+        100: (Configuration(128, 64, 8, 2), Configuration(128, 32, 8, 2), Configuration(64, 32, 4, 2)),
+        120: (Configuration(64, 32, 4, 2), Configuration(64, 16, 4, 2), Configuration(32, 16, 4, 2)),
+    },
+    ("key_value", 4): {
+        80: (Configuration(32, 64, 8, 2), Configuration(16, 32, 8, 2), Configuration(16, 16, 8, 1)),
+        90: (Configuration(32, 64, 8, 2), Configuration(32, 32, 8, 2), Configuration(16, 32, 8, 1)),
+        100: (Configuration(32, 64, 8, 2), Configuration(32, 32, 8, 2), Configuration(16, 32, 8, 1)),
+        120: (Configuration(32, 64, 8, 2), Configuration(16, 32, 8, 2), Configuration(16, 16, 8, 1)),
+    },
+    ("query", 4): {
+        80: (Configuration(64, 32, 8, 2), Configuration(32, 32, 8, 2), Configuration(32, 16, 8, 1)),
+        90: (Configuration(64, 32, 4, 2), Configuration(64, 32, 4, 2), Configuration(64, 16, 4, 1)),
+        100: (Configuration(64, 32, 4, 2), Configuration(64, 32, 4, 2), Configuration(64, 16, 4, 1)),
+        120: (Configuration(64, 32, 8, 2), Configuration(32, 32, 8, 2), Configuration(32, 16, 8, 1)),
+    },
+}
+# Where position hides keys, comparisons need registers: rows that would spill have another there.
+HIDDEN = {("forward", 2, 90, 128): Configuration(128, 64, 8, 3)}
+
+
+def architecture(capability: tuple[int, int]) -> int:
+    """The table's architecture for a device: its own, or the one with no more shared memory.
+
+    sm_86 and sm_89 have the 99 KB of sm_120; sm_103 is as sm_100.
+    """
+    number = 10 * capability[0] + capability[1]
+    if number in (86, 89):
+        return 120
+    return max((known for known in ARCHITECTURES if known <= number), default=80)
+
+
+def configuration(kernel: str, known: int, dtype: torch.dtype, size: int, hidden: bool) -> Configuration:
+    """Row of the table.
+
+    Args:
+        kernel: one of ``KERNELS``.
+        known: one of ``ARCHITECTURES``.
+        dtype: of the queries.
+        size: padded size of a head or of a value, the larger.
+        hidden: whether a causal mask or a window hides keys.
+    """
+    limit = next(limit for limit in HEAD_SIZES if size <= limit)
+    row = TABLE[kernel, dtype.itemsize][known][HEAD_SIZES.index(limit)]
+    return HIDDEN.get((kernel, dtype.itemsize, known, limit), row) if hidden else row
+
+
+def padded(size: int) -> int:
+    """The next power of two that a tensor core's tile admits."""
+    return max(16, 1 << max(0, size - 1).bit_length())

@@ -1,0 +1,141 @@
+"""The forward kernel of attention: one program a block of queries, keys in blocks, scores never in memory.
+
+The loop is shifted: a turn takes the scores of its block from the turn before and issues the product of the next one.
+So its exponentials run while the product of weights and values of the turn before is in flight, and scores are dead by
+the time that the next ones are born. Sources: Dao 2023, FlashAttention-2 (blocks and running maximum); Shah et al.
+2024, FlashAttention-3, section 3.2 (exponentials under products).
+"""
+
+import triton
+import triton.language as tl
+
+from .modifiers import LOG2E, key_range, modify, unit
+from .tiles import head_of, load_tile, store_tile
+
+
+@triton.jit
+def weigh(scores, m, l, to_log2):  # noqa: E741
+    """Weights of a block of scores, and maximum and sum of the rows seen so far with the factor of what they held."""
+    grown = tl.maximum(m, tl.max(scores, 1) * to_log2)
+    finite = tl.where(grown == float("-inf"), 0.0, grown)  # a row that has seen nothing yet
+    p = tl.exp2(scores * to_log2 - finite[:, None])
+    shrink = tl.exp2(m - finite)
+    return p, grown, l * shrink + tl.sum(p, 1), shrink
+
+
+@triton.jit
+def walk(
+    scores, m, l, acc, queries, keys, values, i, rules, start, stop,  # noqa: E741
+    BLOCK_N: tl.constexpr, FOLD: tl.constexpr, BY_POSITION: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Absorb the key blocks from start up to stop, and leave the products of the block at stop in ``scores``.
+
+    ``queries`` is (tile, source, first row); sources are those of ``load_tile``; ``rules`` as for ``modify``.
+    """
+    K = rules[1]
+    # Under a causal mask the second walk has a turn or none: a pipeline of loads would only cost registers.
+    STAGES: tl.constexpr = 1 if BY_POSITION and rules[5][2] is None else None
+    for j0 in tl.range(start, stop, BLOCK_N, num_stages=STAGES):
+        j = j0 + tl.arange(0, BLOCK_N)
+        scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, BY_POSITION)
+        p, m, l, shrink = weigh(scores, m, l, unit(rules[5], FOLD))  # noqa: E741
+        block = load_tile(keys, j0 + BLOCK_N, K, BLOCK_N, UPCAST)
+        if keys[3] is None or keys[5] <= 128:
+            scores = tl.dot(queries[0], tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
+        else:  # wide rows of queries do not fit into registers, where products without descriptors would keep them
+            again = load_tile(queries[1], queries[2], rules[0], i.shape[0], UPCAST)
+            scores = tl.dot(again, tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
+        block = load_tile(values, j0, K, BLOCK_N, UPCAST)
+        acc = tl.dot(p.to(block.dtype), block, acc * shrink[:, None], input_precision=PRECISION, out_dtype=acc.dtype)
+    return scores, m, l, acc
+
+
+@triton.jit
+def forward_kernel(
+    q, k, v, mask, slopes, sink, out, lse,
+    q_strides, k_strides, v_strides, mask_strides, slopes_strides, out_strides, lse_strides,
+    N, GROUP, M, K, options,
+    E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Output and LSE.
+
+    Args:
+        q: queries [B, N, M, E], a pointer, or a descriptor where its strides are None; so for k and v.
+        k: keys [B, N / GROUP, K, E].
+        v: values [B, N / GROUP, K, EV].
+        mask: [B, N, M, K], bytes or float; may be None.
+        slopes: [B, N] in the accumulator's dtype; may be None.
+        sink: [N] likewise.
+        out: written, [B, N, M, EV].
+        lse: written, [B, N, M] contiguous; natural logarithm.
+        q_strides: four strides a tensor, in elements; so for the others (two for slopes).
+        k_strides: see there.
+        v_strides: see there.
+        mask_strides: see there.
+        slopes_strides: see there.
+        out_strides: see there.
+        lse_strides: see there.
+        N: query heads.
+        GROUP: query heads that share a key head.
+        M: queries.
+        K: keys.
+        options: (scale, softcap, left, right, shift), see ``modify``.
+        E: head size.
+        EV: size of a value.
+        BLOCK_E: E padded to a power of two.
+        BLOCK_V: EV likewise.
+        BLOCK_M: queries a program.
+        BLOCK_N: keys a step.
+        FOLD: see ``modify``.
+        PRECISION: of fp32 products, "ieee" or "tf32".
+        UPCAST: compute products in fp32 (the interpreter's bf16 is unusable).
+    """
+    blocks = tl.cdiv(M, BLOCK_M)
+    i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M  # under a causal mask the longest first
+    head = tl.program_id(0) // blocks
+    b, n = head // N, head % N
+    if mask is not None:
+        mask = head_of(mask, b, n, mask_strides)
+    if slopes is not None:
+        slopes = tl.load(head_of(slopes, b, n, slopes_strides))
+
+    ACC: tl.constexpr = lse.dtype.element_ty
+    i = i0 + tl.arange(0, BLOCK_M)
+    if sink is None:
+        m = tl.full([BLOCK_M], float("-inf"), ACC)
+        l = tl.zeros([BLOCK_M], ACC)  # noqa: E741
+    else:  # one more score, without a value
+        m = tl.zeros([BLOCK_M], ACC) + tl.load(sink + n) * LOG2E
+        l = tl.where(m == float("-inf"), 0.0, tl.zeros([BLOCK_M], ACC) + 1.0)  # noqa: E741
+    acc = tl.zeros([BLOCK_M, BLOCK_V], ACC)
+
+    first, full, last = key_range(i0, M, K, options, BLOCK_M, BLOCK_N)
+    # Annotated, because the members of other tuples become tensors.
+    keys: tl.constexpr = (k, b, n // GROUP, k_strides, E, BLOCK_E)
+    values: tl.constexpr = (v, b, n // GROUP, v_strides, EV, BLOCK_V)
+    rows: tl.constexpr = (q, b, n, q_strides, E, BLOCK_E)
+    tile = load_tile(rows, i0, M, BLOCK_M, UPCAST)
+    queries: tl.constexpr = (tile, rows, i0)
+    block = load_tile(keys, first, K, BLOCK_N, UPCAST)
+    scores = tl.dot(tile, tl.trans(block), input_precision=PRECISION, out_dtype=ACC)
+    rules: tl.constexpr = (M, K, mask, mask_strides, slopes, options)
+    scores, m, l, acc = walk(  # noqa: E741
+        scores, m, l, acc, queries, keys, values, i, rules, first, full, BLOCK_N, FOLD, False, PRECISION, UPCAST
+    )
+    if options[2] is not None or options[3] is not None:
+        scores, m, l, acc = walk(  # noqa: E741
+            scores, m, l, acc, queries, keys, values, i, rules, full, last, BLOCK_N, FOLD, True, PRECISION, UPCAST
+        )
+    block = load_tile(values, last, K, BLOCK_N, UPCAST)
+    j = last + tl.arange(0, BLOCK_N)
+    scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, True)
+    p, m, l, shrink = weigh(scores, m, l, unit(options, FOLD))  # noqa: E741
+    acc = tl.dot(p.to(block.dtype), block, acc * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
+
+    empty = l == 0.0
+    total = tl.where(empty, 1.0, l)
+    store_tile(head_of(out, b, n, out_strides), acc / total[:, None], i0, M, out_strides, EV, BLOCK_M, BLOCK_V)
+    natural = tl.where(empty, float("-inf"), (m + tl.log2(total)) / LOG2E)
+    tl.store(lse + tl.cast(head, tl.int64) * M + i, natural, mask=i < M)

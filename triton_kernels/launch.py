@@ -1,0 +1,222 @@
+"""Attention's kernels on tensors: sizes, strides, grids and the choice of a configuration."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from . import backward as backward_kernels
+from . import forward as forward_kernels
+from .configurations import (
+    INTERPRETER,
+    ROW_TERM,
+    WITH_DESCRIPTORS,
+    Configuration,
+    architecture,
+    configuration,
+    padded,
+)
+
+# Whether Triton's own functions and ours run in the interpreter: fixed when each module is imported.
+INTERPRETED = not isinstance(triton.language.max, triton.JITFunction)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the accumulators."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Call:
+    """What the launches of one call share."""
+
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, mask, slopes, sink, options: tuple):
+        """Expand the optional tensors to the sizes of the call, and put the options into the kernels' terms."""
+        scale, softcap, left, right, bottom_right = options
+        self.B, self.N, self.M, self.E = query.shape
+        self.heads, self.K, self.EV = key.shape[1], key.shape[2], value.shape[3]
+        self.query, self.key, self.value = query, key, value
+        exact = wide(query.dtype)
+        self.mask = None if mask is None else mask.expand(self.B, self.N, self.M, self.K)
+        if self.mask is not None and self.mask.dtype == torch.bool:
+            self.mask = self.mask.view(torch.uint8)
+        self.slopes = None if slopes is None else slopes.to(exact).expand(self.B, self.N)
+        self.sink = None if sink is None else sink.to(exact).contiguous()
+        by_distance = left is not None or right is not None or slopes is not None
+        shift = self.K - self.M if bottom_right and by_distance else 0  # 0 where it does not matter: fewer compilations
+        self.options = (scale, softcap, left, right, shift)
+        linear = softcap is None and slopes is None and (mask is None or mask.dtype == torch.bool)
+        self.constants = {
+            "E": self.E,
+            "EV": self.EV,
+            "BLOCK_E": padded(self.E),
+            "BLOCK_V": padded(self.EV),
+            "FOLD": linear and scale > 0.0,
+            "PRECISION": precision(query),
+            "UPCAST": INTERPRETED and query.dtype == torch.bfloat16,
+        }
+
+    def run(self, kernel: Any, name: str, heads: int, length: int, tiles: tuple, others: tuple, written: tuple) -> None:
+        """Launch one program a block of ``length`` rows of each head.
+
+        Args:
+            kernel: the kernel.
+            name: its name in the table.
+            heads: heads a batch row.
+            length: rows to share out.
+            tiles: query, key, value and what else is read in tiles: the kernel's tensors with a size.
+            others: what else it reads, with mask and slopes first.
+            written: what it writes.
+        """
+        described = all(describable(x) for x in tiles) and self.M > 0 and self.K > 0
+        chosen, described = self.configuration(name, described)
+        rows = chosen.BLOCK_N if name == "key_value" else chosen.BLOCK_M
+        programs = -(-length // rows) * self.B * heads
+        if not programs:
+            return
+        strides = tuple(None if described else x.stride() for x in tiles)
+        if described:
+            blocks = (chosen.BLOCK_M, chosen.BLOCK_N, chosen.BLOCK_N, chosen.BLOCK_M)
+            tiles = tuple(descriptor(x, size) for x, size in zip(tiles, blocks, strict=False))
+        kernel[(programs,)](
+            *tiles,
+            *others,
+            *written,
+            *strides,
+            *(None if x is None else x.stride() for x in (self.mask, self.slopes, *written)),
+            *(self.N, self.N // max(1, self.heads), self.M, self.K, self.options),
+            BLOCK_M=chosen.BLOCK_M,
+            BLOCK_N=chosen.BLOCK_N,
+            num_warps=chosen.warps,
+            num_stages=chosen.stages,
+            **self.constants,
+            **({} if INTERPRETED else {"enable_fp_fusion": True}),
+        )
+
+    def configuration(self, name: str, described: bool) -> tuple[Configuration, bool]:
+        """The configuration of a kernel for this call, and whether it takes descriptors."""
+        if INTERPRETED:
+            return INTERPRETER, described
+        known = architecture(torch.cuda.get_device_capability(self.query.device))
+        described = described and known in WITH_DESCRIPTORS
+        if known in WITH_DESCRIPTORS and not described:
+            known = 80  # the widest row whose tiles come by addresses
+        hidden = self.options[2] is not None or self.options[3] is not None
+        size = max(self.constants["BLOCK_E"], self.constants["BLOCK_V"])
+        return configuration(name, known, self.query.dtype, size, hidden), described
+
+
+def describable(x: Tensor) -> bool:
+    """Whether the hardware can describe a tensor [B, N, T, E]: aligned to 16 bytes, the last dimension dense."""
+    strides = [stride for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1]
+    aligned = x.data_ptr() % 16 == 0 and all(s > 0 and s * x.itemsize % 16 == 0 for s in strides)
+    return aligned and x.stride(3) == 1 and x.shape[3] * x.itemsize % 16 == 0
+
+
+def descriptor(x: Tensor, rows: int) -> TensorDescriptor:
+    """Of blocks [1, 1, rows, padded E]; a dimension of 1 is given the stride of a dense one, since torch's is any."""
+    strides = list(x.stride())
+    for k in (2, 1, 0):
+        if x.shape[k] == 1:
+            strides[k] = strides[k + 1] * x.shape[k + 1]
+    return TensorDescriptor(x, list(x.shape), strides, [1, 1, rows, padded(x.shape[3])])
+
+
+def precision(query: Tensor) -> str:
+    """TF32 where torch's switch for matrix products allows it."""
+    allowed = query.dtype == torch.float32 and query.is_cuda and torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if allowed else "ieee"
+
+
+def on_device(x: Tensor):
+    """Triton launches on the current device: make it the tensor's."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, mask, slopes, sink, options: tuple, out: Tensor, lse: Tensor
+) -> None:  # fmt: skip
+    """Compute output and LSE.
+
+    Args:
+        query: [B, N, M, E], any strides; so for all but the LSE.
+        key: [B, N / G, K, E].
+        value: [B, N / G, K, Ev].
+        mask: bool or float, expands to [B, N, M, K]; or None.
+        slopes: expands to [B, N]; or None.
+        sink: [N] or None.
+        options: scale, softcap, left, right, bottom_right; causal is right = 0.
+        out: written, [B, N, M, Ev].
+        lse: written, [B, N, M] contiguous, fp32 (fp64 for fp64).
+    """
+    call = Call(query, key, value, mask, slopes, sink, options)
+    with on_device(query):
+        call.run(
+            forward_kernels.forward_kernel, "forward", call.N, call.M,
+            (query, key, value), (call.mask, call.slopes, call.sink), (out, lse),
+        )  # fmt: skip
+
+
+def backward(
+    grad_out: Tensor, grad_lse: Tensor | None, query: Tensor, key: Tensor, value: Tensor, mask, slopes, sink,
+    options: tuple, out: Tensor, lse: Tensor, found: list[Tensor | None],
+) -> None:  # fmt: skip
+    """Compute the gradients of query, key, value, mask, slopes and sink.
+
+    Args:
+        grad_out: gradient of the output.
+        grad_lse: of the LSE, or None.
+        query: as for ``forward``, and so the rest up to options.
+        key: see there.
+        value: see there.
+        mask: see there.
+        slopes: see there.
+        sink: see there.
+        options: see there.
+        out: what ``forward`` gave.
+        lse: what ``forward`` gave.
+        found: written: six tensors of the sizes of the inputs, None for those not wanted.
+    """
+    call = Call(query, key, value, mask, slopes, sink, options)
+    dq, dk, dv, dmask, dslopes, dsink = found
+    delta = torch.empty_like(lse)
+    with on_device(query):
+        programs = -(-call.M // ROW_TERM.BLOCK_M) * call.B * call.N
+        if programs:
+            backward_kernels.row_kernel[(programs,)](
+                out, grad_out, grad_lse, delta,
+                out.stride(), grad_out.stride(), None if grad_lse is None else grad_lse.stride(), call.N, call.M,
+                EV=call.EV, BLOCK_V=call.constants["BLOCK_V"], BLOCK_M=ROW_TERM.BLOCK_M,
+            )  # fmt: skip
+        if dk is not None or dv is not None:
+            dk, dv = (torch.empty_like(x) if d is None else d for d, x in ((dk, key), (dv, value)))
+            call.run(
+                backward_kernels.key_value_kernel, "key_value", call.heads, call.K,
+                (query, key, value, grad_out), (call.mask, call.slopes, lse, delta), (dk, dv),
+            )  # fmt: skip
+        if dq is not None or dmask is not None or dslopes is not None:
+            dq = torch.empty_like(query) if dq is None else dq
+            # Position hides whole blocks, which the kernel leaves as they are. One gradient a score, and a slope a row.
+            ds = None if dmask is None else mask_buffer(dmask, call)
+            per_row = None if dslopes is None else torch.empty_like(lse)
+            call.run(
+                backward_kernels.query_kernel, "query", call.N, call.M,
+                (query, key, value, grad_out), (call.mask, call.slopes, lse, delta), (dq, ds, per_row),
+            )  # fmt: skip
+            if dmask is not None and ds is not dmask:
+                dmask.copy_(ds.sum_to_size(dmask.shape))
+            if dslopes is not None:
+                dslopes.copy_(per_row.sum(-1).sum_to_size(dslopes.shape))
+    if dsink is not None:  # the sink's share of each row times the row term
+        share = torch.where(torch.isneginf(lse), 0.0, torch.exp(call.sink[:, None] - lse))  # [B, N, M]
+        dsink.copy_(-(share * delta).sum((0, 2)))
+
+
+def mask_buffer(dmask: Tensor, call: Call) -> Tensor:
+    """Zeros of one number a score: the gradient itself where the mask has every dimension."""
+    shape = (call.B, call.N, call.M, call.K)
+    return dmask.zero_() if dmask.shape == shape else dmask.new_zeros(shape, dtype=wide(call.query.dtype))

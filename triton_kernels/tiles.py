@@ -1,0 +1,55 @@
+"""Tiles in and out of memory: by addresses of 64 bits and any strides, or by a tensor-memory descriptor."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def head_of(pointer, b, n, strides):
+    """Where batch row b, head n begins."""
+    return pointer + tl.cast(b, tl.int64) * strides[0] + tl.cast(n, tl.int64) * strides[1]
+
+
+@triton.jit
+def load_tile(source, start, end, ROWS: tl.constexpr, UPCAST: tl.constexpr):
+    """Rows start to start + ROWS of one head, zero beyond ``end`` and beyond its size; fp32 if ``UPCAST``.
+
+    Args:
+        source: (pointer, b, n, strides, size, padded size) of a tensor [B, N, T, size]; or a descriptor of blocks
+            [1, 1, ROWS, padded size] in the pointer's place, and None for the strides.
+        start: first row.
+        end: T.
+        ROWS: rows of the tile.
+        UPCAST: see above.
+    """
+    pointer, b, n, strides = source[0], source[1], source[2], source[3]
+    SIZE: tl.constexpr = source[4]
+    COLS: tl.constexpr = source[5]
+    if strides is None:
+        tile = tl.reshape(pointer.load([b, n, tl.cast(start, tl.int32), 0]), [ROWS, COLS])
+    else:
+        row = tl.arange(0, ROWS)
+        col = tl.arange(0, COLS)
+        offsets = row.to(tl.int64)[:, None] * strides[2] + col.to(tl.int64)[None, :] * strides[3]
+        inside = (row < end - start)[:, None]
+        if SIZE != COLS:
+            inside = inside & (col < SIZE)[None, :]
+        base = pointer + tl.cast(b, tl.int64) * strides[0] + tl.cast(n, tl.int64) * strides[1]
+        base += tl.cast(start, tl.int64) * strides[2]
+        tile = tl.load(base + offsets, mask=inside, other=0.0)
+    if UPCAST:
+        tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit
+def store_tile(pointer, tile, start, end, strides, SIZE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Write what lies within [end, SIZE] of a tile whose first row is ``start``."""
+    row = tl.arange(0, ROWS)
+    col = tl.arange(0, COLS)
+    offsets = row.to(tl.int64)[:, None] * strides[2] + col.to(tl.int64)[None, :] * strides[3]
+    inside = (row < end - start)[:, None]
+    if SIZE != COLS:
+        inside = inside & (col < SIZE)[None, :]
+    base = pointer + tl.cast(start, tl.int64) * strides[2]
+    tl.store(base + offsets, tile.to(pointer.dtype.element_ty), mask=inside)
