@@ -20,7 +20,7 @@ PACKAGE = ROOT / "pyext/fusednn"
 LEVELS = [
     {"native"},
     {"reference", "triton_kernels"},
-    {"occupancy", "kernels", "plan", "operators", "attention_operators", "scan_operator", "additive_operator"},
+    {"occupancy", "kernels", "plan", "operators", "attention_operators", "scan_operators", "additive_operators"},
     {"functional"},
     {"layers"},
     {"conversion", "explanation", "environment"},

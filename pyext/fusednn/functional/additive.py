@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import additive_operator  # noqa: F401  (registers torch.ops.fusednn.additive_scores)
+from .. import additive_operators  # noqa: F401  (registers torch.ops.fusednn.additive_scores)
 from ..reference import additive as reference
 from .recurrent import _is_transformed
 

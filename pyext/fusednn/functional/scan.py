@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import scan_operator  # noqa: F401  (registers torch.ops.fusednn.scan)
+from .. import scan_operators  # noqa: F401  (registers torch.ops.fusednn.scan)
 from ..reference import scan as reference
 from ..reference.scan import SCAN_CELLS
 from .recurrent import _is_transformed
