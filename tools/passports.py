@@ -26,6 +26,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported
 import torch
 import triton
 from machine_code import find
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -132,8 +133,8 @@ def passport(kernel: str, known: int, dtype: torch.dtype, size: int, causal: boo
     source = ASTSource(fn=FUNCTIONS[kernel], signature=types, constexprs=constexprs, attrs=aligned)
     options = {"num_warps": chosen.warps, "num_stages": chosen.stages, "enable_fp_fusion": True}
     log = io.StringIO()
-    triton.knobs.nvidia.dump_ptxas_log = True
-    triton.knobs.compilation.always_compile = True
+    knobs.nvidia.dump_ptxas_log = True
+    knobs.compilation.always_compile = True
     with contextlib.redirect_stdout(log):
         compiled = triton.compile(source, target=GPUTarget("cuda", known, 32), options=options)
     disassembler = find("nvdisasm")

@@ -29,16 +29,16 @@ ROW_TERM = Configuration(64, 1, 4, 1)
 # (kernel, bytes an element): architecture: one configuration a head size.
 TABLE: dict[tuple[str, int], dict[int, tuple[Configuration, Configuration, Configuration]]] = {
     ("forward", 2): {
-        80: (Configuration(128, 64, 8, 3), Configuration(128, 32, 8, 3), Configuration(64, 16, 4, 2)),
+        80: (Configuration(128, 64, 8, 3), Configuration(128, 32, 8, 3), Configuration(64, 16, 8, 2)),
         90: (Configuration(128, 128, 8, 2), Configuration(128, 128, 8, 2), Configuration(128, 32, 8, 2)),
         100: (Configuration(128, 128, 8, 2), Configuration(128, 128, 8, 2), Configuration(128, 64, 8, 2)),
-        120: (Configuration(128, 64, 8, 3), Configuration(128, 32, 8, 3), Configuration(64, 16, 4, 2)),
+        120: (Configuration(128, 64, 8, 3), Configuration(128, 32, 8, 3), Configuration(64, 16, 8, 2)),
     },
     ("key_value", 2): {
         80: (Configuration(32, 128, 8, 2), Configuration(64, 64, 8, 2), Configuration(32, 32, 8, 2)),
         90: (Configuration(64, 128, 8, 2), Configuration(32, 128, 8, 2), Configuration(64, 32, 8, 2)),
         100: (Configuration(64, 128, 8, 2), Configuration(64, 64, 8, 2), Configuration(64, 32, 8, 2)),
-        120: (Configuration(32, 128, 8, 2), Configuration(64, 64, 8, 2), Configuration(32, 32, 8, 2)),
+        120: (Configuration(32, 128, 8, 2), Configuration(32, 64, 8, 2), Configuration(32, 32, 8, 2)),
     },
     ("query", 2): {
         80: (Configuration(128, 64, 8, 2), Configuration(128, 32, 8, 2), Configuration(64, 16, 8, 2)),

@@ -120,7 +120,7 @@ def _differentiable_backward(ctx, inputs, grads):
     """Gradients that can be differentiated again: autograd through the reference, recomputed from the inputs."""
     # Views, so that each gradient is the partial one even where one input was computed from another.
     views: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
-    found = compose(*views, *ctx.options)
+    found: tuple[Any, Any] = compose(*views, *ctx.options)
     wanted = [v for v, needed in zip(views, ctx.needs_input_grad, strict=False) if needed]
     pairs = [(o, g) for o, g in zip(found, grads, strict=True) if g is not None]
     partial = iter(

@@ -36,7 +36,8 @@ class _Scan(torch.autograd.Function):
     """``scan`` where a kernel does forward and backward."""
 
     @staticmethod
-    def forward(ctx, gates: Tensor, h0: Tensor, cell: str) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx, *args):
+        gates, h0, cell = args
         with torch._C._AutoDispatchBelowAutograd():
             y = torch.ops.fusednn.scan(gates, h0, cell)
         ctx.save_for_backward(gates, h0, y)
