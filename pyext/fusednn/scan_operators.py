@@ -48,9 +48,9 @@ class _Scan(torch.autograd.Function):
     def backward(ctx, grad_y: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         gates, h0, y = ctx.saved_tensors
         if torch.is_grad_enabled():
-            views = [gates.view_as(gates), h0.view_as(h0)]
-            out = reference.scan(*views, ctx.cell)
-            return *torch.autograd.grad(out, views, grad_y, create_graph=True, allow_unused=True), None
+            gates, h0 = gates.view_as(gates), h0.view_as(h0)
+            out = reference.scan(gates, h0, ctx.cell)
+            return *torch.autograd.grad(out, (gates, h0), grad_y, create_graph=True, allow_unused=True), None
         d_gates, d_h0 = torch.ops.fusednn.scan_backward(grad_y, gates, y, h0, ctx.cell)
         return d_gates, d_h0, None
 
