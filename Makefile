@@ -34,7 +34,7 @@ bench: build ## the benchmark: report in build/report/index.html
 test: build emulated ## the tests
 	$(PY) -m pytest tests -m "not slow"
 
-test-full: build emulated sanitize ## all tests, sanitizers, and the built module under the oldest and the newest torch
+test-full: build emulated mutants sanitize ## all tests, mutants, sanitizers, and the built module under the oldest and the newest torch
 	$(PY) -m pytest tests
 	$(PY) tools/torch_versions.py
 

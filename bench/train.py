@@ -13,7 +13,7 @@ from bench.clock import settle
 from bench.text import Text
 
 BATCH, LENGTH = 16, 128
-RATE = {"RNN": 2e-3, "LSTM": 6e-3, "GRU": 4e-3, "transformer": 8e-3}
+RATE = {"RNN": 2e-3, "LSTM": 6e-3, "GRU": 4e-3, "MinGRU": 4e-3, "transformer": 8e-3}
 EVALUATIONS = 16
 HELD_OUT_WINDOWS = 64
 

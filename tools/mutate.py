@@ -1,12 +1,14 @@
 """Remove every wait, fence and barrier of the CUDA kernels in turn: the C++ tests must notice each time.
 
-The kernels are judged by `test_recurrent` on both rungs, the primitives by `test_primitives`, all in the emulation.
-Needs `make cpp` before. Only what a mutant touches is compiled again; each runs under several seeds of the scheduler
-until one of them fails. Prints every mutant with its verdict, and exits non-zero where one survives.
+The kernels are judged by `test_recurrent` on both rungs, the primitives by `test_primitives`, all in the emulation;
+`tools/mutate.py kernels` leaves out the primitives. Needs `make cpp` before. Only what a mutant touches is compiled
+again; each runs under several seeds of the scheduler until one of them fails. Prints every mutant with its verdict, and
+exits non-zero where one survives.
 """
 
 from __future__ import annotations
 
+import argparse
 import concurrent.futures
 import os
 import re
@@ -112,16 +114,24 @@ def killer(suite: Suite, program: Path) -> str | None:
     return None
 
 
+def suite_of(mutant: Mutant) -> Suite:
+    """Who must notice."""
+    return PRIMITIVES if mutant.path.parent.name == "primitives" else KERNELS
+
+
 def judge(mutant: Mutant) -> str | None:
     """What kills it, or None."""
-    suite = PRIMITIVES if mutant.path.parent.name == "primitives" else KERNELS
+    suite = suite_of(mutant)
     with tempfile.TemporaryDirectory() as folder:
         return killer(suite, build(suite, mutant, Path(folder)))
 
 
 def main() -> None:
     """Judge every mutant."""
-    every, survivors = mutants(), 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("all", "kernels"), default="all")
+    alone = parser.parse_args().what == "kernels"
+    every, survivors = [m for m in mutants() if suite_of(m) is KERNELS or not alone], 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for mutant, found in zip(every, pool.map(judge, every), strict=True):
             survivors += found is None
