@@ -42,9 +42,11 @@ def test_seed_shape(measure: Measure, device: torch.device, impl: str, T: int) -
     measure(recurrent_case(impl, "LSTM", B=32, T=T, H=512, mode="inference", device=device))
 
 
-@tiers(T={"smoke": (8,), "standard": (200,), "full": (50, 100, 200, 500, 1000)})
+@tiers(
+    T={"smoke": (8,), "standard": (200,), "full": (50, 100, 200, 500, 1000)},
+    cell={"smoke": layers.SCANS, "standard": ("MinGRU",), "full": layers.SCANS},
+)
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("cell", layers.SCANS)
 @pytest.mark.parametrize("mode", ("inference", "training"))
 @cost(1.0)
 def test_scan(measure: Measure, device: torch.device, mode: str, cell: str, impl: str, T: int) -> None:
