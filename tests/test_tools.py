@@ -13,7 +13,7 @@ from torch import nn
 import fusednn
 from fusednn.__main__ import main
 from fusednn.native import COMPILED_DEVICES
-from fusednn.plan import NAMES, STRATEGIES, Request, plan
+from fusednn.plan import STRATEGIES, Request, plan
 
 
 class Model(nn.Module):
@@ -99,7 +99,8 @@ def test_auto_takes_the_first_that_can(cell):
 
 def test_every_strategy_computes_the_same(cell):
     layer_class, arguments = fusednn.layers.recurrent.layer_of(cell)
-    layers = [layer_class(4, 6, **arguments, strategy=name) for name in NAMES]
+    possible = [s.name for s in STRATEGIES if s.refuse(Request(cell, "cpu")) is None]  # without the emulation, fewer
+    layers = [layer_class(4, 6, **arguments, strategy=name) for name in ("auto", *possible)]
     x = torch.randn(5, 3, 4)
     for layer in layers:
         layer.load_state_dict(layers[0].state_dict())
