@@ -18,9 +18,12 @@ PACKAGE = ROOT / "pyext/fusednn"
 
 # A module may import from its own level and below.
 LEVELS = [
-    {"native"},
+    {"native", "attention_call"},
     {"reference", "triton_kernels"},
-    {"occupancy", "kernels", "plan", "operators", "attention_operators", "scan_operators", "additive_operators"},
+    {
+        "occupancy", "kernels", "plan", "operators", "blocked_attention", "attention_operators", "scan_operators",
+        "additive_operators",
+    },
     {"functional"},
     {"layers"},
     {"conversion", "explanation", "environment"},

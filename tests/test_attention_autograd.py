@@ -61,7 +61,7 @@ EMPTY_ROWS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("more", [{}, {"softcap": 4.0}, {"return_lse": True}], ids=["torch_sdpa", "composition", "lse"])
+@pytest.mark.parametrize("more", [{}, {"softcap": 4.0}, {"return_lse": True}], ids=["torch_sdpa", "blocked", "lse"])
 @pytest.mark.parametrize(
     ("options", "learned"),
     [(options, False) for options in EMPTY_ROWS.values()] + [(EMPTY_ROWS["float"], True)],
@@ -124,12 +124,12 @@ def test_empty_sizes(empty, more):
 
 
 def test_no_gradient_is_asked_for_under_no_grad():
-    """Inference in fp64 takes torch's kernel, and gives what the composition gives."""
+    """Inference in fp64 takes torch's kernel, and gives what blocks give."""
     q = torch.randn(1, 2, 5, 8, dtype=torch.float64, requires_grad=True)
     with torch.no_grad():
         assert choose_backend(q, q, q)[0] == "torch_sdpa"
         fast = attend(q, q, q)
-    assert choose_backend(q, q, q)[0] == "composition"
+    assert choose_backend(q, q, q)[0] == "blocked"
     torch.testing.assert_close(fast, attend(q, q, q))
 
 

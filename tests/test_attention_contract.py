@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import fusednn
 from attention_truth import EVERYTHING, MODIFIERS, Case, attend, tensors
 from fusednn.functional.attention import choose_backend
+from fusednn.reference.attention import kept
 
 
 def q(*shape, dtype=torch.float32):
@@ -18,16 +19,16 @@ def q(*shape, dtype=torch.float32):
 PATHS = [
     ({}, "torch_sdpa"),
     ({"is_causal": True}, "torch_sdpa"),
-    ({"window": (1, 1)}, "torch_sdpa"),
+    ({"window": (1, 1)}, "blocked"),
     ({"causal_alignment": "bottom_right", "is_causal": True}, "torch_sdpa"),
     ({"attn_mask": torch.ones(5, 5).bool(), "is_causal": True}, "torch_sdpa"),
     ({"attn_mask": torch.zeros(5, 5)}, "torch_sdpa"),
     ({"deterministic": True}, "torch_sdpa"),
-    ({"attn_mask": torch.zeros(5, 5, requires_grad=True)}, "composition"),
-    ({"softcap": 1.0}, "composition"),
-    ({"alibi_slopes": torch.ones(4)}, "composition"),
-    ({"sink": torch.ones(4)}, "composition"),
-    ({"return_lse": True}, "composition"),
+    ({"attn_mask": torch.zeros(5, 5, requires_grad=True)}, "blocked"),
+    ({"softcap": 1.0}, "blocked"),
+    ({"alibi_slopes": torch.ones(4)}, "blocked"),
+    ({"sink": torch.ones(4)}, "blocked"),
+    ({"return_lse": True}, "blocked"),
 ]
 
 
@@ -116,7 +117,7 @@ def test_a_mask_on_another_device_is_refused():
         attend(q(), q(), q(), torch.ones(5, 5, device="meta"))
 
 
-@pytest.mark.parametrize("sink", [False, True], ids=["torch_sdpa", "composition"])
+@pytest.mark.parametrize("sink", [False, True], ids=["torch_sdpa", "blocked"])
 @pytest.mark.parametrize("mask", [None, "bool", "float"])
 def test_autocast_casts_what_torch_casts(mask, sink):
     """Autocast gives what the call on cast tensors gives; mixed inputs are brought together; fp64 is left alone."""
@@ -188,18 +189,39 @@ def test_compile_under_autocast():
         torch.testing.assert_close(call(x), attend(x, x, x, softcap=2.0))
 
 
-@pytest.mark.parametrize("more", [{}, {"softcap": 1e9}], ids=["torch_sdpa", "composition"])
-def test_dropout_draws_as_torch_draws(more):
-    """Same generator state, same dropped weights as torch's math kernel; the mean is the output without dropout."""
+def test_dropout_of_torchs_operator_draws_as_torch_draws():
+    """Same generator state, same dropped weights as torch's math kernel."""
     x = q(1, 2, 16, 8)
     torch.manual_seed(3)
     theirs = F.scaled_dot_product_attention(x, x, x, dropout_p=0.3)
     torch.manual_seed(3)
-    torch.testing.assert_close(attend(x, x, x, dropout_p=0.3, **more), theirs)
+    torch.testing.assert_close(attend(x, x, x, dropout_p=0.3), theirs)
+
+
+@pytest.mark.parametrize("more", [{}, {"softcap": 1e9}], ids=["torch_sdpa", "blocked"])
+def test_dropout_keeps_the_mean(more):
+    x = q(1, 2, 16, 8)
     many = x.expand(2000, -1, -1, -1)
     mean = attend(many, many, many, dropout_p=0.3, **more).mean(0, keepdim=True)
     torch.testing.assert_close(mean, attend(x, x, x), rtol=0, atol=0.1)
     assert torch.equal(attend(x, x, x, dropout_p=1.0, **more), torch.zeros_like(x))
+
+
+def test_dropout_of_blocks_repeats_with_the_generator():
+    x = q()
+    runs = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        runs.append(attend(x, x, x, dropout_p=0.3, softcap=9.0))
+    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize(("word", "j"), [(0x6627E8D5, 0), (0xE169C58D, 1), (0xBC57AC4C, 2), (0x9B00DBD8, 3)])
+def test_dropped_weights_are_those_of_philox(word, j):
+    """The known answer of Philox4x32-10 for counter 0 and key 0, from the paper's test vectors."""
+    zero = torch.tensor(0)
+    limits = [kept(torch.tensor([0]), limit / 2**32, zero, zero, zero + j).item() for limit in (word, word + 1)]
+    assert limits == [True, False]
 
 
 def test_dropout_leaves_the_lse_alone():

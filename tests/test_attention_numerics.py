@@ -67,7 +67,7 @@ def test_odd_lengths(T, modified, dtype):
     check(Case(B=1, M=T, K=T + 1, E=63, is_causal=T > 1, **more), dtype)
 
 
-@pytest.mark.parametrize("softcap", [None, 1e30], ids=["torch_sdpa", "composition"])
+@pytest.mark.parametrize("softcap", [None, 1e30], ids=["torch_sdpa", "blocked"])
 def test_one_visible_key(softcap):
     """The weight is 1 whatever the scores, so query and key have no gradient.
 
@@ -84,7 +84,7 @@ def test_one_visible_key(softcap):
     assert max(dq.abs().max(), dk.abs().max()) <= (bound if softcap is None else 0.0)
 
 
-@pytest.mark.parametrize("case", [Case(K=5), EVERYTHING], ids=["torch_sdpa", "composition"])
+@pytest.mark.parametrize("case", [Case(K=5), EVERYTHING], ids=["torch_sdpa", "blocked"])
 def test_memory_layout_does_not_matter(case):
     """Transposed, strided, and expanded tensors give what their contiguous copies give, gradients too."""
     x = tensors(case, torch.float32)
@@ -125,7 +125,7 @@ def test_two_dimensions():
     torch.testing.assert_close(lse, (q @ k.T / 2).logsumexp(-1))
 
 
-@pytest.mark.parametrize("softcap", [None, 9.0], ids=["torch_sdpa", "composition"])
+@pytest.mark.parametrize("softcap", [None, 9.0], ids=["torch_sdpa", "blocked"])
 @pytest.mark.parametrize(
     "shapes",
     [
@@ -145,7 +145,7 @@ def test_leading_dimensions_broadcast(shapes, softcap):
 
 @pytest.mark.parametrize("shape", [(3, 5), (1, 5), (3, 1), (1, 1), (2, 1, 5), (2, 1, 1, 5), (2, 4, 3, 1)], ids=str)
 @pytest.mark.parametrize("kind", ["bool", "float"])
-@pytest.mark.parametrize("softcap", [None, 9.0], ids=["torch_sdpa", "composition"])
+@pytest.mark.parametrize("softcap", [None, 9.0], ids=["torch_sdpa", "blocked"])
 def test_masks_broadcast(shape, kind, softcap):
     q, k = torch.randn(2, 4, 3, 8), torch.randn(2, 4, 5, 8)
     if shape == (2, 1, 5):

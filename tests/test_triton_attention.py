@@ -312,12 +312,12 @@ def test_repeats_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-OPERATOR = (0.3, 1.5, 4, 0, True)  # scale, softcap, left, right, bottom_right
+OPERATOR = (0.3, 1.5, 4, 0, True, 0.0, 3, 4, False, "triton")  # Options
 
 
 def operator_inputs(requires_grad: bool):
     x = tensors(replace(EVERYTHING, B=1, M=3, K=4), torch.float32, requires_grad)
-    return tuple(x[n] for n in ("query", "key", "value", "attn_mask", "alibi_slopes", "sink"))
+    return *(x[n] for n in ("query", "key", "value", "attn_mask", "alibi_slopes", "sink")), None, None, None
 
 
 def test_opcheck_forward():
@@ -330,7 +330,7 @@ def test_opcheck_forward():
 def test_opcheck_backward(wanted):
     inputs = operator_inputs(False)
     out, lse = torch.ops.fusednn.attention_forward(*inputs, *OPERATOR)
-    call = (torch.randn_like(out), torch.randn_like(lse), *inputs, out, lse, *OPERATOR, wanted)
+    call = (torch.randn_like(out), torch.randn_like(lse), out, lse, wanted, *inputs, *OPERATOR)
     torch.library.opcheck(
         torch.ops.fusednn.attention_backward.default, call, test_utils=("test_schema", "test_faketensor")
     )
@@ -392,7 +392,9 @@ try:
 except ValueError as error:
     print(error)
 try:
-    torch.ops.fusednn.attention_forward(x, x, x, None, None, None, 1.0, None, None, None, False)
+    torch.ops.fusednn.attention_forward(
+        x, x, x, None, None, None, None, None, None, 1.0, None, None, None, False, 0.0, 2, 2, False, "triton"
+    )
 except RuntimeError as error:
     print(error)
 """

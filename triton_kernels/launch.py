@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..attention_call import Inputs, Options, wide
 from . import backward as backward_kernels
 from . import forward as forward_kernels
 from .configurations import (
@@ -26,17 +27,13 @@ from .configurations import (
 INTERPRETED = not isinstance(triton.language.max, triton.JITFunction)
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the accumulators."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 class Call:
     """What the launches of one call share."""
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, mask, slopes, sink, options: tuple):
+    def __init__(self, inputs: Inputs, options: Options):
         """Expand the optional tensors to the sizes of the call, and put the options into the kernels' terms."""
-        scale, softcap, left, right, bottom_right = options
+        query, key, value, mask, slopes, sink, *_ = inputs
+        scale, softcap, left, right, bottom_right, *_ = options
         self.B, self.N, self.M, self.E = query.shape
         self.heads, self.K, self.EV = key.shape[1], key.shape[2], value.shape[3]
         self.query, self.key, self.value = query, key, value
@@ -137,51 +134,40 @@ def on_device(x: Tensor):
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def forward(
-    query: Tensor, key: Tensor, value: Tensor, mask, slopes, sink, options: tuple, out: Tensor, lse: Tensor
-) -> None:  # fmt: skip
+def forward(inputs: Inputs, options: Options, out: Tensor, lse: Tensor) -> None:
     """Compute output and LSE.
 
     Args:
-        query: [B, N, M, E], any strides; so for all but the LSE.
-        key: [B, N / G, K, E].
-        value: [B, N / G, K, Ev].
-        mask: bool or float, expands to [B, N, M, K]; or None.
-        slopes: expands to [B, N]; or None.
-        sink: [N] or None.
-        options: scale, softcap, left, right, bottom_right; causal is right = 0.
+        inputs: tensors.
+        options: options.
         out: written, [B, N, M, Ev].
         lse: written, [B, N, M] contiguous, fp32 (fp64 for fp64).
     """
-    call = Call(query, key, value, mask, slopes, sink, options)
-    with on_device(query):
+    call = Call(inputs, options)
+    with on_device(call.query):
         call.run(
             forward_kernels.forward_kernel, "forward", call.N, call.M,
-            (query, key, value), (call.mask, call.slopes, call.sink), (out, lse),
+            (call.query, call.key, call.value), (call.mask, call.slopes, call.sink), (out, lse),
         )  # fmt: skip
 
 
 def backward(
-    grad_out: Tensor, grad_lse: Tensor | None, query: Tensor, key: Tensor, value: Tensor, mask, slopes, sink,
-    options: tuple, out: Tensor, lse: Tensor, found: list[Tensor | None],
+    grad_out: Tensor, grad_lse: Tensor | None, inputs: Inputs, options: Options, out: Tensor, lse: Tensor,
+    found: list[Tensor | None],
 ) -> None:  # fmt: skip
     """Compute the gradients of query, key, value, mask, slopes and sink.
 
     Args:
         grad_out: gradient of the output.
         grad_lse: of the LSE, or None.
-        query: as for ``forward``, and so the rest up to options.
-        key: see there.
-        value: see there.
-        mask: see there.
-        slopes: see there.
-        sink: see there.
-        options: see there.
+        inputs: as for ``forward``.
+        options: likewise.
         out: what ``forward`` gave.
         lse: what ``forward`` gave.
         found: written: six tensors of the sizes of the inputs, None for those not wanted.
     """
-    call = Call(query, key, value, mask, slopes, sink, options)
+    call = Call(inputs, options)
+    query, key, value = call.query, call.key, call.value
     dq, dk, dv, dmask, dslopes, dsink = found
     delta = torch.empty_like(lse)
     with on_device(query):

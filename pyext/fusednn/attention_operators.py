@@ -1,9 +1,8 @@
 """The attention operators of ``torch.ops.fusednn``: schemas, shapes for tracing, gradients.
 
-``attention_forward`` and ``attention_backward`` run the Triton kernels, on CUDA tensors, and on CPU tensors in Triton's
-interpreter; without it they raise RuntimeError there. Gradients of gradients differentiate the reference.
-
-Letters: B batch, N heads, G query heads that share a key head, M queries, K keys, E head size, Ev size of a value.
+``attention_forward`` and ``attention_backward`` run what their last argument names: ``triton``, the fused kernels, on
+CUDA tensors, and on CPU tensors in Triton's interpreter (RuntimeError without it), or ``blocked``, PyTorch's operations
+block by block, anywhere. Gradients of gradients differentiate the reference. Arguments: ``attention_call``.
 """
 
 from __future__ import annotations
@@ -13,18 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import triton_kernels
+from . import blocked_attention, triton_kernels
+from .attention_call import LEARNED, Inputs, Options, split, wide
 from .operators import LIBRARY
 from .reference import attention as reference
 
-_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? slopes, Tensor? sink"
-_OPTIONS = "float scale, float? softcap, SymInt? left, SymInt? right, bool bottom_right"
+_INPUTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? slopes, Tensor? sink,"
+    " Tensor? starts_q, Tensor? starts_k, Tensor? seed"
+)
+_OPTIONS = (
+    "float scale, float? softcap, SymInt? left, SymInt? right, bool bottom_right, float dropout_p,"
+    " SymInt longest_q, SymInt longest_k, bool deterministic, str path"
+)
 LIBRARY.define(
     f"attention_forward({_INPUTS}, {_OPTIONS}) -> (Tensor out, Tensor lse)", tags=torch.Tag.pt2_compliant_tag
 )
 LIBRARY.define(
-    f"attention_backward(Tensor grad_out, Tensor? grad_lse, {_INPUTS}, Tensor out, Tensor lse, {_OPTIONS},"
-    " bool[6] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, bool[6] wanted, {_INPUTS},"
+    f" {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
@@ -37,21 +43,18 @@ def _like(x: Tensor, *sizes) -> Tensor:
 
 
 @torch.library.register_fake("fusednn::attention_forward", lib=LIBRARY)
-def _outputs(query, key, value, mask, slopes, sink, scale, softcap, left, right, bottom_right):
+def _outputs(query, key, value, *others):
     """Output and LSE, uninitialised."""
-    exact = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return _like(query, *query.shape[:3], value.shape[3]), query.new_empty(query.shape[:3], dtype=exact)
+    return _like(query, *query.shape[:3], value.shape[3]), query.new_empty(query.shape[:3], dtype=wide(query.dtype))
 
 
 @torch.library.register_fake("fusednn::attention_backward", lib=LIBRARY)
-def _gradients(grad_out, grad_lse, query, key, value, mask, slopes, sink, out, lse, *options):
+def _gradients(grad_out, grad_lse, out, lse, wanted, query, *others):
     """Gradients of query, key, value, mask, slopes and sink, uninitialised; without elements where not wanted."""
-    *_, wanted = options
-    heads = [
-        _like(x, *x.shape) if want else x.new_empty(0) for x, want in zip((query, key, value), wanted[:3], strict=True)
-    ]
-    others = zip((mask, slopes, sink), wanted[3:], strict=True)
-    return *heads, *(x.new_empty(x.shape) if want else query.new_empty(0) for x, want in others)
+    inputs = (query, *others[: LEARNED - 1])
+    heads = [_like(x, *x.shape) if want else x.new_empty(0) for x, want in zip(inputs[:3], wanted[:3], strict=True)]
+    modifiers = zip(inputs[3:], wanted[3:], strict=True)
+    return *heads, *(x.new_empty(x.shape) if want else query.new_empty(0) for x, want in modifiers)
 
 
 def _kernels(x: Tensor):
@@ -64,21 +67,26 @@ def _kernels(x: Tensor):
     return launch
 
 
-def _forward(query, key, value, mask, slopes, sink, *options):
-    launch = _kernels(query)
-    out, lse = _outputs(query, key, value, mask, slopes, sink, *options)
-    launch.forward(query, key, value, mask, slopes, sink, options, out, lse)
+def _forward(*arguments):
+    inputs, options = split(arguments)
+    out, lse = _outputs(*inputs)
+    if options.path == "triton":
+        _kernels(inputs.query).forward(inputs, options, out, lse)
+    else:
+        with reference.without_autocast(out):
+            blocked_attention.forward(inputs, options, out, lse)
     return out, lse
 
 
-def _backward(grad_out, grad_lse, query, key, value, mask, slopes, sink, out, lse, *options):
-    launch = _kernels(query)
-    *options, wanted = options
-    found = _gradients(grad_out, grad_lse, query, key, value, mask, slopes, sink, out, lse, wanted)
-    launch.backward(
-        grad_out, grad_lse, query, key, value, mask, slopes, sink, tuple(options), out, lse,
-        [x if want else None for x, want in zip(found, wanted, strict=True)],
-    )  # fmt: skip
+def _backward(grad_out, grad_lse, out, lse, wanted, *arguments):
+    inputs, options = split(arguments)
+    found = _gradients(grad_out, grad_lse, out, lse, wanted, *inputs)
+    asked = [x if want else None for x, want in zip(found, wanted, strict=True)]
+    if options.path == "triton":
+        _kernels(inputs.query).backward(grad_out, grad_lse, inputs, options, out, lse, asked)
+    else:
+        with reference.without_autocast(out):
+            blocked_attention.backward(grad_out, grad_lse, inputs, options, lse, asked)
     return found
 
 
@@ -89,44 +97,56 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, *arguments):
         with torch._C._AutoDispatchBelowAutograd():
             out, lse = torch.ops.fusednn.attention_forward(*arguments)
-        ctx.save_for_backward(*arguments[:6], out, lse)
-        ctx.options = arguments[6:]
+        inputs, ctx.options = split(arguments)
+        ctx.save_for_backward(*inputs, out, lse)
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
     def backward(ctx, *grads):  # pyright: ignore[reportIncompatibleMethodOverride]
         *inputs, out, lse = ctx.saved_tensors
-        none = (None,) * len(ctx.options)
+        wanted = ctx.needs_input_grad[:LEARNED]
+        none = (None,) * (len(ctx.needs_input_grad) - LEARNED)
         if torch.is_grad_enabled():
-            return *_differentiable_backward(ctx, inputs, grads), *none
+            return *_differentiable_backward(inputs, ctx.options, wanted, grads), *none
         grad_out, grad_lse = grads
         if grad_out is None:
             grad_out = out.new_zeros(()).expand_as(out)
-        wanted = ctx.needs_input_grad[:6]
-        found = torch.ops.fusednn.attention_backward(grad_out, grad_lse, *inputs, out, lse, *ctx.options, wanted)
+        found = torch.ops.fusednn.attention_backward(grad_out, grad_lse, out, lse, wanted, *inputs, *ctx.options)
         return *(g if want else None for g, want in zip(found, wanted, strict=True)), *none
 
 
-def compose(query, key, value, mask, slopes, sink, scale, softcap, left, right, bottom_right):
+def compose(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     """The reference with the operator's arguments."""
-    return reference.attention(
-        query, key, value, mask, scale=scale, window=(left, right), softcap=softcap, alibi_slopes=slopes, sink=sink,
-        causal_alignment="bottom_right" if bottom_right else "top_left", return_lse=True,
-    )  # fmt: skip
+    parts = []
+    for number, queries, keys in blocked_attention.sequences(inputs):
+        slopes = inputs.slopes
+        if inputs.starts_q is not None and slopes is not None and slopes.shape[0] > 1:
+            slopes = slopes[number : number + 1]
+        parts.append(
+            reference.attention(
+                inputs.query[:, :, queries], inputs.key[:, :, keys], inputs.value[:, :, keys], inputs.mask,
+                options.dropout_p, scale=options.scale, window=(options.left, options.right), softcap=options.softcap,
+                alibi_slopes=slopes, sink=inputs.sink, return_lse=True, seed=inputs.seed,
+                causal_alignment="bottom_right" if options.bottom_right else "top_left",
+                first_head=number * inputs.query.shape[1],
+            )
+        )  # fmt: skip
+    out, lse = (list(results) for results in zip(*parts, strict=True))
+    return torch.cat(out, dim=2), torch.cat(lse, dim=2)
 
 
-def _differentiable_backward(ctx, inputs, grads):
+def _differentiable_backward(inputs, options, wanted, grads):
     """Gradients that can be differentiated again: autograd through the reference, recomputed from the inputs."""
     # Views, so that each gradient is the partial one even where one input was computed from another.
     views: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
-    found: tuple[Any, Any] = compose(*views, *ctx.options)
-    wanted = [v for v, needed in zip(views, ctx.needs_input_grad, strict=False) if needed]
+    found = compose(Inputs(*views), options)
+    leaves = [v for v, needed in zip(views, wanted, strict=False) if needed]
     pairs = [(o, g) for o, g in zip(found, grads, strict=True) if g is not None]
     partial = iter(
-        torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True)
+        torch.autograd.grad([o for o, _ in pairs], leaves, [g for _, g in pairs], create_graph=True, allow_unused=True)
     )
-    return [next(partial) if needed else None for needed in ctx.needs_input_grad[:6]]
+    return [next(partial) if needed else None for needed in wanted]
 
 
 def _autograd(keyset, *arguments):
@@ -138,7 +158,6 @@ def _autograd(keyset, *arguments):
         )
 
 
-for _device in ("CPU", "CUDA"):
-    LIBRARY.impl("attention_forward", _forward, _device)
-    LIBRARY.impl("attention_backward", _backward, _device)
-    LIBRARY.impl("attention_forward", _autograd, f"Autograd{_device}", with_keyset=True)
+LIBRARY.impl("attention_forward", _forward, "CompositeExplicitAutograd")
+LIBRARY.impl("attention_backward", _backward, "CompositeExplicitAutograd")
+LIBRARY.impl("attention_forward", _autograd, "Autograd", with_keyset=True)

@@ -1,22 +1,14 @@
-"""Scaled dot-product attention with the modifiers of the attention contract."""
+"""Scaled dot-product attention with the modifiers of the attention contract, dense and of different lengths."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .. import attention_operators, triton_kernels  # noqa: F401  (registers the operators)
-from ..reference import attention as reference
-
-BACKENDS = ("auto", "triton", "torch")
-ALIGNMENTS = ("top_left", "bottom_right")
-MAX_HEAD_SIZE = 256  # of the Triton kernel
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from . import attention_paths
+from .attention_request import Request
 
 
 def scaled_dot_product_attention(
@@ -90,17 +82,21 @@ def scaled_dot_product_attention(
         ValueError: shapes that do not fit, a value out of range, an unknown backend or alignment, or
             ``backend="triton"`` for a request that it cannot serve; the message says why.
 
+    Nested tensors of the jagged layout (``[B, N, j, E]``, as torch's operator takes them) go to ``varlen_attention``, and
+    so do the results; they take no ``attn_mask``.
+
     Note:
-        Three paths exist, and ``choose_backend`` names the one a call takes. The Triton kernel has every modifier and
-        dtypes up to fp32 (``auto`` leaves fp32 to torch, for speed). It accumulates in fp32,
-        repeats bit for bit, forward and backward, and never holds the scores in memory, but for the gradient of a float
-        mask. It has no dropout and no head sizes above 256; its second derivative is the composition's. Among
-        PyTorch's own, where torch's operator can express the request it runs (a window and combined masks become one
-        bool or float mask), with its accumulation and its repeatability: its CPU kernels repeat bit for bit.
-        Everything else is composed of PyTorch operations in fp32 (fp64 for fp64 inputs), with the score matrix in
-        memory; this path is deterministic and differentiable to any order. Inputs of fp64 that require gradients always
-        take it; for others the second derivative is torch's to give
-        (``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` can). Under autocast query, key, value and a float mask are
+        ``choose_backend`` names the path that a call takes. ``triton``, the fused kernel, has every modifier and dtypes up
+        to fp32 (``auto`` leaves fp32 to torch, for speed). It accumulates in fp32, repeats bit for bit with
+        ``deterministic``, and never holds the scores in memory, but for the gradient of a float mask. It has no head
+        sizes above 256. ``torch_sdpa``, torch's operator, runs where it can express the request, with its accumulation
+        and its repeatability: its CPU kernels repeat bit for bit. Everything else is ``blocked``: PyTorch operations on
+        blocks of queries in fp32 (fp64 for fp64 inputs), with memory that grows with T and not with T * T, and
+        deterministic on CPUs. Inside transforms of ``torch.func`` a ``composition`` of plain operations takes its place.
+        Of the first and third the second derivative is the composition's, with the score matrix in memory; of torch's
+        it is torch's to give (``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` can).
+        Dropout: torch's operator draws from torch's generator, weight by weight; ``triton`` and ``blocked`` draw one seed
+        from it, and from that the same weights on every device. Under autocast query, key, value and a float mask are
         cast to autocast's dtype (fp64 is left alone), as torch does; slopes, sink and LSE keep theirs.
 
     Example:
@@ -114,58 +110,52 @@ def scaled_dot_product_attention(
     Sources: Vaswani et al. 2017 (attention); Ainslie et al. 2023 (grouped queries); Beltagy et al. 2020, Longformer
     (window); Gemma Team 2024, Gemma 2 (softcap); Press et al. 2022 (ALiBi); Xiao et al. 2023 and gpt-oss (sink).
     """
-    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
-    path, _ = _choose(
-        query,
-        key,
-        value,
-        attn_mask,
-        dropout_p,
-        scale,
-        enable_gqa,
-        window,
-        softcap,
-        alibi_slopes,
-        sink,
-        causal_alignment,
-        return_lse,
-        deterministic,
-        backend,
-    )
-    limits = None if window is None else (window[0], window[1])
-    if path == "triton":
-        out, lse = _triton(
-            query, key, value, attn_mask, is_causal, scale, enable_gqa, limits, softcap, alibi_slopes, sink,
-            causal_alignment,
+    if isinstance(query, Tensor) and query.is_nested:
+        return _nested(
+            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window=window, softcap=softcap,
+            alibi_slopes=alibi_slopes, sink=sink, causal_alignment=causal_alignment, return_lse=return_lse,
+            deterministic=deterministic, backend=backend,
         )  # fmt: skip
-        return (out, lse) if return_lse else out
-    if path == "torch_sdpa":
-        return _torch_sdpa(
-            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, limits, causal_alignment
-        )
-    out, lse = reference.attention(
-        query,
-        key,
-        value,
-        attn_mask,
-        dropout_p,
-        is_causal,
-        scale,
-        window=limits,
-        softcap=softcap,
-        alibi_slopes=alibi_slopes,
-        sink=sink,
-        causal_alignment=causal_alignment,
-        return_lse=return_lse,
-    )
+    request = Request(
+        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window, softcap, alibi_slopes, sink,
+        causal_alignment, return_lse, deterministic, backend,
+    )  # fmt: skip
+    out, lse = attention_paths.run(request, _path(request)[0])
     return (out, lse) if return_lse else out
 
 
-def choose_backend(
+def choose_backend(*args: Any, **options: Any) -> tuple[str, str]:
+    """Say which path ``scaled_dot_product_attention`` takes for these arguments, and why; nothing is computed.
+
+    Args:
+        *args: what the call would be given.
+        **options: the same by name.
+
+    Returns:
+        ``(path, reason)`` with path ``triton``, ``torch_sdpa``, ``blocked`` or ``composition``.
+
+    Raises:
+        TypeError: as ``scaled_dot_product_attention``.
+        ValueError: as ``scaled_dot_product_attention``.
+
+    Example:
+        >>> import torch
+        >>> from fusednn.functional.attention import choose_backend
+        >>> x = torch.randn(1, 2, 3, 4)
+        >>> choose_backend(x, x, x, softcap=30.0)
+        ('blocked', "torch's scaled_dot_product_attention has no softcap")
+    """
+    return _path(Request(*args, **options))
+
+
+def varlen_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attn_mask: Tensor | None = None,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
@@ -179,15 +169,22 @@ def choose_backend(
     return_lse: bool = False,
     deterministic: bool = False,
     backend: str = "auto",
-) -> tuple[str, str]:
-    """Say which path ``scaled_dot_product_attention`` takes for these arguments, and why; nothing is computed.
+) -> Any:  # a tensor, or two with return_lse
+    """Attend within sequences of different lengths that lie one after another, without padding.
+
+    Each sequence gets what ``scaled_dot_product_attention`` would give it alone.
 
     Args:
-        query: as every other argument, what the call would be given.
-        key: see there.
-        value: see there.
-        attn_mask: see there.
-        dropout_p: see there.
+        query: queries of all sequences.
+        key: keys, of the dtype and device of ``query``.
+        value: values, likewise.
+        cu_seqlens_q: where each sequence begins among the rows of ``query``, and where the last one ends; int32 (int64
+            is converted), on the device of ``query``. It starts with 0 and does not decrease; on CPU tensors that is
+            checked, elsewhere it would mean waiting for the device.
+        cu_seqlens_k: likewise for ``key`` and ``value``.
+        max_seqlen_q: length of the longest sequence of queries, or more.
+        max_seqlen_k: of keys.
+        dropout_p: as for ``scaled_dot_product_attention``, and so all others.
         is_causal: see there.
         scale: see there.
         enable_gqa: see there.
@@ -200,307 +197,113 @@ def choose_backend(
         deterministic: see there.
         backend: see there.
 
+    Shape:
+        - query: ``[rows, N, E]``; key: ``[rows of keys, N, E]``; value: ``[rows of keys, N, Ev]``, with ``enable_gqa``
+          numbers of heads that divide N.
+        - cu_seqlens_q and cu_seqlens_k: ``[S + 1]`` for S sequences.
+        - alibi_slopes: ``[N]`` or ``[S, N]``; sink: ``[N]``.
+        - output: ``[rows, N, Ev]``; LSE: ``[N, rows]``.
+
     Returns:
-        ``(path, reason)`` with path ``triton``, ``torch_sdpa`` or ``composition``.
+        The output, in the dtype of ``query``, or with ``return_lse`` ``(output, lse)``. Rows of queries outside of all
+        sequences cannot exist: the last entry of ``cu_seqlens_q`` is their number.
 
     Raises:
-        TypeError: as ``scaled_dot_product_attention``.
-        ValueError: as ``scaled_dot_product_attention``.
+        TypeError: as ``scaled_dot_product_attention``, and for sequence starts that are not integers.
+        ValueError: likewise, and for sequence starts that do not fit.
+
+    Note:
+        ``triton`` or ``blocked`` runs it, see ``scaled_dot_product_attention``, with their determinism and accumulation.
 
     Example:
-        >>> import torch
-        >>> from fusednn.functional.attention import choose_backend
-        >>> x = torch.randn(1, 2, 3, 4)
-        >>> choose_backend(x, x, x, softcap=30.0)
-        ('composition', "torch's scaled_dot_product_attention has no softcap")
+        >>> import torch, fusednn
+        >>> x = torch.randn(7, 2, 8)  # sequences of 3 and 4 rows
+        >>> starts = torch.tensor([0, 3, 7], dtype=torch.int32)
+        >>> fusednn.functional.varlen_attention(x, x, x, starts, starts, 4, 4, is_causal=True).shape
+        torch.Size([7, 2, 8])
+
+    Sources: as ``scaled_dot_product_attention``; the layout is that of Dao 2023, FlashAttention-2.
     """
-    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
-    return _choose(
-        query,
-        key,
-        value,
-        attn_mask,
-        dropout_p,
-        scale,
-        enable_gqa,
-        window,
-        softcap,
-        alibi_slopes,
-        sink,
-        causal_alignment,
-        return_lse,
-        deterministic,
-        backend,
-    )
-
-
-def _choose(
-    query,
-    key,
-    value,
-    attn_mask,
-    dropout_p,
-    scale,
-    enable_gqa,
-    window,
-    softcap,
-    alibi_slopes,
-    sink,
-    causal_alignment,
-    return_lse,
-    deterministic,
-    backend,
-) -> tuple[str, str]:
-    """``choose_backend`` after autocast."""
-    _check_tensors(query, key, value, attn_mask, enable_gqa, alibi_slopes, sink)
-    _check_values(dropout_p, scale, window, softcap, causal_alignment, backend)
-    if backend == "triton" or (backend == "auto" and query.device.type == "cuda"):
-        refusal = _triton_refusal(query, key, value, dropout_p)
-        if refusal is None and backend == "auto" and query.dtype == torch.float32:
-            refusal = "the kernels are tuned for 16 bits; backend='triton' runs them in fp32"
-        if refusal is None:
-            return "triton", "the fused kernel can serve the request"
-        if backend == "triton":
-            raise ValueError(f"backend='triton' cannot serve this request: {refusal}")
-        path, reason = _choose_torch(
-            query, key, value, attn_mask, softcap, alibi_slopes, sink, return_lse, deterministic
-        )  # fmt: skip
-        return path, f"{reason}; not triton: {refusal}"
-    return _choose_torch(query, key, value, attn_mask, softcap, alibi_slopes, sink, return_lse, deterministic)
-
-
-def _triton_refusal(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> str | None:
-    """Why the Triton kernel cannot serve a request that is right in itself, or None."""
-    unavailable = triton_kernels.unavailable(query.device.type)
-    if unavailable is not None:
-        return unavailable
-    if query.is_cuda and torch.cuda.get_device_capability(query.device) < (8, 0):
-        return "the kernels need compute capability 8.0 or newer"
-    if query.is_cuda and query.dtype == torch.float64:
-        return "fp64 runs in the interpreter only, for checks of gradients"
-    if dropout_p > 0.0:
-        return "the kernels have no dropout"
-    size = max(query.shape[-1], value.shape[-1])
-    if size > MAX_HEAD_SIZE:
-        return f"the kernels serve head sizes up to {MAX_HEAD_SIZE}, got {size}"
-    if _heads(key) != _heads(value) and 1 not in (_heads(key), _heads(value)):
-        return f"key and value must share heads alike, got {_heads(key)} and {_heads(value)} heads"
-    if torch._C._are_functorch_transforms_active():
-        return "the kernels do not run inside transforms of torch.func"
-    return None
-
-
-def _heads(x: Tensor) -> int:
-    return x.shape[-3] if x.dim() > 2 else 1
-
-
-def _choose_torch(query, key, value, attn_mask, softcap, alibi_slopes, sink, return_lse, deterministic):
-    """The path among PyTorch's operations, and why."""
-    if softcap is not None or alibi_slopes is not None or sink is not None or return_lse:
-        asked = {"softcap": softcap, "alibi_slopes": alibi_slopes, "sink": sink, "returned LSE": return_lse or None}
-        missing = [name for name, given in asked.items() if given is not None]
-        return "composition", f"torch's scaled_dot_product_attention has no {', '.join(missing)}"
-    if query.numel() == 0 or key.numel() == 0 or value.numel() == 0:
-        return "composition", "a dimension is empty: the result is defined as zero on every device"
-    if deterministic and query.device.type != "cpu":
-        return "composition", f"torch's kernels on {query.device.type} promise no deterministic gradients"
-    if attn_mask is not None and attn_mask.dtype not in (torch.bool, query.dtype):
-        return "composition", f"not every kernel of torch adds a {attn_mask.dtype} mask to {query.dtype} inputs"
-    if torch.is_grad_enabled():
-        if attn_mask is not None and attn_mask.requires_grad:
-            return "composition", "the mask requires a gradient, which torch's fused kernels do not all give"
-        if query.dtype == torch.float64 and (query.requires_grad or key.requires_grad or value.requires_grad):
-            return "composition", "fp64 with gradients: torch's fused kernels have no second derivative"
-    return "torch_sdpa", "torch's scaled_dot_product_attention expresses the request"
-
-
-def _triton(
-    query, key, value, mask, is_causal, scale, enable_gqa, window, softcap, slopes, sink, alignment
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The fused kernel, on views [B, N, T, E]: batch dimensions become one, shared heads stay shared."""
-    lead = _lead(query, key, value, enable_gqa)
-    *batch, heads = lead or (1,)
-    shared = [_heads(key), _heads(value)]
-    if shared[0] != shared[1]:
-        shared = [heads, heads]
-
-    def four(x: Tensor, count: int) -> Tensor:
-        x = _at_least(x, len(batch) + 3)
-        x = x.expand(*batch, count, *x.shape[-2:])
-        return x.flatten(0, -4) if batch else x.unsqueeze(0)
-
-    if mask is not None:
-        mask = _at_least(mask, len(batch) + 3)
-        if len(batch) > 1:
-            mask = mask.expand(*batch, *mask.shape[-3:]).flatten(0, -4)
-        mask = mask if batch else mask.unsqueeze(0)
-    if slopes is not None:
-        slopes = slopes.reshape(-1, heads)
-    left, right = window if window is not None else (None, None)
-    out, lse = torch.ops.fusednn.attention_forward(
-        four(query, heads), four(key, shared[0]), four(value, shared[1]), mask, slopes, sink,
-        reference.default_scale(query.shape[-1]) if scale is None else float(scale),
-        softcap, left, 0 if is_causal else right, alignment == "bottom_right",
-    )  # fmt: skip
-    return out.reshape(*lead, *out.shape[2:]), lse.reshape(*lead, lse.shape[2])
-
-
-def _torch_sdpa(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa, window, alignment) -> Tensor:
-    """Torch's operator, kept from rows that see nothing: its backends have not always agreed on those.
-
-    Such rows are shown every key, and their output is then replaced by zero, which stops their gradients too.
-    """
-    dims = max(query.dim(), key.dim(), value.dim())
-    # Torch's fused kernels take four dimensions; fewer go to its slow path.
-    query, key, value = (_at_least(x) for x in (query, key, value))
-    by_position = window is not None or (
-        is_causal and (mask is not None or (alignment == "bottom_right" and query.shape[-2] != key.shape[-2]))
-    )
-    if by_position:
-        distance = reference.distances(query.shape[-2], key.shape[-2], alignment, query.device)
-        mask = reference.merge_masks(mask, reference.visibility(distance, is_causal, window))
-        is_causal = False
-    seen = None
-    if mask is not None:
-        mask = _at_least(mask) if mask.dim() != 2 else mask
-        if mask.dtype == torch.bool:
-            seen = mask.any(-1, keepdim=True)
-            mask = mask | ~seen
-        else:
-            seen = (mask != -math.inf).any(-1, keepdim=True)
-            mask = mask.masked_fill(~seen, 0.0)
-    out = F.scaled_dot_product_attention(
-        query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-    )
-    if seen is not None:
-        out = out.masked_fill(~seen, 0.0)
-    for _ in range(out.dim() - dims):
-        out = out.squeeze(0)
-    return out
-
-
-def _at_least(x: Tensor, dims: int = 4) -> Tensor:
-    """Leading dimensions of 1 until there are ``dims``."""
-    for _ in range(dims - x.dim()):
-        x = x.unsqueeze(0)
-    return x
-
-
-def _autocast(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None):
-    """Cast what torch's operator casts under autocast: floating-point tensors but for fp64."""
-    if not isinstance(query, Tensor) or not reference.is_autocast_on(query.device.type):
-        return query, key, value, mask
-    low = torch.get_autocast_dtype(query.device.type)
-
-    def cast(x):
-        wanted = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
-        return x.to(low) if wanted else x
-
-    return cast(query), cast(key), cast(value), cast(mask)
-
-
-def _check_tensors(query, key, value, mask, enable_gqa, slopes, sink) -> None:
-    """Raise unless the tensors fit together."""
     for name, x in (("query", query), ("key", key), ("value", value)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        if x.is_nested:
-            raise TypeError(f"{name} must not be a nested tensor: pad it and hide the padding with attn_mask")
-        if x.dtype not in DTYPES:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
-        if x.dtype != query.dtype or x.device != query.device:
-            raise TypeError(
-                f"{name} must have the dtype and device of query ({query.dtype}, {query.device}),"
-                f" got {x.dtype}, {x.device}"
-            )
-        if x.dim() < 2:
-            raise ValueError(f"{name} must have at least 2 dimensions [..., T, E], got shape {list(x.shape)}")
-    if query.shape[-1] != key.shape[-1]:
-        raise ValueError(f"query and key must have one head size, got {query.shape[-1]} and {key.shape[-1]}")
-    if key.shape[-2] != value.shape[-2]:
-        raise ValueError(f"key and value must have one length, got {key.shape[-2]} and {value.shape[-2]}")
-    lead = _lead(query, key, value, enable_gqa)
-    if mask is not None:
-        scores = (*lead, query.shape[-2], key.shape[-2])
-        _check_optional("attn_mask", mask, query, (torch.bool, torch.float32, query.dtype))
-        if mask.dim() < 2 or not _broadcasts(mask.shape, scores):
-            raise ValueError(
-                f"attn_mask must have at least 2 dimensions and broadcast to the scores [..., M, K] = {list(scores)},"
-                f" got {list(mask.shape)}"
-            )
-    if slopes is None and sink is None:
-        return
-    for name, x, forms in (("alibi_slopes", slopes, (lead[-1:], lead)), ("sink", sink, (lead[-1:],))):
-        if x is not None:
-            _check_optional(name, x, query, DTYPES)
-            if not lead or tuple(x.shape) not in forms:
-                wanted = (
-                    " or ".join(str(list(form)) for form in dict.fromkeys(forms))
-                    if lead
-                    else "a head dimension in query"
-                )
-                raise ValueError(f"{name} needs shape {wanted}, one number a head, got {list(x.shape)}")
-
-
-def _lead(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[int, ...]:
-    """The leading dimensions [..., N] of the scores."""
-    shapes = []
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        shape = tuple(x.shape[:-2])
-        if enable_gqa and name != "query":
-            if query.dim() < 3 or not shape:
-                raise ValueError(f"enable_gqa needs a head dimension [..., N, T, E], got {name} {list(x.shape)}")
-            heads, shared = query.shape[-3], shape[-1]
-            if heads != shared and (shared == 0 or heads % shared):
-                raise ValueError(f"enable_gqa needs heads of {name} that divide the query's {heads}, got {shared}")
-            shape = (*shape[:-1], heads)
-        shapes.append(shape)
-    if shapes[0] == shapes[1] == shapes[2]:
-        return shapes[0]
-    try:
-        return tuple(torch.broadcast_shapes(*shapes))
-    except RuntimeError:
-        hint = "" if enable_gqa else "; enable_gqa=True shares heads between groups of query heads"
+        if x.dim() != 3:
+            raise ValueError(f"{name} must have 3 dimensions [rows, N, E], got shape {list(x.shape)}")
+    starts_q = _starts("q", cu_seqlens_q, max_seqlen_q, query)
+    starts_k = _starts("k", cu_seqlens_k, max_seqlen_k, key)
+    if starts_q.shape != starts_k.shape:
         raise ValueError(
-            "the leading dimensions of query, key and value must broadcast,"
-            f" got {', '.join(str(list(x.shape[:-2])) for x in (query, key, value))}{hint}"
-        ) from None
+            "cu_seqlens_q and cu_seqlens_k must count the same sequences,"
+            f" got {starts_q.shape[0] - 1} and {starts_k.shape[0] - 1}"
+        )
+    request = Request(
+        *(x.transpose(0, 1).unsqueeze(0) for x in (query, key, value)), None, dropout_p, is_causal, scale, enable_gqa,
+        window, softcap, alibi_slopes, sink, causal_alignment, return_lse, deterministic, backend,
+        starts_q, starts_k, max_seqlen_q, max_seqlen_k,
+    )  # fmt: skip
+    out, lse = attention_paths.run(request, _path(request)[0])
+    out = out.squeeze(0).transpose(0, 1)
+    return (out, lse.squeeze(0)) if return_lse and lse is not None else out
 
 
-def _broadcasts(shape: Sequence[int], full: Sequence[int]) -> bool:
-    """Whether ``shape`` expands to ``full``."""
-    if len(shape) > len(full):
-        return False
-    return all(size in (1, wanted) for size, wanted in zip(reversed(shape), reversed(full), strict=False))
+def _path(request: Request) -> tuple[str, str]:
+    """Path and reason of a request, which is checked first."""
+    request.autocast()
+    request.check()
+    return attention_paths.choose(request)
 
 
-def _check_optional(name: str, x: Tensor, query: Tensor, dtypes: Sequence[torch.dtype]) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.dtype not in dtypes:
-        wanted = ", ".join(dict.fromkeys(str(dtype) for dtype in dtypes))
-        raise TypeError(f"{name} must be one of {wanted} for {query.dtype} inputs, got {x.dtype}")
-    if x.device != query.device:
-        raise TypeError(f"{name} must be on the device of query, {query.device}, got {x.device}")
+def _starts(side: str, starts: Tensor, longest: int, rows: Tensor) -> Tensor:
+    """Checked sequence starts, int32."""
+    name = f"cu_seqlens_{side}"
+    if not isinstance(starts, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(starts).__name__}")
+    if starts.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be int32 or int64, got {starts.dtype}")
+    if starts.device != rows.device:
+        raise TypeError(f"{name} must be on the device of query, {rows.device}, got {starts.device}")
+    if starts.dim() != 1 or starts.shape[0] < 1:
+        raise ValueError(f"{name} must have shape [S + 1] for S sequences, got {list(starts.shape)}")
+    if isinstance(longest, bool) or not isinstance(longest, (int, torch.SymInt)):
+        raise TypeError(f"max_seqlen_{side} must be a whole number, got {longest!r}")
+    if longest < 0:
+        raise ValueError(f"max_seqlen_{side} must not be negative, got {longest}")
+    if starts.device.type == "cpu" and not torch.compiler.is_compiling():
+        lengths = starts.diff()
+        if starts[0] != 0 or starts[-1] != rows.shape[0] or (lengths < 0).any():
+            raise ValueError(
+                f"{name} must go from 0 to the {rows.shape[0]} rows without decreasing, got {starts.tolist()}"
+            )
+        if (lengths > longest).any():
+            raise ValueError(f"max_seqlen_{side} must be at least {int(lengths.max())}, the longest, got {longest}")
+    return starts.int()
 
 
-def _check_values(dropout_p, scale, window, softcap, alignment, backend) -> None:
-    """Raise unless the options are in range."""
-    if not 0.0 <= dropout_p <= 1.0:
-        raise ValueError(f"dropout_p must be between 0 and 1, got {dropout_p}")
-    if scale is not None and isinstance(scale, Tensor):
-        raise TypeError("scale must be a number, got a tensor: multiply query by it instead, which gives it a gradient")
-    if softcap is not None and not softcap > 0.0:
-        raise ValueError(f"softcap must be greater than 0, or None for no softcap, got {softcap}")
-    if window is not None:
-        if not isinstance(window, (tuple, list)) or len(window) != 2:
-            raise ValueError(f"window must be (left, right), each a number of keys or None, got {window!r}")
-        for side in window:
-            if side is not None and (isinstance(side, bool) or not isinstance(side, (int, torch.SymInt))):
-                raise TypeError(f"window must hold whole numbers or None, got {window!r}")
-            if side is not None and side < 0:
-                raise ValueError(f"window must not be negative, got {window!r}; None leaves a side unlimited")
-    if alignment not in ALIGNMENTS:
-        raise ValueError(f"causal_alignment must be one of {', '.join(ALIGNMENTS)}, got {alignment!r}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+def _nested(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *args: Any, **options: Any) -> Any:
+    """The same for jagged nested tensors [B, N, j, E], by ``varlen_attention`` on their rows."""
+    if attn_mask is not None:
+        raise ValueError("nested tensors take no attn_mask: their lengths say what is there")
+    rows, starts, longest = [], [], []
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if not x.is_nested or x.layout != torch.jagged or x.dim() != 4:
+            got = "a nested tensor of the strided layout" if x.is_nested and x.layout != torch.jagged else "another"
+            raise TypeError(
+                f"{name} must be a nested tensor [B, N, j, E] of layout torch.jagged, as query, got {got};"
+                " torch.nested.as_nested_tensor(x, layout=torch.jagged) makes one"
+            )
+        inner = x.transpose(1, 2)
+        rows.append(inner.values())  # [rows, N, E]
+        starts.append(inner.offsets())
+        longest.append(int(inner.offsets().diff().max()) if inner.shape[0] else 0)
+    if starts[1] is not starts[2] and not torch.equal(starts[1], starts[2]):
+        raise ValueError("key and value must have the same lengths")
+    return_lse = options["return_lse"]
+    result = varlen_attention(*rows, *starts[:2], *longest[:2], *args, **options)
+    out, lse = result if return_lse else (result, None)
+
+    def jagged(x: Tensor) -> Tensor:
+        return torch.nested.nested_tensor_from_jagged(x, offsets=starts[0]).transpose(1, 2)
+
+    return (jagged(out), jagged(lse.transpose(0, 1))) if lse is not None else jagged(out)

@@ -8,7 +8,7 @@ The derivation, with the gradients, is in ``docs/kernels/attention.md``.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,12 @@ Window = tuple[int | None, int | None]
 def is_autocast_on(device: str) -> bool:
     """Whether autocast is enabled for a device type; the meta device, for one, knows no autocast."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Within it operations on the tensor's device keep their dtypes."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if is_autocast_on(device) else nullcontext()
 
 
 def default_scale(head_size: int) -> float:
@@ -104,6 +110,48 @@ def softmax(scores: Tensor, keys: int, with_lse: bool) -> tuple[Tensor, Tensor |
     return weights, lse
 
 
+def kept(seed: Tensor, probability: float, heads: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+    """Which weights dropout keeps, the same in every block and on every device; bool.
+
+    Weight (head, i, j) draws word j % 4 of Philox4x32-10 with counter (j // 4, i, head, 0) and the two halves of the
+    seed as key, and is dropped where that is below ``probability`` * 2^32. Source: Salmon et al. 2011, *Parallel random
+    numbers: as easy as 1, 2, 3*.
+
+    Args:
+        seed: [1] int64.
+        probability: of dropping.
+        heads: b * N + n of each row of scores; int64, and so the other two; the three broadcast.
+        queries: i.
+        keys: j.
+    """
+    low = 0xFFFFFFFF
+    words = [keys >> 2, queries, heads, torch.zeros_like(keys)]
+    key = [seed & low, (seed >> 32) & low]
+    for _ in range(10):  # products wrap around in 64 bits, which leaves their two halves right
+        first, second = words[0] * 0xD2511F53, words[2] * 0xCD9E8D57
+        words = [
+            ((second >> 32) & low) ^ words[1] ^ key[0],
+            second & low,
+            ((first >> 32) & low) ^ words[3] ^ key[1],
+            first & low,
+        ]
+        key = [(key[0] + 0x9E3779B9) & low, (key[1] + 0xBB67AE85) & low]
+    word, drawn = keys & 3, words[3]
+    for number in range(3):
+        drawn = torch.where(word == number, words[number], drawn)
+    return drawn >= dropout_limit(probability)
+
+
+def dropout_limit(probability: float) -> int:
+    """Words below this are dropped."""
+    return min(round(probability * 2**32), 2**32 - 1)
+
+
+def drop(weights: Tensor, keep: Tensor, probability: float) -> Tensor:
+    """Zero what is not kept, and scale the rest so that the mean stays. Source: Srivastava et al. 2014."""
+    return (weights * keep) / (1.0 - probability) if probability < 1.0 else weights * 0.0
+
+
 def attention(
     query: Tensor,
     key: Tensor,
@@ -119,6 +167,8 @@ def attention(
     sink: Tensor | None = None,
     causal_alignment: str = "top_left",
     return_lse: bool = False,
+    seed: Tensor | None = None,
+    first_head: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention as the contract defines it, from a score matrix that is held in memory.
 
@@ -139,13 +189,14 @@ def attention(
         sink: [N].
         causal_alignment: ``top_left`` or ``bottom_right``; that counts queries from K - M, for window and ALiBi too.
         return_lse: compute the LSE.
+        seed: [1] int64, from which ``kept`` draws; None draws from torch's generator.
+        first_head: number of the first head, for ``kept``.
 
     Returns:
         output [..., N, M, Ev] in the dtype of ``query``, LSE [..., N, M] in the dtype of the computation, or None.
     """
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    device = query.device.type
-    with torch.autocast(device, enabled=False) if is_autocast_on(device) else nullcontext():
+    with without_autocast(query):
         q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
         if q.dim() > 2:
             k, v = (x if x.dim() == 2 else share_heads(x, q.shape[-3]) for x in (k, v))
@@ -162,7 +213,12 @@ def attention(
         if sink is not None:
             scores = append_sink(scores, sink.to(dtype))
         weights, lse = softmax(scores, k.shape[-2], return_lse)
-        if dropout_p > 0.0:
+        if dropout_p > 0.0 and seed is None:
             weights = F.dropout(weights, dropout_p)
+        elif seed is not None:
+            heads = torch.arange(weights.shape[:-2].numel(), device=q.device).view(*weights.shape[:-2], 1, 1)
+            i, j = (torch.arange(size, device=q.device) for size in weights.shape[-2:])
+            keep = kept(seed, dropout_p, heads + first_head, i[:, None], j)
+            weights = drop(weights, keep, dropout_p)
         out = weights @ v
     return out.to(query.dtype), None if lse is None else lse.expand(out.shape[:-1])

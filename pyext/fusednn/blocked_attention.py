@@ -1,0 +1,235 @@
+"""Attention in blocks of queries, of PyTorch's operations: exact, with memory that grows with T and not with T * T.
+
+For devices without a fused kernel, and requests that torch's own operator cannot express. A block of queries meets all
+keys it sees at once; keys that position hides from the whole block are not touched. Backward computes the weights again
+from the LSE. Equations and their names: ``docs/kernels/attention.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .attention_call import Inputs, Options, wide
+from .reference import attention as reference
+
+SCORES = 1 << 18  # of a block: 1 MiB in fp32, what a core's second-level cache holds
+ROWS = (32, 128)  # of a block, at least and at most
+
+
+class Block(NamedTuple):
+    """Part of the scores: batch rows, key heads, query heads, queries, and the keys that any of them sees."""
+
+    batch: slice
+    shared: slice
+    heads: slice
+    queries: slice
+    keys: slice
+
+
+class Sequences:
+    """Batch rows of one length, their modifiers, and their blocks."""
+
+    def __init__(self, x: Inputs, o: Options, number: int, queries: slice, keys: slice):
+        """Views of the sequences.
+
+        Args:
+            x: the call's tensors.
+            o: its options.
+            number: of the first sequence.
+            queries: rows of theirs.
+            keys: likewise.
+        """
+        self.x, self.o, self.exact = x, o, wide(x.query.dtype)
+        self.query = x.query[:, :, queries]
+        self.key, self.value = (t[:, :, keys].to(self.exact) for t in (x.key, x.value))
+        (self.B, self.N, self.M, _), (_, self.H, self.K, _) = self.query.shape, self.key.shape
+        self.G = self.N // max(1, self.H)
+        self.first_head = number * self.N
+        self.shift = self.K - self.M if o.bottom_right else 0
+        self.mask = None if x.mask is None else x.mask.expand(self.B, self.N, self.M, self.K)
+        self.slopes = None
+        if x.slopes is not None:
+            own = x.slopes[number : number + 1] if x.starts_q is not None and x.slopes.shape[0] > 1 else x.slopes
+            self.slopes = own.to(self.exact).expand(self.B, self.N)
+        self.sink = None if x.sink is None else x.sink.to(self.exact)
+
+    def blocks(self) -> Iterator[Block]:
+        """All blocks. Wide enough for a matrix product, small enough for the cache."""
+        left, right = self.o.left, self.o.right
+        span = self.K if left is None or right is None else min(self.K, left + right + ROWS[0])
+        rows = min(self.M, max(ROWS[0], min(ROWS[1], SCORES // max(1, self.G * span))))
+        of_head = max(1, self.G * rows * span)
+        heads = min(self.H, max(1, SCORES // of_head))
+        batch = min(self.B, max(1, SCORES // (of_head * heads))) if heads == self.H else 1
+        for i in range(0, self.M, max(1, rows)):
+            queries = slice(i, min(self.M, i + rows))
+            first = 0 if left is None else min(self.K, max(0, i + self.shift - left))
+            last = self.K if right is None else min(self.K, max(first, queries.stop + self.shift + right))
+            for b in range(0, self.B, max(1, batch)):
+                for h in range(0, self.H, max(1, heads)):
+                    shared = slice(h, min(self.H, h + heads))
+                    of_query = slice(h * self.G, shared.stop * self.G)
+                    yield Block(slice(b, min(self.B, b + batch)), shared, of_query, queries, slice(first, last))
+
+    def grouped(self, x: Tensor, at: Block) -> Tensor:
+        """A block of [B, N, M, *] as rows of its key heads: [b, h, G * rows, *]."""
+        return x[at.batch, at.heads, at.queries].to(self.exact).unflatten(1, (-1, self.G)).flatten(2, 3)
+
+    def ungrouped(self, x: Tensor) -> Tensor:
+        """Back to [b, n, rows, *]."""
+        return x.unflatten(2, (self.G, -1)).flatten(1, 2)
+
+    def distance(self, at: Block) -> Tensor:
+        """How far key j lies before query i: [rows, keys]."""
+        i = torch.arange(at.queries.start, at.queries.stop, device=self.query.device) + self.shift
+        return i[:, None] - torch.arange(at.keys.start, at.keys.stop, device=self.query.device)
+
+    def scores(self, at: Block, queries: Tensor, distance: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Modified scores, and the scores after the softcap, [b, n, rows, keys]."""
+        s = self.ungrouped(queries @ self.key[at.batch, at.shared, at.keys].mT)
+        if self.o.softcap is not None:
+            s = reference.soften(s, self.o.softcap)
+        softened = s
+        if self.slopes is not None and distance is not None:
+            s = reference.add_alibi(s, self.slopes[at.batch, at.heads], distance)
+        if self.mask is not None:
+            s = reference.apply_mask(s, self.mask[at.batch, at.heads, at.queries, at.keys])
+        if distance is not None:
+            seen = reference.visibility(distance, False, (self.o.left, self.o.right))
+            s = s if seen is None else s.masked_fill(~seen, -torch.inf)
+        return s, softened
+
+    def needs_distance(self, at: Block) -> bool:
+        """Whether ALiBi or a key that is hidden from some query of the block wants the distances."""
+        left, right = self.o.left, self.o.right
+        first, last = at.queries.start + self.shift, at.queries.stop - 1 + self.shift
+        cut = (left is not None and at.keys.start < last - left) or (
+            right is not None and at.keys.stop - 1 > first + right
+        )
+        return cut or self.slopes is not None
+
+    def kept(self, at: Block) -> Tensor:
+        """Which weights dropout keeps."""
+        device = self.query.device
+        b, n, i, j = (
+            torch.arange(part.start, part.stop, device=device) for part in (at.batch, at.heads, at.queries, at.keys)
+        )
+        assert self.x.seed is not None
+        heads = self.first_head + b[:, None, None, None] * self.N + n[:, None, None]
+        return reference.kept(self.x.seed, self.o.dropout_p, heads, i[:, None], j)
+
+
+def sequences(x: Inputs) -> Iterator[tuple[int, slice, slice]]:
+    """Number, rows of queries and rows of keys of what is one batch of equal lengths."""
+    if x.starts_q is None or x.starts_k is None:
+        yield 0, slice(0, x.query.shape[2]), slice(0, x.key.shape[2])
+        return
+    for number, (q, k) in enumerate(
+        zip(pairwise(x.starts_q.tolist()), pairwise(x.starts_k.tolist()), strict=True)
+    ):
+        yield number, slice(*q), slice(*k)
+
+
+def forward(x: Inputs, o: Options, out: Tensor, lse: Tensor) -> None:
+    """Compute output and LSE.
+
+    Args:
+        x: tensors.
+        o: options.
+        out: written, [B, N, M, Ev].
+        lse: written, [B, N, M], of the ``wide`` dtype.
+    """
+    for number, queries, keys in sequences(x):
+        part = Sequences(x, o, number, queries, keys)
+        out_part, lse_part = out[:, :, queries], lse[:, :, queries]
+        for at in part.blocks():
+            rows = (at.batch, at.heads, at.queries)
+            if at.keys.start == at.keys.stop:
+                out_part[rows] = 0.0
+                lse_part[rows] = -torch.inf if part.sink is None else part.sink[at.heads, None]
+                continue
+            distance = part.distance(at) if part.needs_distance(at) else None
+            s, _ = part.scores(at, part.grouped(part.query, at) * o.scale, distance)
+            top = s.amax(-1, keepdim=True)
+            if part.sink is not None:
+                top = torch.maximum(top, part.sink[at.heads, None, None])
+            top = top.masked_fill_(top == -torch.inf, 0.0)  # a row that sees nothing: weights and sum 0
+            weights = (s - top).exp_()
+            total = weights.sum(-1, keepdim=True)
+            if part.sink is not None:
+                total += (part.sink[at.heads, None, None] - top).exp_()
+            if o.dropout_p > 0.0:
+                weights = reference.drop(weights, part.kept(at), o.dropout_p)
+            weights = weights.unflatten(1, (-1, part.G)).flatten(2, 3)
+            result = part.ungrouped(weights @ part.value[at.batch, at.shared, at.keys])
+            out_part[rows] = result / total.masked_fill(total == 0.0, 1.0)
+            lse_part[rows] = (top + total.log_()).squeeze(-1)
+
+
+def backward(
+    grad_out: Tensor, grad_lse: Tensor | None, x: Inputs, o: Options, lse: Tensor, found: list[Tensor | None]
+) -> None:  # fmt: skip
+    """Compute the gradients of query, key, value, mask, slopes and sink.
+
+    Args:
+        grad_out: gradient of the output.
+        grad_lse: of the LSE, or None.
+        x: tensors.
+        o: options.
+        lse: what ``forward`` gave.
+        found: written: a tensor of the size of each input, None for those not wanted.
+    """
+    exact = wide(x.query.dtype)
+    sums = [None if t is None else torch.zeros(t.shape, dtype=exact, device=t.device) for t in found]
+    dq, dk, dv, dmask, dslopes, dsink = sums
+    for number, queries, keys in sequences(x):
+        part = Sequences(x, o, number, queries, keys)
+        own = number if dslopes is not None and dslopes.shape[0] > 1 and x.starts_q is not None else 0
+        for at in part.blocks():
+            rows = (at.batch, at.heads, at.queries)
+            across = (at.batch, at.shared, slice(keys.start + at.keys.start, keys.start + at.keys.stop))
+            distance = part.distance(at) if part.needs_distance(at) else None
+            q = part.grouped(part.query, at) * o.scale
+            s, softened = part.scores(at, q, distance)
+            row_lse = lse[:, :, queries][rows].unsqueeze(-1)
+            p = (s - row_lse.masked_fill(row_lse == -torch.inf, torch.inf)).exp_()
+            g_out = part.grouped(grad_out[:, :, queries], at)
+            g = part.ungrouped(g_out @ part.value[at.batch, at.shared, at.keys].mT)
+            dropped = p
+            if o.dropout_p > 0.0:
+                keep = part.kept(at)
+                dropped, g = (reference.drop(t, keep, o.dropout_p) for t in (p, g))
+            if dv is not None:
+                dv[across] += dropped.unflatten(1, (-1, part.G)).flatten(2, 3).mT @ g_out
+            delta = (p * g).sum(-1, keepdim=True)
+            if grad_lse is not None:
+                delta -= grad_lse[:, :, queries][rows].unsqueeze(-1)
+            ds = (g - delta).mul_(p)
+            if dmask is not None:
+                place = tuple(
+                    slice(None) if size == 1 else k
+                    for size, k in zip(dmask.shape, (*rows, at.keys), strict=True)
+                )
+                dmask[place] += ds.sum_to_size(dmask[place].shape)
+            if dslopes is not None and distance is not None:
+                place = (at.batch if dslopes.shape[0] == part.B > 1 else slice(own, own + 1), at.heads)
+                dslopes[place] -= (ds * distance.abs()).sum((-2, -1)).sum_to_size(dslopes[place].shape)
+            if dsink is not None:
+                assert part.sink is not None
+                share = (part.sink[at.heads, None, None] - row_lse).nan_to_num_(nan=-torch.inf).exp_()
+                dsink[at.heads] -= (share * delta).sum((0, 2, 3))
+            if o.softcap is not None:
+                ds = ds * (1.0 - (softened / o.softcap).square_())
+            ds = ds.unflatten(1, (-1, part.G)).flatten(2, 3)
+            if dq is not None:
+                dq[:, :, queries][rows] = part.ungrouped(ds @ part.key[at.batch, at.shared, at.keys]) * o.scale
+            if dk is not None:
+                dk[across] += ds.mT @ q
+    for total, wanted in zip(sums, found, strict=True):
+        if wanted is not None and total is not None:
+            wanted.copy_(total)
