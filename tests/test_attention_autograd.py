@@ -7,11 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attention_truth import EVERYTHING, MODIFIERS, Case, attend, tensors
+from attention_truth import EVERYTHING, MODIFIERS, Case, attend, small_blocks, tensors
 from fusednn.functional.attention import choose_backend
 
 SMALL = {name: replace(case, B=1, M=min(case.M, 4), K=min(case.K, 4), E=2, Ev=3) for name, case in MODIFIERS.items()}
 small = pytest.mark.parametrize("case", SMALL.values(), ids=SMALL.keys())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blocks():
+    """Sizes here are small: cut them into blocks all the same."""
+    with small_blocks():
+        yield
 
 
 def as_function(case: Case):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import fusednn
 from attention_truth import EVERYTHING, MODIFIERS, Case, attend, tensors
+from fusednn.functional import attention_paths
 from fusednn.functional.attention import choose_backend
 from fusednn.reference.attention import kept
 
@@ -19,7 +20,7 @@ def q(*shape, dtype=torch.float32):
 PATHS = [
     ({}, "torch_sdpa"),
     ({"is_causal": True}, "torch_sdpa"),
-    ({"window": (1, 1)}, "blocked"),
+    ({"window": (1, 1)}, "torch_sdpa"),
     ({"causal_alignment": "bottom_right", "is_causal": True}, "torch_sdpa"),
     ({"attn_mask": torch.ones(5, 5).bool(), "is_causal": True}, "torch_sdpa"),
     ({"attn_mask": torch.zeros(5, 5)}, "torch_sdpa"),
@@ -39,6 +40,7 @@ def test_the_named_path_is_the_path_taken(options, path, monkeypatch):
     calls = []
     real = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or real(*a, **k))
+    monkeypatch.setattr(attention_paths, "FEW_SCORES", -1)
     chosen, reason = choose_backend(x, x, x, **options)
     assert chosen == path and reason
     attend(x, x, x, **options)
@@ -53,6 +55,12 @@ def test_both_paths_agree():
         if case.softcap is None:
             x = tensors(case, torch.float64)
             torch.testing.assert_close(attend(**x, **case.options), attend(**x, **(case.options | {"softcap": 1e9})))
+
+
+def test_few_scores_are_held_as_a_whole():
+    x = q()
+    path, reason = choose_backend(x, x, x, softcap=1.0)
+    assert path == "composition" and "few enough" in reason
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
@@ -199,7 +207,8 @@ def test_dropout_of_torchs_operator_draws_as_torch_draws():
 
 
 @pytest.mark.parametrize("more", [{}, {"softcap": 1e9}], ids=["torch_sdpa", "blocked"])
-def test_dropout_keeps_the_mean(more):
+def test_dropout_keeps_the_mean(more, monkeypatch):
+    monkeypatch.setattr(attention_paths, "FEW_SCORES", -1)
     x = q(1, 2, 16, 8)
     many = x.expand(2000, -1, -1, -1)
     mean = attend(many, many, many, dropout_p=0.3, **more).mean(0, keepdim=True)
@@ -207,7 +216,8 @@ def test_dropout_keeps_the_mean(more):
     assert torch.equal(attend(x, x, x, dropout_p=1.0, **more), torch.zeros_like(x))
 
 
-def test_dropout_of_blocks_repeats_with_the_generator():
+def test_dropout_of_blocks_repeats_with_the_generator(monkeypatch):
+    monkeypatch.setattr(attention_paths, "FEW_SCORES", -1)
     x = q()
     runs = []
     for seed in (3, 3, 4):

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention_truth import EVERYTHING, MODIFIERS, Case, attend, check, naive, tensors
+from attention_truth import EVERYTHING, MODIFIERS, Case, attend, check, naive, small_blocks, tensors
+from fusednn.functional import attention_paths
 from numerics import assert_numerics
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -16,10 +17,24 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removepre
 modifiers = pytest.mark.parametrize("case", MODIFIERS.values(), ids=MODIFIERS.keys())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def blocks():
+    """Sizes here are small: cut them into blocks all the same."""
+    with small_blocks():
+        yield
+
+
 @dtypes
 @modifiers
 def test_each_modifier_alone(case, dtype):
     check(case, dtype)
+
+
+@modifiers
+def test_each_modifier_in_one_piece(case, monkeypatch):
+    """What runs where the scores are few."""
+    monkeypatch.setattr(attention_paths, "FEW_SCORES", 1 << 20)
+    check(case, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

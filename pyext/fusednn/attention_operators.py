@@ -86,7 +86,7 @@ def _backward(grad_out, grad_lse, out, lse, wanted, *arguments):
         _kernels(inputs.query).backward(grad_out, grad_lse, inputs, options, out, lse, asked)
     else:
         with reference.without_autocast(out):
-            blocked_attention.backward(grad_out, grad_lse, inputs, options, lse, asked)
+            blocked_attention.backward(grad_out, grad_lse, inputs, options, asked)
     return found
 
 

@@ -1,8 +1,8 @@
 """Attention in blocks of queries, of PyTorch's operations: exact, with memory that grows with T and not with T * T.
 
 For devices without a fused kernel, and requests that torch's own operator cannot express. A block of queries meets all
-keys it sees at once; keys that position hides from the whole block are not touched. Backward computes the weights again
-from the LSE. Equations and their names: ``docs/kernels/attention.md``.
+keys it sees at once; keys that position hides from the whole block are not touched. Backward computes the weights
+again. Equations and their names: ``docs/kernels/attention.md``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,30 @@ ROWS = (32, 128)  # of a block, at least and at most
 
 
 class Block(NamedTuple):
-    """Part of the scores: batch rows, key heads, query heads, queries, and the keys that any of them sees."""
+    """Part of the scores.
+
+    Attributes:
+        batch: batch rows.
+        shared: key heads.
+        heads: their query heads.
+        queries: queries.
+        keys: the keys that any of the queries sees.
+        distance: how far key j lies before query i, [queries, keys], for ALiBi; or None.
+        hidden: pairs that position hides, [queries, keys]; None if none.
+    """
 
     batch: slice
     shared: slice
     heads: slice
     queries: slice
     keys: slice
+    distance: Tensor | None
+    hidden: Tensor | None
+
+    @property
+    def rows(self) -> tuple[slice, slice, slice]:
+        """Where it lies in a tensor [B, N, M, *]."""
+        return self.batch, self.heads, self.queries
 
 
 class Sequences:
@@ -70,11 +87,25 @@ class Sequences:
             queries = slice(i, min(self.M, i + rows))
             first = 0 if left is None else min(self.K, max(0, i + self.shift - left))
             last = self.K if right is None else min(self.K, max(first, queries.stop + self.shift + right))
+            keys = slice(first, last)
+            positions = self.positions(queries, keys)
             for b in range(0, self.B, max(1, batch)):
                 for h in range(0, self.H, max(1, heads)):
                     shared = slice(h, min(self.H, h + heads))
                     of_query = slice(h * self.G, shared.stop * self.G)
-                    yield Block(slice(b, min(self.B, b + batch)), shared, of_query, queries, slice(first, last))
+                    yield Block(slice(b, min(self.B, b + batch)), shared, of_query, queries, keys, *positions)
+
+    def positions(self, queries: slice, keys: slice) -> tuple[Tensor | None, Tensor | None]:
+        """Distances for ALiBi, and which pairs position hides; None where nothing needs them."""
+        left, right = self.o.left, self.o.right
+        first, last = queries.start + self.shift, queries.stop - 1 + self.shift
+        cut = (left is not None and keys.start < last - left) or (right is not None and keys.stop - 1 > first + right)
+        if not cut and self.slopes is None:
+            return None, None
+        i = torch.arange(queries.start, queries.stop, device=self.query.device) + self.shift
+        distance = i[:, None] - torch.arange(keys.start, keys.stop, device=self.query.device)
+        seen = reference.visibility(distance, False, (left, right)) if cut else None
+        return distance, None if seen is None else seen.logical_not_()
 
     def grouped(self, x: Tensor, at: Block) -> Tensor:
         """A block of [B, N, M, *] as rows of its key heads: [b, h, G * rows, *]."""
@@ -84,34 +115,34 @@ class Sequences:
         """Back to [b, n, rows, *]."""
         return x.unflatten(2, (self.G, -1)).flatten(1, 2)
 
-    def distance(self, at: Block) -> Tensor:
-        """How far key j lies before query i: [rows, keys]."""
-        i = torch.arange(at.queries.start, at.queries.stop, device=self.query.device) + self.shift
-        return i[:, None] - torch.arange(at.keys.start, at.keys.stop, device=self.query.device)
-
-    def scores(self, at: Block, queries: Tensor, distance: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Modified scores, and the scores after the softcap, [b, n, rows, keys]."""
-        s = self.ungrouped(queries @ self.key[at.batch, at.shared, at.keys].mT)
+    def scores(self, at: Block, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Modified scores, and the scores after the softcap, [b, n, rows, keys]; one tensor where they are the same."""
+        s = softened = self.ungrouped(queries @ self.key[at.batch, at.shared, at.keys].mT)
         if self.o.softcap is not None:
-            s = reference.soften(s, self.o.softcap)
-        softened = s
-        if self.slopes is not None and distance is not None:
-            s = reference.add_alibi(s, self.slopes[at.batch, at.heads], distance)
+            s = softened = reference.soften(s, self.o.softcap)
+        if self.slopes is not None and at.distance is not None:
+            s = reference.add_alibi(s, self.slopes[at.batch, at.heads], at.distance)
         if self.mask is not None:
-            s = reference.apply_mask(s, self.mask[at.batch, at.heads, at.queries, at.keys])
-        if distance is not None:
-            seen = reference.visibility(distance, False, (self.o.left, self.o.right))
-            s = s if seen is None else s.masked_fill(~seen, -torch.inf)
+            s = reference.apply_mask(s, self.mask[(*at.rows, at.keys)])
+        if at.hidden is not None:
+            s = s.masked_fill(at.hidden, -torch.inf)
         return s, softened
 
-    def needs_distance(self, at: Block) -> bool:
-        """Whether ALiBi or a key that is hidden from some query of the block wants the distances."""
-        left, right = self.o.left, self.o.right
-        first, last = at.queries.start + self.shift, at.queries.stop - 1 + self.shift
-        cut = (left is not None and at.keys.start < last - left) or (
-            right is not None and at.keys.stop - 1 > first + right
-        )
-        return cut or self.slopes is not None
+    def weigh(self, at: Block, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Exponentials of scores less the maximum of their row; that maximum; and their sum, with the sink.
+
+        A row that sees nothing has the maximum 0, and the sum 0.
+        """
+        top = s.amax(-1, keepdim=True) if s.shape[-1] else s.new_full((*s.shape[:-1], 1), -torch.inf)
+        sink = None if self.sink is None else self.sink[at.heads, None, None]
+        if sink is not None:
+            top = torch.maximum(top, sink)
+        top = top.masked_fill_(top == -torch.inf, 0.0)
+        e = (s - top).exp_()
+        total = e.sum(-1, keepdim=True)
+        if sink is not None:
+            total += (sink - top).exp_()
+        return e, top, total
 
     def kept(self, at: Block) -> Tensor:
         """Which weights dropout keeps."""
@@ -148,31 +179,18 @@ def forward(x: Inputs, o: Options, out: Tensor, lse: Tensor) -> None:
         part = Sequences(x, o, number, queries, keys)
         out_part, lse_part = out[:, :, queries], lse[:, :, queries]
         for at in part.blocks():
-            rows = (at.batch, at.heads, at.queries)
-            if at.keys.start == at.keys.stop:
-                out_part[rows] = 0.0
-                lse_part[rows] = -torch.inf if part.sink is None else part.sink[at.heads, None]
-                continue
-            distance = part.distance(at) if part.needs_distance(at) else None
-            s, _ = part.scores(at, part.grouped(part.query, at) * o.scale, distance)
-            top = s.amax(-1, keepdim=True)
-            if part.sink is not None:
-                top = torch.maximum(top, part.sink[at.heads, None, None])
-            top = top.masked_fill_(top == -torch.inf, 0.0)  # a row that sees nothing: weights and sum 0
-            weights = (s - top).exp_()
-            total = weights.sum(-1, keepdim=True)
-            if part.sink is not None:
-                total += (part.sink[at.heads, None, None] - top).exp_()
+            s, _ = part.scores(at, part.grouped(part.query, at) * o.scale)
+            weights, top, total = part.weigh(at, s)
             if o.dropout_p > 0.0:
                 weights = reference.drop(weights, part.kept(at), o.dropout_p)
             weights = weights.unflatten(1, (-1, part.G)).flatten(2, 3)
             result = part.ungrouped(weights @ part.value[at.batch, at.shared, at.keys])
-            out_part[rows] = result / total.masked_fill(total == 0.0, 1.0)
-            lse_part[rows] = (top + total.log_()).squeeze(-1)
+            out_part[at.rows] = result / total.masked_fill(total == 0.0, 1.0)
+            lse_part[at.rows] = (top + total.log()).squeeze(-1)
 
 
 def backward(
-    grad_out: Tensor, grad_lse: Tensor | None, x: Inputs, o: Options, lse: Tensor, found: list[Tensor | None]
+    grad_out: Tensor, grad_lse: Tensor | None, x: Inputs, o: Options, found: list[Tensor | None]
 ) -> None:  # fmt: skip
     """Compute the gradients of query, key, value, mask, slopes and sink.
 
@@ -181,7 +199,6 @@ def backward(
         grad_lse: of the LSE, or None.
         x: tensors.
         o: options.
-        lse: what ``forward`` gave.
         found: written: a tensor of the size of each input, None for those not wanted.
     """
     exact = wide(x.query.dtype)
@@ -191,13 +208,12 @@ def backward(
         part = Sequences(x, o, number, queries, keys)
         own = number if dslopes is not None and dslopes.shape[0] > 1 and x.starts_q is not None else 0
         for at in part.blocks():
-            rows = (at.batch, at.heads, at.queries)
             across = (at.batch, at.shared, slice(keys.start + at.keys.start, keys.start + at.keys.stop))
-            distance = part.distance(at) if part.needs_distance(at) else None
             q = part.grouped(part.query, at) * o.scale
-            s, softened = part.scores(at, q, distance)
-            row_lse = lse[:, :, queries][rows].unsqueeze(-1)
-            p = (s - row_lse.masked_fill(row_lse == -torch.inf, torch.inf)).exp_()
+            s, softened = part.scores(at, q)
+            # Weights from the LSE would be off by |LSE| roundings.
+            p, top, total = part.weigh(at, s)
+            p /= total.masked_fill(total == 0.0, 1.0)
             g_out = part.grouped(grad_out[:, :, queries], at)
             g = part.ungrouped(g_out @ part.value[at.batch, at.shared, at.keys].mT)
             dropped = p
@@ -208,26 +224,26 @@ def backward(
                 dv[across] += dropped.unflatten(1, (-1, part.G)).flatten(2, 3).mT @ g_out
             delta = (p * g).sum(-1, keepdim=True)
             if grad_lse is not None:
-                delta -= grad_lse[:, :, queries][rows].unsqueeze(-1)
+                delta -= grad_lse[:, :, queries][at.rows].unsqueeze(-1)
             ds = (g - delta).mul_(p)
             if dmask is not None:
                 place = tuple(
                     slice(None) if size == 1 else k
-                    for size, k in zip(dmask.shape, (*rows, at.keys), strict=True)
+                    for size, k in zip(dmask.shape, (*at.rows, at.keys), strict=True)
                 )
                 dmask[place] += ds.sum_to_size(dmask[place].shape)
-            if dslopes is not None and distance is not None:
+            if dslopes is not None and at.distance is not None:
                 place = (at.batch if dslopes.shape[0] == part.B > 1 else slice(own, own + 1), at.heads)
-                dslopes[place] -= (ds * distance.abs()).sum((-2, -1)).sum_to_size(dslopes[place].shape)
+                dslopes[place] -= (ds * at.distance.abs()).sum((-2, -1)).sum_to_size(dslopes[place].shape)
             if dsink is not None:
                 assert part.sink is not None
-                share = (part.sink[at.heads, None, None] - row_lse).nan_to_num_(nan=-torch.inf).exp_()
+                share = (part.sink[at.heads, None, None] - top).exp_() / total
                 dsink[at.heads] -= (share * delta).sum((0, 2, 3))
             if o.softcap is not None:
-                ds = ds * (1.0 - (softened / o.softcap).square_())
+                ds = torch.addcmul(ds, ds, softened.square(), value=-1.0 / o.softcap**2)
             ds = ds.unflatten(1, (-1, part.G)).flatten(2, 3)
             if dq is not None:
-                dq[:, :, queries][rows] = part.ungrouped(ds @ part.key[at.batch, at.shared, at.keys]) * o.scale
+                dq[:, :, queries][at.rows] = part.ungrouped(ds @ part.key[at.batch, at.shared, at.keys]) * o.scale
             if dk is not None:
                 dk[across] += ds.mT @ q
     for total, wanted in zip(sums, found, strict=True):

@@ -82,22 +82,24 @@ def scaled_dot_product_attention(
         ValueError: shapes that do not fit, a value out of range, an unknown backend or alignment, or
             ``backend="triton"`` for a request that it cannot serve; the message says why.
 
-    Nested tensors of the jagged layout (``[B, N, j, E]``, as torch's operator takes them) go to ``varlen_attention``, and
-    so do the results; they take no ``attn_mask``.
+    Nested tensors of the jagged layout (``[B, N, j, E]``, as torch's operator takes them) go to ``varlen_attention``,
+    and so do the results; they take no ``attn_mask``.
 
     Note:
-        ``choose_backend`` names the path that a call takes. ``triton``, the fused kernel, has every modifier and dtypes up
-        to fp32 (``auto`` leaves fp32 to torch, for speed). It accumulates in fp32, repeats bit for bit with
+        ``choose_backend`` names the path that a call takes. ``triton``, the fused kernel, has every modifier and dtypes
+        up to fp32 (``auto`` leaves fp32 to torch, for speed). It accumulates in fp32, repeats bit for bit with
         ``deterministic``, and never holds the scores in memory, but for the gradient of a float mask. It has no head
-        sizes above 256. ``torch_sdpa``, torch's operator, runs where it can express the request, with its accumulation
-        and its repeatability: its CPU kernels repeat bit for bit. Everything else is ``blocked``: PyTorch operations on
-        blocks of queries in fp32 (fp64 for fp64 inputs), with memory that grows with T and not with T * T, and
-        deterministic on CPUs. Inside transforms of ``torch.func`` a ``composition`` of plain operations takes its place.
-        Of the first and third the second derivative is the composition's, with the score matrix in memory; of torch's
-        it is torch's to give (``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` can).
-        Dropout: torch's operator draws from torch's generator, weight by weight; ``triton`` and ``blocked`` draw one seed
-        from it, and from that the same weights on every device. Under autocast query, key, value and a float mask are
-        cast to autocast's dtype (fp64 is left alone), as torch does; slopes, sink and LSE keep theirs.
+        sizes above 256. ``torch_sdpa``, torch's operator, runs where it can express the request, windows and sequences
+        one by one, with its accumulation and its repeatability: its CPU kernels repeat bit for bit. Everything else is
+        ``blocked``: PyTorch operations on blocks of queries in fp32 (fp64 for fp64 inputs), with memory that grows with
+        T and not with T * T, and deterministic on CPUs. Where the scores are few, and inside transforms of
+        ``torch.func``, a ``composition`` of plain operations takes its place. Of all but torch's operator the second
+        derivative is the composition's, with the score matrix in memory; of torch's it is torch's to give
+        (``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` can).
+        Dropout: ``torch_sdpa`` and ``composition`` draw from torch's generator, weight by weight; ``triton`` and
+        ``blocked`` draw one seed from it, and from that the same weights on every device. Under autocast query, key,
+        value and a float mask are cast to autocast's dtype (fp64 is left alone), as torch does; slopes, sink and LSE
+        keep theirs.
 
     Example:
         >>> import torch, fusednn
@@ -213,7 +215,7 @@ def varlen_attention(
         ValueError: likewise, and for sequence starts that do not fit.
 
     Note:
-        ``triton`` or ``blocked`` runs it, see ``scaled_dot_product_attention``, with their determinism and accumulation.
+        The paths are those of ``scaled_dot_product_attention``, with their determinism and accumulation.
 
     Example:
         >>> import torch, fusednn

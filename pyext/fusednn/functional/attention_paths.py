@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import attention_operators, triton_kernels  # noqa: F401  (registers the operators)
 from ..reference import attention as reference
-from .attention_request import Request, heads, leading
+from . import torch_attention
+from .attention_request import Request, at_least, heads, leading
 
 MAX_HEAD_SIZE = 256  # of the Triton kernels
+FEW_SCORES = 1 << 20  # up to here blocks are slower than the whole matrix
 
 
 def choose(request: Request) -> tuple[str, str]:
@@ -45,11 +44,11 @@ def run(request: Request, path: str) -> tuple[Tensor, Tensor | None]:
         path: what ``choose`` named.
     """
     if path == "torch_sdpa":
-        return _torch_sdpa(request), None
+        return torch_attention.run(request), None
     if path == "composition":
         return reference.attention(
             request.query, request.key, request.value, request.attn_mask, request.dropout_p, request.is_causal,
-            request.scale, window=_limits(request), softcap=request.softcap, alibi_slopes=request.alibi_slopes,
+            request.scale, window=request.limits, softcap=request.softcap, alibi_slopes=request.alibi_slopes,
             sink=request.sink, causal_alignment=request.causal_alignment, return_lse=request.return_lse,
         )  # fmt: skip
     return _operator(request, path)
@@ -77,51 +76,16 @@ def _triton_refusal(request: Request) -> str | None:
 
 def _choose_torch(request: Request) -> tuple[str, str]:
     """The path among PyTorch's operations, and why."""
-    lack = _torch_lacks(request)
+    lack = torch_attention.lacks(request)
     if lack is None:
         return "torch_sdpa", "torch's scaled_dot_product_attention expresses the request"
     if torch._C._are_functorch_transforms_active():
         if request.starts_q is not None:
             raise ValueError("sequences of different lengths do not run inside transforms of torch.func")
         return "composition", f"{lack}; blocks do not run inside transforms of torch.func"
+    if request.starts_q is None and request.scores() <= FEW_SCORES:
+        return "composition", f"{lack}; the scores are few enough for one block"
     return "blocked", lack
-
-
-def _torch_lacks(request: Request) -> str | None:
-    """Why torch's operator cannot serve a request as it is defined here, or None."""
-    query, key, value, mask = request.query, request.key, request.value, request.attn_mask
-    asked = {
-        "softcap": request.softcap,
-        "alibi_slopes": request.alibi_slopes,
-        "sink": request.sink,
-        "returned LSE": request.return_lse or None,
-        "window": request.window,
-        "sequences of different lengths": request.starts_q,
-    }
-    missing = [name for name, given in asked.items() if given is not None]
-    if missing:
-        return f"torch's scaled_dot_product_attention has no {', '.join(missing)}"
-    if query.numel() == 0 or key.numel() == 0 or value.numel() == 0:
-        return "a dimension is empty: the result is defined as zero on every device"
-    if request.deterministic and query.device.type != "cpu":
-        return f"torch's kernels on {query.device.type} promise no deterministic gradients"
-    if request.is_causal:
-        if request.causal_alignment == "bottom_right" and query.shape[-2] != key.shape[-2]:
-            return "torch's scaled_dot_product_attention has no bottom-right causal mask without a matrix"
-        if mask is not None and mask.shape[-2] != query.shape[-2]:
-            return "causal beside a mask of keys would need a matrix"
-    if mask is not None and mask.dtype not in (torch.bool, query.dtype):
-        return f"not every kernel of torch adds a {mask.dtype} mask to {query.dtype} inputs"
-    if torch.is_grad_enabled():
-        if mask is not None and mask.requires_grad:
-            return "the mask requires a gradient, which torch's fused kernels do not all give"
-        if query.dtype == torch.float64 and (query.requires_grad or key.requires_grad or value.requires_grad):
-            return "fp64 with gradients: torch's fused kernels have no second derivative"
-    return None
-
-
-def _limits(request: Request) -> tuple[int | None, int | None] | None:
-    return None if request.window is None else (request.window[0], request.window[1])
 
 
 def _operator(request: Request, path: str) -> tuple[Tensor, Tensor]:
@@ -138,12 +102,12 @@ def _operator(request: Request, path: str) -> tuple[Tensor, Tensor]:
         shared = [count, count]
 
     def four(x: Tensor, of: int) -> Tensor:
-        x = _at_least(x, len(batch) + 3)
+        x = at_least(x, len(batch) + 3)
         x = x.expand(*batch, of, *x.shape[-2:])
         return x.flatten(0, -4) if batch else x.unsqueeze(0)
 
     if mask is not None:
-        mask = _at_least(mask, len(batch) + 3)
+        mask = at_least(mask, len(batch) + 3)
         if len(batch) > 1:
             mask = mask.expand(*batch, *mask.shape[-3:]).flatten(0, -4)
         mask = mask if batch else mask.unsqueeze(0)
@@ -152,7 +116,7 @@ def _operator(request: Request, path: str) -> tuple[Tensor, Tensor]:
     seed = None
     if request.dropout_p > 0.0:
         seed = torch.randint(2**63 - 1, (1,), device=query.device)
-    left, right = _limits(request) or (None, None)
+    left, right = request.limits
     if request.is_causal:
         right = 0
     out, lse = torch.ops.fusednn.attention_forward(
@@ -165,42 +129,3 @@ def _operator(request: Request, path: str) -> tuple[Tensor, Tensor]:
         request.deterministic or torch.are_deterministic_algorithms_enabled(), path,
     )  # fmt: skip
     return out.reshape(*lead, *out.shape[2:]), lse.reshape(*lead, lse.shape[2])
-
-
-def _torch_sdpa(request: Request) -> Tensor:
-    """Torch's operator, kept from rows that see nothing: its backends have not always agreed on those.
-
-    Such rows are shown every key, and their output is then replaced by zero, which stops their gradients too.
-    """
-    mask, is_causal = request.attn_mask, request.is_causal
-    dims = max(request.query.dim(), request.key.dim(), request.value.dim())
-    # Torch's fused kernels take four dimensions; fewer go to its slow path.
-    query, key, value = (_at_least(x) for x in (request.query, request.key, request.value))
-    if is_causal and mask is not None:
-        distance = reference.distances(query.shape[-2], key.shape[-2], request.causal_alignment, query.device)
-        mask = reference.merge_masks(mask, reference.visibility(distance, True, None))
-        is_causal = False
-    seen = None
-    if mask is not None:
-        mask = _at_least(mask) if mask.dim() != 2 else mask
-        if mask.dtype == torch.bool:
-            seen = mask.any(-1, keepdim=True)
-            mask = mask | ~seen
-        else:
-            seen = (mask != -math.inf).any(-1, keepdim=True)
-            mask = mask.masked_fill(~seen, 0.0)
-    out = F.scaled_dot_product_attention(
-        query, key, value, mask, request.dropout_p, is_causal, scale=request.scale, enable_gqa=request.enable_gqa
-    )
-    if seen is not None:
-        out = out.masked_fill(~seen, 0.0)
-    for _ in range(out.dim() - dims):
-        out = out.squeeze(0)
-    return out
-
-
-def _at_least(x: Tensor, dims: int = 4) -> Tensor:
-    """Leading dimensions of 1 until there are ``dims``."""
-    for _ in range(dims - x.dim()):
-        x = x.unsqueeze(0)
-    return x

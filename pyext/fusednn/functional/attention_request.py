@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -76,10 +77,27 @@ class Request:
         self.query, self.key, self.value = cast(self.query), cast(self.key), cast(self.value)
         self.attn_mask = cast(self.attn_mask)
 
+    @property
+    def limits(self) -> tuple[int | None, int | None]:
+        """Keys seen to the left and to the right, without causality."""
+        return (None, None) if self.window is None else (self.window[0], self.window[1])
+
+    def scores(self) -> int:
+        """How many pairs of query and key there are."""
+        lead = leading(self.query, self.key, self.value, self.enable_gqa)
+        return math.prod(lead) * self.query.shape[-2] * self.key.shape[-2]
+
     def check(self) -> None:
         """Raise TypeError or ValueError unless the arguments fit together."""
         _check_tensors(self)
         _check_values(self)
+
+
+def at_least(x: Tensor, dims: int = 4) -> Tensor:
+    """Leading dimensions of 1 until there are ``dims``."""
+    for _ in range(dims - x.dim()):
+        x = x.unsqueeze(0)
+    return x
 
 
 def heads(x: Tensor) -> int:
