@@ -23,7 +23,7 @@ LEVELS = [
     {"occupancy", "kernels", "plan", "operators", "attention_operators", "scan_operators", "additive_operators"},
     {"functional"},
     {"layers"},
-    {"conversion", "explanation", "environment"},
+    {"conversion", "explanation", "environment", "integrations"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
