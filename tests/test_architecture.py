@@ -26,7 +26,7 @@ LEVELS = [
     },
     {"functional"},
     {"layers"},
-    {"conversion", "explanation", "environment"},
+    {"conversion", "explanation", "environment", "integrations"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
