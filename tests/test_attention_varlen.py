@@ -229,7 +229,8 @@ def run(T, **options):
     x = [torch.randn(1, 2, T, 16, requires_grad=True) for _ in range(3)]
     attend(*x, **options).sum().backward()
 
-for options in ({"window": (300, 0)}, {"softcap": 5.0, "is_causal": True}, {"sink": torch.zeros(2, requires_grad=True)}):
+sink = torch.zeros(2, requires_grad=True)
+for options in ({"window": (300, 0)}, {"softcap": 5.0, "is_causal": True}, {"sink": sink}):
     run(64, **options)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run(4096, **options)

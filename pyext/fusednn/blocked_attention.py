@@ -160,9 +160,7 @@ def sequences(x: Inputs) -> Iterator[tuple[int, slice, slice]]:
     if x.starts_q is None or x.starts_k is None:
         yield 0, slice(0, x.query.shape[2]), slice(0, x.key.shape[2])
         return
-    for number, (q, k) in enumerate(
-        zip(pairwise(x.starts_q.tolist()), pairwise(x.starts_k.tolist()), strict=True)
-    ):
+    for number, (q, k) in enumerate(zip(pairwise(x.starts_q.tolist()), pairwise(x.starts_k.tolist()), strict=True)):
         yield number, slice(*q), slice(*k)
 
 
@@ -228,8 +226,7 @@ def backward(
             ds = (g - delta).mul_(p)
             if dmask is not None:
                 place = tuple(
-                    slice(None) if size == 1 else k
-                    for size, k in zip(dmask.shape, (*at.rows, at.keys), strict=True)
+                    slice(None) if size == 1 else k for size, k in zip(dmask.shape, (*at.rows, at.keys), strict=True)
                 )
                 dmask[place] += ds.sum_to_size(dmask[place].shape)
             if dslopes is not None and at.distance is not None:

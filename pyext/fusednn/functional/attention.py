@@ -143,7 +143,7 @@ def choose_backend(*args: Any, **options: Any) -> tuple[str, str]:
     Example:
         >>> import torch
         >>> from fusednn.functional.attention import choose_backend
-        >>> x = torch.randn(1, 2, 3, 4)
+        >>> x = torch.randn(1, 8, 512, 16)
         >>> choose_backend(x, x, x, softcap=30.0)
         ('blocked', "torch's scaled_dot_product_attention has no softcap")
     """

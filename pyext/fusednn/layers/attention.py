@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..functional.attention import scaled_dot_product_attention
 from ..reference.attention import is_autocast_on
+from .cache import KeyValueCache
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -20,7 +22,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     that the class of an existing layer can be changed to this one. Without weights (``need_weights=False``) attention
     runs through ``fusednn.functional.scaled_dot_product_attention``; with them the whole score matrix is the result,
     and torch's own forward computes it. Nested tensors and every mistake go to torch's forward too, which knows the
-    answer or the error.
+    answer or the error. ``step`` and ``prefill`` are causal self-attention with a cache, for streaming.
 
     Args:
         embed_dim: width of the queries and of the output, E_total = N * E.
@@ -93,6 +95,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         batched = query.dim() == 3
         gives_nan = self._fused_in_torch(query, key, value, key_padding_mask, attn_mask)
         q, k, v = self._project(query, key, value)  # [B, N, T, E]
+        k, v = self._append(k, v)
         if is_causal and key_padding_mask is None:
             mask = None  # as torch: the hint replaces the mask
         else:
@@ -104,9 +107,96 @@ class MultiheadAttention(nn.MultiheadAttention):
         out = scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal)
         if gives_nan and mask is not None:
             out = out.masked_fill(~mask.any(-1, keepdim=True), math.nan)
-        out = out.transpose(1, 2) if self.batch_first or not batched else out.permute(2, 0, 1, 3)
-        out = F.linear(out.flatten(-2), self.out_proj.weight, self.out_proj.bias)
+        out = self._join(out, self.batch_first or not batched)
         return (out if batched else out.squeeze(0)), None
+
+    def step(self, x_t: Tensor, state: KeyValueCache | None = None) -> tuple[Tensor, KeyValueCache]:
+        """Let one more token attend to itself and to those before it, for streaming.
+
+        Step by step this is causal self-attention, as ``prefill`` computes it for many tokens at once.
+
+        Args:
+            x_t: the token, ``[B, embed_dim]``.
+            state: what the previous call returned, or None for the first token.
+
+        Returns:
+            ``(y_t, state)`` with ``y_t`` ``[B, embed_dim]``. The state given stays what it was.
+
+        Raises:
+            ValueError: ``x_t`` is not ``[B, embed_dim]``, the layer takes keys or values of another width than
+                its queries, or the state belongs to other sizes.
+        """
+        if x_t.dim() != 2:
+            raise ValueError(f"step() expects x_t of shape [B, embed_dim], got {x_t.dim()} dimensions")
+        time = 1 if self.batch_first else 0
+        y, state = self.prefill(x_t.unsqueeze(time), state)
+        return y.squeeze(time), state
+
+    def prefill(self, x: Tensor, state: KeyValueCache | None = None) -> tuple[Tensor, KeyValueCache]:
+        """Causal self-attention of a piece of a sequence that goes on where ``state`` ended.
+
+        Args:
+            x: the tokens, ``[T, B, embed_dim]``, ``[B, T, embed_dim]`` with ``batch_first``.
+            state: of the tokens before, or None.
+
+        Returns:
+            ``(y, state)`` with y of the shape of x.
+
+        Raises:
+            ValueError: as ``step``.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.embed_dim:
+            raise ValueError(f"expected tokens of width embed_dim={self.embed_dim}, got shape {list(x.shape)}")
+        if self.kdim != self.embed_dim or self.vdim != self.embed_dim:
+            raise ValueError(
+                f"self-attention needs keys and values as wide as queries, {self.embed_dim}; this layer was made with"
+                f" kdim={self.kdim} and vdim={self.vdim}"
+            )
+        q, k, v = self._project(x, x, x)
+        state = (KeyValueCache() if state is None else state).extend(k, v)
+        queries, keys = q.shape[2], len(state)
+        k, v = self._append(state.key, state.value)
+        mask = None
+        if k.shape[2] > keys and queries > 1:  # appended keys are seen by all
+            mask = torch.ones(queries, k.shape[2], dtype=torch.bool, device=q.device)
+            mask[:, :keys] = mask[:, :keys].tril(keys - queries)
+        out = scaled_dot_product_attention(
+            q, k, v, mask, self.dropout if self.training else 0.0, is_causal=mask is None and queries > 1,
+            causal_alignment="bottom_right",
+        )  # fmt: skip
+        return self._join(out, self.batch_first), state
+
+    def remember(self, memory: Tensor) -> KeyValueCache:
+        """Keys and values of another sequence, for ``recall``.
+
+        Args:
+            memory: the sequence, ``[K, B, kdim]``, ``[B, K, kdim]`` with ``batch_first``; kdim and vdim are one width.
+        """
+        if memory.dim() != 3 or memory.shape[-1] != self.kdim or self.kdim != self.vdim:
+            raise ValueError(
+                f"expected a sequence of width kdim={self.kdim} = vdim={self.vdim}, got shape {list(memory.shape)}"
+            )
+        _, k, v = self._project(None, memory, memory)
+        return KeyValueCache(*self._append(k, v))
+
+    def recall(self, query: Tensor, memory: KeyValueCache) -> Tensor:
+        """Attend to what ``remember`` gave.
+
+        Args:
+            query: queries, ``[M, B, embed_dim]``, ``[B, M, embed_dim]`` with ``batch_first``.
+            memory: keys and values of the other sequence.
+
+        Returns:
+            The output, of the shape of the query.
+        """
+        q, _, _ = self._project(query, None, None)
+        dropout_p = self.dropout if self.training else 0.0
+        return self._join(scaled_dot_product_attention(q, memory.key, memory.value, None, dropout_p), self.batch_first)
+
+    def _join(self, x: Tensor, batch_first: bool) -> Tensor:
+        """[B, N, T, E] to the output projection of [B, T, N * E] or [T, B, N * E]."""
+        x = x.transpose(1, 2) if batch_first else x.permute(2, 0, 1, 3)
+        return F.linear(x.flatten(-2), self.out_proj.weight, self.out_proj.bias)
 
     def _is_regular(self, query, key, value, padding, mask, is_causal) -> bool:
         """Whether the inputs are what ``forward`` handles; the rest is torch's to handle or to refuse."""
@@ -130,18 +220,22 @@ class MultiheadAttention(nn.MultiheadAttention):
                 return False
         return True
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The three projections, split into heads, with the appended keys: [B, N, T, E]."""
-        bias = self.in_proj_bias
+    def _project(self, *inputs: Tensor | None) -> list[Any]:
+        """Projections of query, key and value, split into heads: [B, N, T, E]; None of None."""
+        query, key, value = inputs
+        if self.in_proj_weight is not None and query is key and key is value:
+            assert query is not None
+            together = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+            return [self._split(x) for x in together]
         if self.in_proj_weight is None:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        elif query is key and key is value:
-            return self._extend(*F.linear(query, self.in_proj_weight, bias).chunk(3, dim=-1))
         else:
             weights = self.in_proj_weight.chunk(3)
-        biases = bias.chunk(3) if bias is not None else (None, None, None)
-        q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
-        return self._extend(q, k, v)
+        biases = self.in_proj_bias.chunk(3) if self.in_proj_bias is not None else (None, None, None)
+        return [
+            None if x is None else self._split(F.linear(x, w, b))
+            for x, w, b in zip(inputs, weights, biases, strict=True)
+        ]
 
     def _split(self, x: Tensor) -> Tensor:
         """[T, B, N * E], [B, T, N * E] or [T, N * E] to [B, N, T, E]."""
@@ -150,9 +244,8 @@ class MultiheadAttention(nn.MultiheadAttention):
             return x.transpose(0, 1).unsqueeze(0)
         return x.transpose(1, 2) if self.batch_first else x.permute(1, 2, 0, 3)
 
-    def _extend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split into heads, and append the learned key and value, then the zero key and value."""
-        q, k, v = (self._split(x) for x in (q, k, v))
+    def _append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the learned key and value, then the zero key and value."""
         rows = k.shape[0]
         if self.bias_k is not None and self.bias_v is not None:
             learned = [x.view(1, self.num_heads, 1, self.head_dim) for x in (self.bias_k, self.bias_v)]
@@ -163,7 +256,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             )
         if self.add_zero_attn:
             k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
-        return q, k, v
+        return k, v
 
     def _merge(self, mask: Tensor | None, padding: Tensor | None, q: Tensor) -> Tensor | None:
         """Both masks of torch's layer (True hides) as one of the functional form (True is seen), for [B, N, M, K]."""

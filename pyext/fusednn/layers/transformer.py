@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from .attention import MultiheadAttention
+from .cache import KeyValueCache
+
+
+class DecoderState(NamedTuple):
+    """What a decoder layer remembers: its own tokens, and the projected tokens of the encoder."""
+
+    own: KeyValueCache
+    memory: KeyValueCache
 
 
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -69,6 +79,44 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         x = self.norm1(x + self._sa_block(x, src_mask, src_key_padding_mask, is_causal=is_causal))
         return self.norm2(x + self._ff_block(x))
 
+    def step(self, x_t: Tensor, state: KeyValueCache | None = None) -> tuple[Tensor, KeyValueCache]:
+        """Pass one more token through the layer, which sees itself and those before it.
+
+        Args:
+            x_t: the token, ``[B, d_model]``.
+            state: what the previous call returned, or None for the first token.
+
+        Returns:
+            ``(y_t, state)`` with ``y_t`` ``[B, d_model]``.
+
+        Raises:
+            ValueError: a token or state of a wrong shape.
+        """
+        return self._advance(x_t, state, self.self_attn.step)
+
+    def prefill(self, x: Tensor, state: KeyValueCache | None = None) -> tuple[Tensor, KeyValueCache]:
+        """Pass a piece of a sequence through the layer, causally, going on where ``state`` ended.
+
+        Args:
+            x: the tokens, ``[T, B, d_model]``, ``[B, T, d_model]`` with ``batch_first``.
+            state: of the tokens before, or None.
+
+        Returns:
+            ``(y, state)`` with y of the shape of x.
+
+        Raises:
+            ValueError: tokens or state of a wrong shape.
+        """
+        return self._advance(x, state, self.self_attn.prefill)
+
+    def _advance(self, x: Tensor, state: KeyValueCache | None, attend) -> tuple[Tensor, KeyValueCache]:
+        attended, state = attend(self.norm1(x) if self.norm_first else x, state)
+        x = x + self.dropout1(attended)
+        if self.norm_first:
+            return x + self._ff_block(self.norm2(x)), state
+        x = self.norm1(x)
+        return self.norm2(x + self._ff_block(x)), state
+
 
 class TransformerDecoderLayer(nn.TransformerDecoderLayer):
     """Self-attention, attention to an encoder's output, then a feed-forward network.
@@ -103,3 +151,54 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
         super().__init__(*args, **kwargs)
         self.self_attn.__class__ = MultiheadAttention
         self.multihead_attn.__class__ = MultiheadAttention
+
+    def step(
+        self, x_t: Tensor, state: DecoderState | None = None, memory: Tensor | None = None
+    ) -> tuple[Tensor, DecoderState]:
+        """Pass one more token through the layer, which sees itself, those before it, and all of the memory.
+
+        Args:
+            x_t: the token, ``[B, d_model]``.
+            state: what the previous call returned, or None for the first token.
+            memory: the encoder's output, ``[K, B, d_model]``, ``[B, K, d_model]`` with ``batch_first``; needed for the
+                first token only, since the state keeps its keys and values.
+
+        Returns:
+            ``(y_t, state)`` with ``y_t`` ``[B, d_model]``.
+
+        Raises:
+            ValueError: a token or state of a wrong shape, or no memory with the first token.
+        """
+        if x_t.dim() != 2:
+            raise ValueError(f"step() expects x_t of shape [B, d_model], got {x_t.dim()} dimensions")
+        time = 1 if self.self_attn.batch_first else 0
+        y, state = self.prefill(x_t.unsqueeze(time), state, memory)
+        return y.squeeze(time), state
+
+    def prefill(
+        self, x: Tensor, state: DecoderState | None = None, memory: Tensor | None = None
+    ) -> tuple[Tensor, DecoderState]:
+        """Pass a piece of a sequence through the layer, causally, going on where ``state`` ended.
+
+        Args:
+            x: the tokens, ``[T, B, d_model]``, ``[B, T, d_model]`` with ``batch_first``.
+            state: of the tokens before, or None.
+            memory: as for ``step``.
+
+        Returns:
+            ``(y, state)`` with y of the shape of x.
+
+        Raises:
+            ValueError: as ``step``.
+        """
+        if state is None:
+            if memory is None:
+                raise ValueError("the first token needs memory, the encoder's output; later ones find it in the state")
+            state = DecoderState(KeyValueCache(), self.multihead_attn.remember(memory))
+        attended, own = self.self_attn.prefill(self.norm1(x) if self.norm_first else x, state.own)
+        x = x + self.dropout1(attended)
+        x = x if self.norm_first else self.norm1(x)
+        x = x + self.dropout2(self.multihead_attn.recall(self.norm2(x) if self.norm_first else x, state.memory))
+        x = x if self.norm_first else self.norm2(x)
+        x = x + self._ff_block(self.norm3(x) if self.norm_first else x)
+        return x if self.norm_first else self.norm3(x), DecoderState(own, state.memory)
