@@ -361,7 +361,6 @@ def x(*shape, dtype=torch.float32):
 
 
 REFUSED = [
-    ("no dropout", lambda: fused(x(1, 2, 3, 4), x(1, 2, 3, 4), x(1, 2, 3, 4), dropout_p=0.1)),
     ("head sizes up to 256, got 300", lambda: fused(x(1, 2, 3, 300), x(1, 2, 3, 300), x(1, 2, 3, 4))),
     ("2 and 4 heads", lambda: fused(x(1, 4, 3, 8), x(1, 2, 3, 8), x(1, 4, 3, 8), enable_gqa=True)),
     ("tensors on meta", lambda: fused(*3 * [torch.empty(1, 2, 3, 4, device="meta")])),

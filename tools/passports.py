@@ -60,7 +60,7 @@ def signature(
     kernel: str, element: str, size: int, causal: bool, chosen: Configuration, precision: str, descriptors: bool
 ):
     """Types, constants and alignment of a plain call, causal or not: as the launcher's, with contiguous tensors."""
-    absent = {"mask", "slopes", "sink", "dmask", "dslopes"}
+    absent = {"mask", "slopes", "sink", "dmask", "dslopes", "dropout", "sequences"}
     constants = {
         "E": size, "EV": size, "BLOCK_E": size, "BLOCK_V": size, "BLOCK_M": chosen.BLOCK_M, "BLOCK_N": chosen.BLOCK_N,
         "FOLD": True, "PRECISION": precision, "UPCAST": False,

@@ -67,6 +67,21 @@ TABLE: dict[tuple[str, int], dict[int, tuple[Configuration, Configuration, Confi
 }
 # Where position hides keys, comparisons need registers: rows that would spill have another there.
 HIDDEN = {("forward", 2, 90, 128): Configuration(128, 64, 8, 3)}
+# Random words need registers too.
+DROPPED = {
+    ("forward", 2, 90, 64): Configuration(128, 64, 8, 3),
+    ("forward", 2, 90, 128): Configuration(128, 64, 8, 3),
+    ("forward", 2, 90, 256): Configuration(64, 32, 8, 2),
+    ("forward", 2, 100, 128): Configuration(128, 64, 8, 2),
+    ("forward", 2, 100, 256): Configuration(128, 32, 8, 2),
+    ("forward", 2, 80, 64): Configuration(128, 32, 8, 3),
+    ("forward", 2, 120, 64): Configuration(128, 32, 8, 3),
+    ("forward", 2, 120, 128): Configuration(64, 32, 8, 3),
+    ("key_value", 2, 80, 64): Configuration(32, 64, 8, 2),
+    ("key_value", 2, 100, 128): Configuration(32, 64, 8, 2),
+    ("key_value", 2, 120, 64): Configuration(32, 64, 8, 2),
+    ("query", 2, 120, 64): Configuration(64, 64, 8, 2),
+}
 
 
 def architecture(capability: tuple[int, int]) -> int:
@@ -80,7 +95,9 @@ def architecture(capability: tuple[int, int]) -> int:
     return max((known for known in ARCHITECTURES if known <= number), default=80)
 
 
-def configuration(kernel: str, known: int, dtype: torch.dtype, size: int, hidden: bool) -> Configuration:
+def configuration(
+    kernel: str, known: int, dtype: torch.dtype, size: int, hidden: bool, dropout: bool = False
+) -> Configuration:
     """Row of the table.
 
     Args:
@@ -89,10 +106,13 @@ def configuration(kernel: str, known: int, dtype: torch.dtype, size: int, hidden
         dtype: of the queries.
         size: padded size of a head or of a value, the larger.
         hidden: whether a causal mask or a window hides keys.
+        dropout: whether weights are dropped.
     """
     limit = next(limit for limit in HEAD_SIZES if size <= limit)
     row = TABLE[kernel, dtype.itemsize][known][HEAD_SIZES.index(limit)]
-    return HIDDEN.get((kernel, dtype.itemsize, known, limit), row) if hidden else row
+    at = (kernel, dtype.itemsize, known, limit)
+    row = HIDDEN.get(at, row) if hidden else row
+    return DROPPED.get(at, row) if dropout else row
 
 
 def padded(size: int) -> int:

@@ -9,7 +9,9 @@ the time that the next ones are born. Sources: Dao 2023, FlashAttention-2 (block
 import triton
 import triton.language as tl
 
+from .dropout import draws, drop
 from .modifiers import LOG2E, key_range, modify, unit
+from .sequences import from_row, place, row_terms
 from .tiles import head_of, load_tile, store_tile
 
 
@@ -39,6 +41,7 @@ def walk(
         j = j0 + tl.arange(0, BLOCK_N)
         scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, BY_POSITION)
         p, m, l, shrink = weigh(scores, m, l, unit(rules[5], FOLD))  # noqa: E741
+        p = drop(p, rules[6], i, j0, BLOCK_N)
         block = load_tile(keys, j0 + BLOCK_N, K, BLOCK_N, UPCAST)
         if keys[3] is None or keys[5] <= 128:
             scores = tl.dot(queries[0], tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
@@ -52,9 +55,9 @@ def walk(
 
 @triton.jit
 def forward_kernel(
-    q, k, v, mask, slopes, sink, out, lse,
-    q_strides, k_strides, v_strides, mask_strides, slopes_strides, out_strides, lse_strides,
-    N, GROUP, M, K, options,
+    q, k, v, mask, slopes, sink, lse, out,
+    q_strides, k_strides, v_strides, mask_strides, slopes_strides, out_strides,
+    N, GROUP, M, K, options, dropout, sequences,
     E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
@@ -68,20 +71,21 @@ def forward_kernel(
         mask: [B, N, M, K], bytes or float; may be None.
         slopes: [B, N] in the accumulator's dtype; may be None.
         sink: [N] likewise.
-        out: written, [B, N, M, EV].
         lse: written, [B, N, M] contiguous; natural logarithm.
+        out: written, [B, N, M, EV].
         q_strides: four strides a tensor, in elements; so for the others (two for slopes).
         k_strides: see there.
         v_strides: see there.
         mask_strides: see there.
         slopes_strides: see there.
         out_strides: see there.
-        lse_strides: see there.
         N: query heads.
         GROUP: query heads that share a key head.
-        M: queries.
-        K: keys.
+        M: queries, with sequences of the longest.
+        K: keys likewise.
         options: (scale, softcap, left, right, shift), see ``modify``.
+        dropout: (pointer to the seed, limit, factor), see ``draws``; None for no dropout.
+        sequences: see ``place``; then [1, N, rows, E] stands for [B, N, M, E], and S sequences for B batch rows.
         E: head size.
         EV: size of a value.
         BLOCK_E: E padded to a power of two.
@@ -95,11 +99,17 @@ def forward_kernel(
     blocks = tl.cdiv(M, BLOCK_M)
     i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M  # under a causal mask the longest first
     head = tl.program_id(0) // blocks
-    b, n = head // N, head % N
+    number, n = head // N, head % N
+    scale, softcap, left, right, shift = options
+    b, q0, k0, M, K, shift = place(sequences, number, M, K, shift)
+    if sequences is not None:  # noqa: SIM102  (decided when it is compiled, the next when it runs)
+        if i0 >= M:
+            return
+    terms: tl.constexpr = (scale, softcap, left, right, shift)
     if mask is not None:
         mask = head_of(mask, b, n, mask_strides)
     if slopes is not None:
-        slopes = tl.load(head_of(slopes, b, n, slopes_strides))
+        slopes = tl.load(head_of(slopes, number, n, slopes_strides))
 
     ACC: tl.constexpr = lse.dtype.element_ty
     i = i0 + tl.arange(0, BLOCK_M)
@@ -111,31 +121,36 @@ def forward_kernel(
         l = tl.where(m == float("-inf"), 0.0, tl.zeros([BLOCK_M], ACC) + 1.0)  # noqa: E741
     acc = tl.zeros([BLOCK_M, BLOCK_V], ACC)
 
-    first, full, last = key_range(i0, M, K, options, BLOCK_M, BLOCK_N)
+    first, full, last = key_range(i0, M, K, terms, BLOCK_M, BLOCK_N)
     # Annotated, because the members of other tuples become tensors.
-    keys: tl.constexpr = (k, b, n // GROUP, k_strides, E, BLOCK_E)
-    values: tl.constexpr = (v, b, n // GROUP, v_strides, EV, BLOCK_V)
-    rows: tl.constexpr = (q, b, n, q_strides, E, BLOCK_E)
+    keys: tl.constexpr = (from_row(k, k0, k_strides, sequences), b, n // GROUP, k_strides, E, BLOCK_E)
+    values: tl.constexpr = (from_row(v, k0, v_strides, sequences), b, n // GROUP, v_strides, EV, BLOCK_V)
+    rows: tl.constexpr = (from_row(q, q0, q_strides, sequences), b, n, q_strides, E, BLOCK_E)
     tile = load_tile(rows, i0, M, BLOCK_M, UPCAST)
     queries: tl.constexpr = (tile, rows, i0)
     block = load_tile(keys, first, K, BLOCK_N, UPCAST)
     scores = tl.dot(tile, tl.trans(block), input_precision=PRECISION, out_dtype=ACC)
-    rules: tl.constexpr = (M, K, mask, mask_strides, slopes, options)
+    draw: tl.constexpr = draws(dropout, head)
+    rules: tl.constexpr = (M, K, mask, mask_strides, slopes, terms, draw)
     scores, m, l, acc = walk(  # noqa: E741
         scores, m, l, acc, queries, keys, values, i, rules, first, full, BLOCK_N, FOLD, False, PRECISION, UPCAST
     )
-    if options[2] is not None or options[3] is not None:
+    if terms[2] is not None or terms[3] is not None:
         scores, m, l, acc = walk(  # noqa: E741
             scores, m, l, acc, queries, keys, values, i, rules, full, last, BLOCK_N, FOLD, True, PRECISION, UPCAST
         )
     block = load_tile(values, last, K, BLOCK_N, UPCAST)
     j = last + tl.arange(0, BLOCK_N)
     scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, True)
-    p, m, l, shrink = weigh(scores, m, l, unit(options, FOLD))  # noqa: E741
+    p, m, l, shrink = weigh(scores, m, l, unit(terms, FOLD))  # noqa: E741
+    p = drop(p, draw, i, last, BLOCK_N)
     acc = tl.dot(p.to(block.dtype), block, acc * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
 
     empty = l == 0.0
     total = tl.where(empty, 1.0, l)
-    store_tile(head_of(out, b, n, out_strides), acc / total[:, None], i0, M, out_strides, EV, BLOCK_M, BLOCK_V)
+    if dropout is not None:
+        acc *= dropout[2]
+    out = head_of(from_row(out, q0, out_strides, sequences), b, n, out_strides)
+    store_tile(out, acc / total[:, None], i0, M, out_strides, EV, BLOCK_M, BLOCK_V)
     natural = tl.where(empty, float("-inf"), (m + tl.log2(total)) / LOG2E)
-    tl.store(lse + tl.cast(head, tl.int64) * M + i, natural, mask=i < M)
+    tl.store(row_terms(lse, sequences, head, n, M, q0) + i, natural, mask=i < M)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -11,6 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..attention_call import Inputs, Options, wide
+from ..reference.attention import dropout_limit
 from . import backward as backward_kernels
 from . import forward as forward_kernels
 from .configurations import (
@@ -27,15 +28,30 @@ from .configurations import (
 INTERPRETED = not isinstance(triton.language.max, triton.JITFunction)
 
 
+class Plan(NamedTuple):
+    """How a kernel is launched: tiles, whether they come by descriptors, programs a head."""
+
+    configuration: Configuration
+    described: bool
+    blocks: int
+
+
 class Call:
     """What the launches of one call share."""
 
     def __init__(self, inputs: Inputs, options: Options):
         """Expand the optional tensors to the sizes of the call, and put the options into the kernels' terms."""
-        query, key, value, mask, slopes, sink, *_ = inputs
-        scale, softcap, left, right, bottom_right, *_ = options
+        query, key, value, mask, slopes, sink, starts_q, starts_k, seed = inputs
+        scale, softcap, left, right, bottom_right, p, longest_q, longest_k, *_ = options
         self.B, self.N, self.M, self.E = query.shape
         self.heads, self.K, self.EV = key.shape[1], key.shape[2], value.shape[3]
+        by_distance = left is not None or right is not None or slopes is not None
+        bottom_right = bottom_right and by_distance  # elsewhere it does not matter: fewer compilations
+        shift = self.K - self.M if bottom_right else 0
+        self.sequences = None
+        if starts_q is not None and starts_k is not None:
+            self.sequences = (starts_q, starts_k, self.M, self.K, int(bottom_right))
+            self.B, self.M, self.K, shift = starts_q.shape[0] - 1, longest_q, longest_k, 0
         self.query, self.key, self.value = query, key, value
         exact = wide(query.dtype)
         self.mask = None if mask is None else mask.expand(self.B, self.N, self.M, self.K)
@@ -43,9 +59,10 @@ class Call:
             self.mask = self.mask.view(torch.uint8)
         self.slopes = None if slopes is None else slopes.to(exact).expand(self.B, self.N)
         self.sink = None if sink is None else sink.to(exact).contiguous()
-        by_distance = left is not None or right is not None or slopes is not None
-        shift = self.K - self.M if bottom_right and by_distance else 0  # 0 where it does not matter: fewer compilations
         self.options = (scale, softcap, left, right, shift)
+        self.dropout = None
+        if p > 0.0:
+            self.dropout = (seed, dropout_limit(p) - 2**31, 1.0 / (1.0 - p) if p < 1.0 else 0.0)
         linear = softcap is None and slopes is None and (mask is None or mask.dtype == torch.bool)
         self.constants = {
             "E": self.E,
@@ -57,26 +74,44 @@ class Call:
             "UPCAST": INTERPRETED and query.dtype == torch.bfloat16,
         }
 
-    def run(self, kernel: Any, name: str, heads: int, length: int, tiles: tuple, others: tuple, written: tuple) -> None:
-        """Launch one program a block of ``length`` rows of each head.
+    def plan(self, name: str, tiles: tuple) -> Plan:
+        """How to launch a kernel.
+
+        Args:
+            name: its name in the table.
+            tiles: query, key, value and what else it reads in tiles.
+        """
+        described = self.sequences is None and self.M > 0 and self.K > 0 and all(describable(x) for x in tiles)
+        if INTERPRETED:
+            chosen = INTERPRETER
+        else:
+            known = architecture(torch.cuda.get_device_capability(self.query.device))
+            described = described and known in WITH_DESCRIPTORS
+            if known in WITH_DESCRIPTORS and not described:
+                known = 80  # the widest row whose tiles come by addresses
+            hidden = self.options[2] is not None or self.options[3] is not None
+            size = max(self.constants["BLOCK_E"], self.constants["BLOCK_V"])
+            chosen = configuration(name, known, self.query.dtype, size, hidden, self.dropout is not None)
+        length, rows = (self.K, chosen.BLOCK_N) if name == "key_value" else (self.M, chosen.BLOCK_M)
+        return Plan(chosen, described, -(-length // rows))
+
+    def run(self, kernel: Any, plan: Plan, heads: int, tiles: tuple, others: tuple, written: tuple) -> None:
+        """Launch one program a block of rows of each head.
 
         Args:
             kernel: the kernel.
-            name: its name in the table.
+            plan: of ``plan``.
             heads: heads a batch row.
-            length: rows to share out.
             tiles: query, key, value and what else is read in tiles: the kernel's tensors with a size.
-            others: what else it reads, with mask and slopes first.
-            written: what it writes.
+            others: what else has no strides or is absent, with mask and slopes first.
+            written: tensors [B, N, T, E] that it writes.
         """
-        described = all(describable(x) for x in tiles) and self.M > 0 and self.K > 0
-        chosen, described = self.configuration(name, described)
-        rows = chosen.BLOCK_N if name == "key_value" else chosen.BLOCK_M
-        programs = -(-length // rows) * self.B * heads
+        chosen = plan.configuration
+        programs = plan.blocks * self.B * heads
         if not programs:
             return
-        strides = tuple(None if described else x.stride() for x in tiles)
-        if described:
+        strides = tuple(None if plan.described else x.stride() for x in tiles)
+        if plan.described:
             blocks = (chosen.BLOCK_M, chosen.BLOCK_N, chosen.BLOCK_N, chosen.BLOCK_M)
             tiles = tuple(descriptor(x, size) for x, size in zip(tiles, blocks, strict=False))
         kernel[(programs,)](
@@ -85,7 +120,7 @@ class Call:
             *written,
             *strides,
             *(None if x is None else x.stride() for x in (self.mask, self.slopes, *written)),
-            *(self.N, self.N // max(1, self.heads), self.M, self.K, self.options),
+            *(self.N, self.N // max(1, self.heads), self.M, self.K, self.options, self.dropout, self.sequences),
             BLOCK_M=chosen.BLOCK_M,
             BLOCK_N=chosen.BLOCK_N,
             num_warps=chosen.warps,
@@ -93,18 +128,6 @@ class Call:
             **self.constants,
             **({} if INTERPRETED else {"enable_fp_fusion": True}),
         )
-
-    def configuration(self, name: str, described: bool) -> tuple[Configuration, bool]:
-        """The configuration of a kernel for this call, and whether it takes descriptors."""
-        if INTERPRETED:
-            return INTERPRETER, described
-        known = architecture(torch.cuda.get_device_capability(self.query.device))
-        described = described and known in WITH_DESCRIPTORS
-        if known in WITH_DESCRIPTORS and not described:
-            known = 80  # the widest row whose tiles come by addresses
-        hidden = self.options[2] is not None or self.options[3] is not None
-        size = max(self.constants["BLOCK_E"], self.constants["BLOCK_V"])
-        return configuration(name, known, self.query.dtype, size, hidden), described
 
 
 def describable(x: Tensor) -> bool:
@@ -144,10 +167,11 @@ def forward(inputs: Inputs, options: Options, out: Tensor, lse: Tensor) -> None:
         lse: written, [B, N, M] contiguous, fp32 (fp64 for fp64).
     """
     call = Call(inputs, options)
+    tiles = (call.query, call.key, call.value)
     with on_device(call.query):
         call.run(
-            forward_kernels.forward_kernel, "forward", call.N, call.M,
-            (call.query, call.key, call.value), (call.mask, call.slopes, call.sink), (out, lse),
+            forward_kernels.forward_kernel, call.plan("forward", tiles), call.N,
+            tiles, (call.mask, call.slopes, call.sink, lse), (out,),
         )  # fmt: skip
 
 
@@ -170,33 +194,35 @@ def backward(
     query, key, value = call.query, call.key, call.value
     dq, dk, dv, dmask, dslopes, dsink = found
     delta = torch.empty_like(lse)
+    tiles = (query, key, value, grad_out)
     with on_device(query):
-        programs = -(-call.M // ROW_TERM.BLOCK_M) * call.B * call.N
+        programs = -(-lse.shape[2] // ROW_TERM.BLOCK_M) * lse.shape[0] * call.N
         if programs:
             backward_kernels.row_kernel[(programs,)](
                 out, grad_out, grad_lse, delta,
-                out.stride(), grad_out.stride(), None if grad_lse is None else grad_lse.stride(), call.N, call.M,
+                out.stride(), grad_out.stride(), None if grad_lse is None else grad_lse.stride(), call.N, lse.shape[2],
                 EV=call.EV, BLOCK_V=call.constants["BLOCK_V"], BLOCK_M=ROW_TERM.BLOCK_M,
             )  # fmt: skip
         if dk is not None or dv is not None:
             dk, dv = (torch.empty_like(x) if d is None else d for d, x in ((dk, key), (dv, value)))
             call.run(
-                backward_kernels.key_value_kernel, "key_value", call.heads, call.K,
-                (query, key, value, grad_out), (call.mask, call.slopes, lse, delta), (dk, dv),
+                backward_kernels.key_value_kernel, call.plan("key_value", tiles), call.heads,
+                tiles, (call.mask, call.slopes, lse, delta), (dk, dv),
             )  # fmt: skip
         if dq is not None or dmask is not None or dslopes is not None:
             dq = torch.empty_like(query) if dq is None else dq
-            # Position hides whole blocks, which the kernel leaves as they are. One gradient a score, and a slope a row.
+            # Position hides whole blocks, and sequences end: what the kernel leaves as it is.
             ds = None if dmask is None else mask_buffer(dmask, call)
-            per_row = None if dslopes is None else torch.empty_like(lse)
+            plan = call.plan("query", tiles)
+            parts = None if dslopes is None else lse.new_zeros(call.B, call.N, plan.blocks)
             call.run(
-                backward_kernels.query_kernel, "query", call.N, call.M,
-                (query, key, value, grad_out), (call.mask, call.slopes, lse, delta), (dq, ds, per_row),
+                backward_kernels.query_kernel, plan, call.N,
+                tiles, (call.mask, call.slopes, lse, delta, parts), (dq, ds),
             )  # fmt: skip
             if dmask is not None and ds is not dmask:
                 dmask.copy_(ds.sum_to_size(dmask.shape))
             if dslopes is not None:
-                dslopes.copy_(per_row.sum(-1).sum_to_size(dslopes.shape))
+                dslopes.copy_(parts.sum(-1).sum_to_size(dslopes.shape))
     if dsink is not None:  # the sink's share of each row times the row term
         share = torch.where(torch.isneginf(lse), 0.0, torch.exp(call.sink[:, None] - lse))  # [B, N, M]
         dsink.copy_(-(share * delta).sum((0, 2)))

@@ -79,15 +79,16 @@ def modify(scores, i, j, rules, FOLD: tl.constexpr, BY_POSITION: tl.constexpr):
         scores: tile of products.
         i: query indices.
         j: key indices.
-        rules: (M, K, mask, its strides, slope, options): pointer to the mask of this head and its ALiBi slope, None
-            where absent; options are (scale, softcap, left, right, shift) likewise; query i stands at key i + shift.
+        rules: (M, K, mask, its strides, slope, options, draw): pointer to the mask of this head and its ALiBi slope,
+            None where absent; options are (scale, softcap, left, right, shift) likewise; query i stands at key
+            i + shift; draw is from ``draws``.
         FOLD: leave the scale and the change to log 2 to the caller, who multiplies by ``unit``.
         BY_POSITION: whether the tile can hold hidden keys.
 
     Returns:
         scores in units of log 2 over ``unit``; the scores right after the softcap, which its gradient needs.
     """
-    M, K, mask, mask_strides, slope, options = rules
+    M, K, mask, mask_strides, slope, options, _ = rules
     scale, softcap, left, right, shift = options
     softened = scores
     if not FOLD:
