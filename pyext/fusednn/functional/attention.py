@@ -226,6 +226,39 @@ def varlen_attention(
 
     Sources: as ``scaled_dot_product_attention``; the layout is that of Dao 2023, FlashAttention-2.
     """
+    request = _varlen_request(
+        query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, is_causal, scale,
+        enable_gqa, window=window, softcap=softcap, alibi_slopes=alibi_slopes, sink=sink,
+        causal_alignment=causal_alignment, return_lse=return_lse, deterministic=deterministic, backend=backend,
+    )  # fmt: skip
+    out, lse = attention_paths.run(request, _path(request)[0])
+    out = out.squeeze(0).transpose(0, 1)
+    return (out, lse.squeeze(0)) if return_lse and lse is not None else out
+
+
+def choose_varlen_backend(*args: Any, **options: Any) -> tuple[str, str]:
+    """Say which path ``varlen_attention`` takes, and why, as ``choose_backend`` does.
+
+    Args:
+        *args: what the call would be given.
+        **options: the same by name.
+
+    Returns:
+        ``(path, reason)``.
+
+    Raises:
+        TypeError: as ``varlen_attention``.
+        ValueError: as ``varlen_attention``.
+    """
+    return _path(_varlen_request(*args, **options))
+
+
+def _varlen_request(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
+    max_seqlen_k: int, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+    enable_gqa: bool = False, **modifiers: Any,
+) -> Request:  # fmt: skip
+    """The request for arguments of ``varlen_attention``, whose starts are checked."""
     for name, x in (("query", query), ("key", key), ("value", value)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
@@ -238,14 +271,11 @@ def varlen_attention(
             "cu_seqlens_q and cu_seqlens_k must count the same sequences,"
             f" got {starts_q.shape[0] - 1} and {starts_k.shape[0] - 1}"
         )
-    request = Request(
-        *(x.transpose(0, 1).unsqueeze(0) for x in (query, key, value)), None, dropout_p, is_causal, scale, enable_gqa,
-        window, softcap, alibi_slopes, sink, causal_alignment, return_lse, deterministic, backend,
-        starts_q, starts_k, max_seqlen_q, max_seqlen_k,
+    query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
+    return Request(
+        query, key, value, None, dropout_p, is_causal, scale, enable_gqa, **modifiers, starts_q=starts_q,
+        starts_k=starts_k, longest_q=max_seqlen_q, longest_k=max_seqlen_k,
     )  # fmt: skip
-    out, lse = attention_paths.run(request, _path(request)[0])
-    out = out.squeeze(0).transpose(0, 1)
-    return (out, lse.squeeze(0)) if return_lse and lse is not None else out
 
 
 def _path(request: Request) -> tuple[str, str]:
@@ -295,7 +325,7 @@ def _nested(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None,
                 f"{name} must be a nested tensor [B, N, j, E] of layout torch.jagged, as query, got {got};"
                 " torch.nested.as_nested_tensor(x, layout=torch.jagged) makes one"
             )
-        inner = x.transpose(1, 2)
+        inner: Any = x.transpose(1, 2)
         rows.append(inner.values())  # [rows, N, E]
         starts.append(inner.offsets())
         longest.append(int(inner.offsets().diff().max()) if inner.shape[0] else 0)

@@ -138,4 +138,4 @@ class KeyValueCache:
         fresh = [x.new_empty(*x.shape[:2], size, x.shape[3]) for x in (more.key, more.value)]
         for whole, x in zip(fresh, (key, value), strict=True):
             whole[:, :, : self._length] = x
-        return _Buffers(*fresh, length)
+        return _Buffers(fresh[0], fresh[1], length)

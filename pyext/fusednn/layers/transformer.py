@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -79,6 +80,8 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         x = self.norm1(x + self._sa_block(x, src_mask, src_key_padding_mask, is_causal=is_causal))
         return self.norm2(x + self._ff_block(x))
 
+    self_attn: MultiheadAttention  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def step(self, x_t: Tensor, state: KeyValueCache | None = None) -> tuple[Tensor, KeyValueCache]:
         """Pass one more token through the layer, which sees itself and those before it.
 
@@ -109,13 +112,15 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         """
         return self._advance(x, state, self.self_attn.prefill)
 
-    def _advance(self, x: Tensor, state: KeyValueCache | None, attend) -> tuple[Tensor, KeyValueCache]:
-        attended, state = attend(self.norm1(x) if self.norm_first else x, state)
+    def _advance(
+        self, x: Tensor, state: KeyValueCache | None, attend: Callable[..., tuple[Tensor, KeyValueCache]]
+    ) -> tuple[Tensor, KeyValueCache]:
+        attended, extended = attend(self.norm1(x) if self.norm_first else x, state)
         x = x + self.dropout1(attended)
         if self.norm_first:
-            return x + self._ff_block(self.norm2(x)), state
+            return x + self._ff_block(self.norm2(x)), extended
         x = self.norm1(x)
-        return self.norm2(x + self._ff_block(x)), state
+        return self.norm2(x + self._ff_block(x)), extended
 
 
 class TransformerDecoderLayer(nn.TransformerDecoderLayer):
@@ -151,6 +156,9 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
         super().__init__(*args, **kwargs)
         self.self_attn.__class__ = MultiheadAttention
         self.multihead_attn.__class__ = MultiheadAttention
+
+    self_attn: MultiheadAttention  # pyright: ignore[reportIncompatibleVariableOverride]
+    multihead_attn: MultiheadAttention  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def step(
         self, x_t: Tensor, state: DecoderState | None = None, memory: Tensor | None = None
