@@ -135,6 +135,18 @@ struct AdditiveBackward {
 const char* additive_forward(const AdditiveForward&);
 const char* additive_backward(const AdditiveBackward&);
 
+// Which weights of attention dropout keeps: those whose word of Philox4x32-10 is at least `limit`. CPU only.
+struct DropoutKeep {
+  int64_t seed;
+  uint32_t limit;        // of 2^32: the probability of dropping
+  const int64_t* heads;  // [count], each below 2^32
+  int64_t count, first_query, end_query, first_key, end_key;
+  bool* keep;  // [count, queries, keys]
+  int threads;
+};
+
+void dropout_keep(const DropoutKeep&);
+
 // How a kernel is launched.
 struct LaunchShape {
   unsigned grid[3] = {1, 1, 1};

@@ -234,6 +234,20 @@ def test_dropped_weights_are_those_of_philox(word, j):
     assert limits == [True, False]
 
 
+@pytest.mark.parametrize("probability", [0.0, 2.0**-33, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("block", [(0, 3, 0, 8), (3, 9, 5, 22), (0, 2, 4, 4), (2**20, 2**20 + 2, 999, 1001)], ids=str)
+def test_the_compiled_draw_is_the_references(probability, block):
+    heads, seed = torch.tensor([0, 7, 123456]), torch.tensor([0x123456789ABCDEF])
+    i, j = torch.arange(*block[:2]), torch.arange(*block[2:])
+    wanted = kept(seed, probability, heads[:, None, None], i[:, None], j)
+    assert torch.equal(torch.ops.fusednn.attention_keep(seed, probability, heads, *block), wanted)
+
+
+def test_opcheck_of_the_draw():
+    call = (torch.tensor([5]), 0.5, torch.tensor([0, 3]), 1, 4, 2, 9)
+    torch.library.opcheck(torch.ops.fusednn.attention_keep.default, call)
+
+
 def test_dropout_leaves_the_lse_alone():
     x = q()
     plain, dropped = (attend(x, x, x, dropout_p=p, return_lse=True) for p in (0.0, 0.5))

@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -428,6 +429,30 @@ std::tuple<Tensor, Tensor, Tensor> additive_gradients(Tensor grad, Tensor query,
   return {d_query, d_key, d_weight};
 }
 
+Tensor attention_keep(Tensor seed, double probability, Tensor heads, int64_t first_query, int64_t end_query,
+                      int64_t first_key, int64_t end_key) {
+  const auto words = static_cast<int64_t>(std::nearbyint(probability * 4294967296.0));  // ties as Python rounds
+  DropoutKeep args{};
+  Inputs in(heads);
+  args.seed = *static_cast<const int64_t*>(in.get("seed", seed, {1}));
+  require(type_number(heads) == aoti_torch_dtype_int64() && heads.dim() == 1, "heads must be [count] int64");
+  args.count = heads.size(0);
+  args.heads = static_cast<const int64_t*>(in.get("heads", heads, {args.count}));
+  require(first_query <= end_query && first_key <= end_key, "queries and keys must be ranges");
+  args.limit = static_cast<uint32_t>(std::min<int64_t>(words, 4294967295));
+  args.first_query = first_query, args.end_query = end_query, args.first_key = first_key, args.end_key = end_key;
+  args.threads = static_cast<int>(torch::stable::get_num_threads());
+  const int64_t queries = end_query - first_query, keys = end_key - first_key;
+  const int64_t sizes[] = {args.count, queries, keys}, strides[] = {queries * keys, keys, 1};
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(3, sizes, strides, aoti_torch_dtype_bool(),
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor keep(handle);
+  args.keep = static_cast<bool*>(keep.mutable_data_ptr());
+  if (args.count * queries * keys > 0) dropout_keep(args);
+  return keep;
+}
+
 void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("recurrent", TORCH_BOX(&inference));
   m.impl("recurrent_forward", TORCH_BOX(&forward));
@@ -440,6 +465,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusednn, CPU, m) {
   m.impl("scan_backward", TORCH_BOX(&scan_gradients));
   m.impl("additive_scores", TORCH_BOX(&additive_scores));
   m.impl("additive_scores_backward", TORCH_BOX(&additive_gradients));
+  m.impl("attention_keep", TORCH_BOX(&attention_keep));
 }
 
 }  // namespace

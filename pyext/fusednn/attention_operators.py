@@ -26,6 +26,11 @@ _OPTIONS = (
     " SymInt longest_q, SymInt longest_k, bool deterministic, str path"
 )
 LIBRARY.define(
+    "attention_keep(Tensor seed, float probability, Tensor heads, int first_query, int end_query, int first_key,"
+    " int end_key) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+LIBRARY.define(
     f"attention_forward({_INPUTS}, {_OPTIONS}) -> (Tensor out, Tensor lse)", tags=torch.Tag.pt2_compliant_tag
 )
 LIBRARY.define(
@@ -33,6 +38,17 @@ LIBRARY.define(
     f" {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
+
+
+def _keep(seed, probability, heads, first_query, end_query, first_key, end_key):
+    """``reference.kept`` for a block of each of some heads: [heads, queries, keys]."""
+    i, j = (torch.arange(*ends, device=heads.device) for ends in ((first_query, end_query), (first_key, end_key)))
+    return reference.kept(seed, probability, heads[:, None, None], i[:, None], j)
+
+
+@torch.library.register_fake("fusednn::attention_keep", lib=LIBRARY)
+def _(seed, probability, heads, first_query, end_query, first_key, end_key):
+    return heads.new_empty(heads.shape[0], end_query - first_query, end_key - first_key, dtype=torch.bool)
 
 
 def _like(x: Tensor, *sizes) -> Tensor:
@@ -158,6 +174,7 @@ def _autograd(keyset, *arguments):
         )
 
 
+LIBRARY.impl("attention_keep", _keep, "CompositeExplicitAutograd")  # compiled on CPU tensors
 LIBRARY.impl("attention_forward", _forward, "CompositeExplicitAutograd")
 LIBRARY.impl("attention_backward", _backward, "CompositeExplicitAutograd")
 LIBRARY.impl("attention_forward", _autograd, "Autograd", with_keyset=True)

@@ -145,14 +145,14 @@ class Sequences:
         return e, top, total
 
     def kept(self, at: Block) -> Tensor:
-        """Which weights dropout keeps."""
-        device = self.query.device
-        b, n, i, j = (
-            torch.arange(part.start, part.stop, device=device) for part in (at.batch, at.heads, at.queries, at.keys)
-        )
+        """Which weights dropout keeps: [b, n, rows, keys]."""
         assert self.x.seed is not None
-        heads = self.first_head + b[:, None, None, None] * self.N + n[:, None, None]
-        return reference.kept(self.x.seed, self.o.dropout_p, heads, i[:, None], j)
+        b, n = (torch.arange(part.start, part.stop, device=self.query.device) for part in (at.batch, at.heads))
+        heads = (self.first_head + b[:, None] * self.N + n).flatten()
+        keep = torch.ops.fusednn.attention_keep(
+            self.x.seed, self.o.dropout_p, heads, at.queries.start, at.queries.stop, at.keys.start, at.keys.stop
+        )
+        return keep.unflatten(0, (b.shape[0], n.shape[0]))
 
 
 def sequences(x: Inputs) -> Iterator[tuple[int, slice, slice]]:
