@@ -445,8 +445,8 @@ Tensor attention_keep(Tensor seed, double probability, Tensor heads, int64_t fir
   const int64_t queries = end_query - first_query, keys = end_key - first_key;
   const int64_t sizes[] = {args.count, queries, keys}, strides[] = {queries * keys, keys, 1};
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(3, sizes, strides, aoti_torch_dtype_bool(),
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(3, sizes, strides, aoti_torch_dtype_bool(), aoti_torch_device_type_cpu(), 0, &handle));
   Tensor keep(handle);
   args.keep = static_cast<bool*>(keep.mutable_data_ptr());
   if (args.count * queries * keys > 0) dropout_keep(args);
