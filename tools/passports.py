@@ -87,7 +87,7 @@ def signature(
             types[name] = ("i32", "i32", "i32", "constexpr")
             constexprs[at, 3] = 1
             aligned |= {(at, k): [["tt.divisibility", 16]] for k in range(3)}
-        elif name == "options":  # scale, softcap, left, right, shift
+        elif name == "settings":  # scale, softcap, left, right, bottom_right
             types[name] = ("fp32", "constexpr", "constexpr", "i32" if causal else "constexpr", "i32")
             constexprs |= {(at, 1): None, (at, 2): None} | ({} if causal else {(at, 3): None})
         elif name in ("N", "GROUP", "M", "K"):

@@ -15,7 +15,7 @@ from .sequences import from_row, place, row_terms
 from .tiles import head_of, load_tile, store_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def row_kernel(
     out, grad_out, grad_lse, delta, out_strides, grad_strides, lse_strides, N, M,
     EV: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -84,11 +84,11 @@ def walk_queries(
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "K"])
 def key_value_kernel(
     q, k, v, grad_out, mask, slopes, lse, delta, dk, dv,
     q_strides, k_strides, v_strides, grad_out_strides, mask_strides, slopes_strides, dk_strides, dv_strides,
-    N, GROUP, M, K, options, dropout, sequences,
+    N, GROUP, M, K, settings, dropout, sequences,
     E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
@@ -98,8 +98,8 @@ def key_value_kernel(
     j0 = tl.program_id(0) % blocks * BLOCK_N
     shared = tl.program_id(0) // blocks
     number, h = shared // (N // GROUP), shared % (N // GROUP)
-    scale, softcap, left, right, shift = options
-    b, q0, k0, M, K, shift = place(sequences, number, M, K, shift)
+    scale, softcap, left, right, bottom_right = settings
+    b, q0, k0, M, K, shift = place(sequences, number, M, K, bottom_right)
     if sequences is not None:  # noqa: SIM102
         if j0 >= K:
             return
@@ -166,11 +166,11 @@ def walk_keys(
     return dq, dslope
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "K"])
 def query_kernel(
     q, k, v, grad_out, mask, slopes, lse, delta, dslopes, dq, dmask,
     q_strides, k_strides, v_strides, grad_out_strides, mask_strides, slopes_strides, dq_strides, dmask_strides,
-    N, GROUP, M, K, options, dropout, sequences,
+    N, GROUP, M, K, settings, dropout, sequences,
     E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
@@ -183,8 +183,8 @@ def query_kernel(
     i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M
     head = tl.program_id(0) // blocks
     number, n = head // N, head % N
-    scale, softcap, left, right, shift = options
-    b, q0, k0, M, K, shift = place(sequences, number, M, K, shift)
+    scale, softcap, left, right, bottom_right = settings
+    b, q0, k0, M, K, shift = place(sequences, number, M, K, bottom_right)
     if sequences is not None:  # noqa: SIM102  (decided when it is compiled, the next when it runs)
         if i0 >= M:
             return

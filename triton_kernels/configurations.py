@@ -25,6 +25,8 @@ WITH_DESCRIPTORS = (90, 100)  # tiles come by tensor-memory descriptors there, w
 HEAD_SIZES = (64, 128, 256)  # a row serves the sizes up to its own
 INTERPRETER = Configuration(64, 32, 4, 1)  # small, so that short sequences have several blocks
 ROW_TERM = Configuration(64, 1, 4, 1)
+DECODE_KEYS = 256  # of a part, at least, where the keys of few queries are split among programs
+MERGE_WARPS = 1
 
 # (kernel, bytes an element): architecture: one configuration a head size.
 TABLE: dict[tuple[str, int], dict[int, tuple[Configuration, Configuration, Configuration]]] = {
@@ -64,23 +66,43 @@ TABLE: dict[tuple[str, int], dict[int, tuple[Configuration, Configuration, Confi
         100: (Configuration(64, 32, 4, 2), Configuration(64, 32, 4, 2), Configuration(64, 16, 4, 1)),
         120: (Configuration(64, 32, 8, 2), Configuration(32, 32, 8, 2), Configuration(32, 16, 8, 1)),
     },
+    # BLOCK_M is the most rows, in tiles of 16 or of that with twice the warps. Reading keys and values is all it costs:
+    # about 32 KiB in flight a multiprocessor hide the memory's latency.
+    ("decode", 2): {
+        80: (Configuration(64, 64, 4, 3), Configuration(16, 64, 4, 3), Configuration(16, 32, 4, 2)),
+        90: (Configuration(64, 128, 4, 3), Configuration(64, 64, 4, 3), Configuration(64, 32, 4, 3)),
+        100: (Configuration(64, 128, 4, 3), Configuration(64, 64, 4, 3), Configuration(64, 32, 4, 3)),
+        120: (Configuration(64, 64, 4, 3), Configuration(16, 32, 4, 3), Configuration(16, 16, 4, 3)),
+    },
+    ("decode", 4): {
+        80: (Configuration(16, 32, 4, 2), Configuration(16, 16, 4, 2), Configuration(16, 16, 8, 2)),
+        90: (Configuration(16, 32, 4, 2), Configuration(16, 16, 4, 2), Configuration(16, 16, 8, 2)),
+        100: (Configuration(16, 32, 4, 2), Configuration(16, 16, 4, 2), Configuration(16, 16, 8, 2)),
+        120: (Configuration(16, 32, 4, 2), Configuration(16, 16, 4, 2), Configuration(16, 16, 8, 2)),
+    },
 }
 # Where position hides keys, comparisons need registers: rows that would spill have another there.
 HIDDEN = {("forward", 2, 90, 128): Configuration(128, 64, 8, 3)}
 # Random words need registers too.
 DROPPED = {
+    ("forward", 2, 80, 64): Configuration(128, 32, 8, 3),
     ("forward", 2, 90, 64): Configuration(128, 64, 8, 3),
     ("forward", 2, 90, 128): Configuration(128, 64, 8, 3),
     ("forward", 2, 90, 256): Configuration(64, 32, 8, 2),
     ("forward", 2, 100, 128): Configuration(128, 64, 8, 2),
     ("forward", 2, 100, 256): Configuration(128, 32, 8, 2),
-    ("forward", 2, 80, 64): Configuration(128, 32, 8, 3),
     ("forward", 2, 120, 64): Configuration(128, 32, 8, 3),
-    ("forward", 2, 120, 128): Configuration(64, 32, 8, 3),
-    ("key_value", 2, 80, 64): Configuration(32, 64, 8, 2),
+    ("forward", 2, 120, 128): Configuration(128, 16, 8, 3),
+    ("key_value", 2, 80, 64): Configuration(16, 128, 8, 2),
+    ("key_value", 2, 80, 128): Configuration(16, 64, 8, 2),
     ("key_value", 2, 100, 128): Configuration(32, 64, 8, 2),
-    ("key_value", 2, 120, 64): Configuration(32, 64, 8, 2),
-    ("query", 2, 120, 64): Configuration(64, 64, 8, 2),
+    ("key_value", 2, 120, 64): Configuration(16, 128, 8, 2),
+    ("query", 2, 120, 64): Configuration(128, 32, 8, 2),
+}
+# Tiles by addresses where descriptors are the rule: the rows of sm_80, but for those that would spill.
+ADDRESSED = {
+    ("key_value", 2, 90, 128): Configuration(32, 64, 8, 2),
+    ("key_value", 2, 100, 128): Configuration(16, 64, 8, 2),
 }
 
 
@@ -96,22 +118,27 @@ def architecture(capability: tuple[int, int]) -> int:
 
 
 def configuration(
-    kernel: str, known: int, dtype: torch.dtype, size: int, hidden: bool, dropout: bool = False
+    kernel: str, known: int, dtype: torch.dtype, size: int, hidden: bool, dropout: bool = False, described: bool = True
 ) -> Configuration:
     """Row of the table.
 
     Args:
-        kernel: one of ``KERNELS``.
+        kernel: one of ``KERNELS``, or ``decode``.
         known: one of ``ARCHITECTURES``.
         dtype: of the queries.
         size: padded size of a head or of a value, the larger.
         hidden: whether a causal mask or a window hides keys.
         dropout: whether weights are dropped.
+        described: whether tiles come by descriptors, where the architecture has them.
     """
     limit = next(limit for limit in HEAD_SIZES if size <= limit)
-    row = TABLE[kernel, dtype.itemsize][known][HEAD_SIZES.index(limit)]
-    at = (kernel, dtype.itemsize, known, limit)
-    row = HIDDEN.get(at, row) if hidden else row
+    foreign = known in WITH_DESCRIPTORS and not described
+    at = (kernel, dtype.itemsize, 80 if foreign else known, limit)
+    row = TABLE[at[:2]][at[2]][HEAD_SIZES.index(limit)]
+    if hidden:
+        row = HIDDEN.get(at, row)
+    if foreign:
+        row = ADDRESSED.get((kernel, dtype.itemsize, known, limit), row)
     return DROPPED.get(at, row) if dropout else row
 
 

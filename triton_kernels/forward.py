@@ -32,7 +32,7 @@ def walk(
 ):  # fmt: skip
     """Absorb the key blocks from start up to stop, and leave the products of the block at stop in ``scores``.
 
-    ``queries`` is (tile, source, first row); sources are those of ``load_tile``; ``rules`` as for ``modify``.
+    ``queries`` is (tile, source or None, first row); sources are those of ``load_tile``; ``rules`` as for ``modify``.
     """
     K = rules[1]
     # Under a causal mask the second walk has a turn or none: a pipeline of loads would only cost registers.
@@ -43,7 +43,7 @@ def walk(
         p, m, l, shrink = weigh(scores, m, l, unit(rules[5], FOLD))  # noqa: E741
         p = drop(p, rules[6], i, j0, BLOCK_N)
         block = load_tile(keys, j0 + BLOCK_N, K, BLOCK_N, UPCAST)
-        if keys[3] is None or keys[5] <= 128:
+        if queries[1] is None or keys[3] is None or keys[5] <= 128:
             scores = tl.dot(queries[0], tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
         else:  # wide rows of queries do not fit into registers, where products without descriptors would keep them
             again = load_tile(queries[1], queries[2], rules[0], i.shape[0], UPCAST)
@@ -54,10 +54,70 @@ def walk(
 
 
 @triton.jit
+def attend(
+    queries, keys, values, i, rules, sink, first, full, last, BLOCK_N: tl.constexpr, FOLD: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Output and LSE of a tile of queries over some of the keys.
+
+    Args:
+        queries: see ``walk``.
+        keys: see ``load_tile``; so for values.
+        values: see there.
+        i: query indices.
+        rules: see ``modify``.
+        sink: its logit, one number or one a query; None for none.
+        first: start of the first block of keys.
+        full: up to there every key of every block is seen by every query.
+        last: start of the last block.
+        BLOCK_N: keys a block.
+        FOLD: see ``modify``.
+        PRECISION: of fp32 products, "ieee" or "tf32".
+        UPCAST: compute products in fp32 (the interpreter's bf16 is unusable).
+        ACC: dtype of sums.
+
+    Returns:
+        output and natural LSE, in the dtype of sums.
+    """
+    ROWS: tl.constexpr = i.shape[0]
+    if sink is None:
+        m = tl.full([ROWS], float("-inf"), ACC)
+        l = tl.zeros([ROWS], ACC)  # noqa: E741
+    else:  # one more score, without a value
+        m = tl.zeros([ROWS], ACC) + sink * LOG2E
+        l = tl.where(m == float("-inf"), 0.0, tl.zeros([ROWS], ACC) + 1.0)  # noqa: E741
+    acc = tl.zeros([ROWS, values[5]], ACC)
+
+    terms: tl.constexpr = rules[5]
+    draw: tl.constexpr = rules[6]
+    block = load_tile(keys, first, rules[1], BLOCK_N, UPCAST)
+    scores = tl.dot(queries[0], tl.trans(block), input_precision=PRECISION, out_dtype=ACC)
+    scores, m, l, acc = walk(  # noqa: E741
+        scores, m, l, acc, queries, keys, values, i, rules, first, full, BLOCK_N, FOLD, False, PRECISION, UPCAST
+    )
+    if terms[2] is not None or terms[3] is not None:
+        scores, m, l, acc = walk(  # noqa: E741
+            scores, m, l, acc, queries, keys, values, i, rules, full, last, BLOCK_N, FOLD, True, PRECISION, UPCAST
+        )
+    block = load_tile(values, last, rules[1], BLOCK_N, UPCAST)
+    j = last + tl.arange(0, BLOCK_N)
+    scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, True)
+    p, m, l, shrink = weigh(scores, m, l, unit(terms, FOLD))  # noqa: E741
+    p = drop(p, draw, i, last, BLOCK_N)
+    acc = tl.dot(p.to(block.dtype), block, acc * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
+
+    empty = l == 0.0
+    total = tl.where(empty, 1.0, l)
+    if draw is not None:
+        acc *= draw[2]
+    return acc / total[:, None], tl.where(empty, float("-inf"), (m + tl.log2(total)) / LOG2E)
+
+
+@triton.jit(do_not_specialize=["M", "K"])  # a growing cache compiles nothing anew
 def forward_kernel(
     q, k, v, mask, slopes, sink, lse, out,
     q_strides, k_strides, v_strides, mask_strides, slopes_strides, out_strides,
-    N, GROUP, M, K, options, dropout, sequences,
+    N, GROUP, M, K, settings, dropout, sequences,
     E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
@@ -83,7 +143,7 @@ def forward_kernel(
         GROUP: query heads that share a key head.
         M: queries, with sequences of the longest.
         K: keys likewise.
-        options: (scale, softcap, left, right, shift), see ``modify``.
+        settings: (scale, softcap, left, right, bottom_right), see ``modify`` and ``place``.
         dropout: (pointer to the seed, limit, factor), see ``draws``; None for no dropout.
         sequences: see ``place``; then [1, N, rows, E] stands for [B, N, M, E], and S sequences for B batch rows.
         E: head size.
@@ -93,15 +153,15 @@ def forward_kernel(
         BLOCK_M: queries a program.
         BLOCK_N: keys a step.
         FOLD: see ``modify``.
-        PRECISION: of fp32 products, "ieee" or "tf32".
-        UPCAST: compute products in fp32 (the interpreter's bf16 is unusable).
+        PRECISION: see ``attend``.
+        UPCAST: see there.
     """
     blocks = tl.cdiv(M, BLOCK_M)
     i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M  # under a causal mask the longest first
     head = tl.program_id(0) // blocks
     number, n = head // N, head % N
-    scale, softcap, left, right, shift = options
-    b, q0, k0, M, K, shift = place(sequences, number, M, K, shift)
+    scale, softcap, left, right, bottom_right = settings
+    b, q0, k0, M, K, shift = place(sequences, number, M, K, bottom_right)
     if sequences is not None:  # noqa: SIM102  (decided when it is compiled, the next when it runs)
         if i0 >= M:
             return
@@ -111,46 +171,22 @@ def forward_kernel(
     if slopes is not None:
         slopes = tl.load(head_of(slopes, number, n, slopes_strides))
 
+    if sink is not None:
+        sink = tl.load(sink + n)
+
     ACC: tl.constexpr = lse.dtype.element_ty
     i = i0 + tl.arange(0, BLOCK_M)
-    if sink is None:
-        m = tl.full([BLOCK_M], float("-inf"), ACC)
-        l = tl.zeros([BLOCK_M], ACC)  # noqa: E741
-    else:  # one more score, without a value
-        m = tl.zeros([BLOCK_M], ACC) + tl.load(sink + n) * LOG2E
-        l = tl.where(m == float("-inf"), 0.0, tl.zeros([BLOCK_M], ACC) + 1.0)  # noqa: E741
-    acc = tl.zeros([BLOCK_M, BLOCK_V], ACC)
-
     first, full, last = key_range(i0, M, K, terms, BLOCK_M, BLOCK_N)
     # Annotated, because the members of other tuples become tensors.
     keys: tl.constexpr = (from_row(k, k0, k_strides, sequences), b, n // GROUP, k_strides, E, BLOCK_E)
     values: tl.constexpr = (from_row(v, k0, v_strides, sequences), b, n // GROUP, v_strides, EV, BLOCK_V)
     rows: tl.constexpr = (from_row(q, q0, q_strides, sequences), b, n, q_strides, E, BLOCK_E)
-    tile = load_tile(rows, i0, M, BLOCK_M, UPCAST)
-    queries: tl.constexpr = (tile, rows, i0)
-    block = load_tile(keys, first, K, BLOCK_N, UPCAST)
-    scores = tl.dot(tile, tl.trans(block), input_precision=PRECISION, out_dtype=ACC)
+    queries: tl.constexpr = (load_tile(rows, i0, M, BLOCK_M, UPCAST), rows, i0)
     draw: tl.constexpr = draws(dropout, head)
     rules: tl.constexpr = (M, K, mask, mask_strides, slopes, terms, draw)
-    scores, m, l, acc = walk(  # noqa: E741
-        scores, m, l, acc, queries, keys, values, i, rules, first, full, BLOCK_N, FOLD, False, PRECISION, UPCAST
+    result, natural = attend(
+        queries, keys, values, i, rules, sink, first, full, last, BLOCK_N, FOLD, PRECISION, UPCAST, ACC
     )
-    if terms[2] is not None or terms[3] is not None:
-        scores, m, l, acc = walk(  # noqa: E741
-            scores, m, l, acc, queries, keys, values, i, rules, full, last, BLOCK_N, FOLD, True, PRECISION, UPCAST
-        )
-    block = load_tile(values, last, K, BLOCK_N, UPCAST)
-    j = last + tl.arange(0, BLOCK_N)
-    scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, True)
-    p, m, l, shrink = weigh(scores, m, l, unit(terms, FOLD))  # noqa: E741
-    p = drop(p, draw, i, last, BLOCK_N)
-    acc = tl.dot(p.to(block.dtype), block, acc * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
-
-    empty = l == 0.0
-    total = tl.where(empty, 1.0, l)
-    if dropout is not None:
-        acc *= dropout[2]
     out = head_of(from_row(out, q0, out_strides, sequences), b, n, out_strides)
-    store_tile(out, acc / total[:, None], i0, M, out_strides, EV, BLOCK_M, BLOCK_V)
-    natural = tl.where(empty, float("-inf"), (m + tl.log2(total)) / LOG2E)
+    store_tile(out, result, i0, M, out_strides, EV, BLOCK_M, BLOCK_V)
     tl.store(row_terms(lse, sequences, head, n, M, q0) + i, natural, mask=i < M)

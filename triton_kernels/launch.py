@@ -13,9 +13,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..attention_call import Inputs, Options, wide
 from ..reference.attention import dropout_limit
 from . import backward as backward_kernels
+from . import decode as decode_kernels
 from . import forward as forward_kernels
 from .configurations import (
+    DECODE_KEYS,
     INTERPRETER,
+    MERGE_WARPS,
     ROW_TERM,
     WITH_DESCRIPTORS,
     Configuration,
@@ -26,6 +29,8 @@ from .configurations import (
 
 # Whether Triton's own functions and ours run in the interpreter: fixed when each module is imported.
 INTERPRETED = not isinstance(triton.language.max, triton.JITFunction)
+
+COMPILER: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": True}  # its default changes in Triton 3.10
 
 
 class Plan(NamedTuple):
@@ -46,12 +51,11 @@ class Call:
         self.B, self.N, self.M, self.E = query.shape
         self.heads, self.K, self.EV = key.shape[1], key.shape[2], value.shape[3]
         by_distance = left is not None or right is not None or slopes is not None
-        bottom_right = bottom_right and by_distance  # elsewhere it does not matter: fewer compilations
-        shift = self.K - self.M if bottom_right else 0
         self.sequences = None
         if starts_q is not None and starts_k is not None:
-            self.sequences = (starts_q, starts_k, self.M, self.K, int(bottom_right))
-            self.B, self.M, self.K, shift = starts_q.shape[0] - 1, longest_q, longest_k, 0
+            self.sequences = (starts_q, starts_k, self.M, self.K)
+            self.B, self.M, self.K = starts_q.shape[0] - 1, longest_q, longest_k
+        self.group = self.N // max(1, self.heads)
         self.query, self.key, self.value = query, key, value
         exact = wide(query.dtype)
         self.mask = None if mask is None else mask.expand(self.B, self.N, self.M, self.K)
@@ -59,7 +63,8 @@ class Call:
             self.mask = self.mask.view(torch.uint8)
         self.slopes = None if slopes is None else slopes.to(exact).expand(self.B, self.N)
         self.sink = None if sink is None else sink.to(exact).contiguous()
-        self.options = (scale, softcap, left, right, shift)
+        # Alignment is told only where it matters, and never the shift, which grows with a cache: fewer compilations.
+        self.options = (scale, softcap, left, right, int(bottom_right and by_distance))
         self.dropout = None
         if p > 0.0:
             self.dropout = (seed, dropout_limit(p) - 2**31, 1.0 / (1.0 - p) if p < 1.0 else 0.0)
@@ -87,11 +92,10 @@ class Call:
         else:
             known = architecture(torch.cuda.get_device_capability(self.query.device))
             described = described and known in WITH_DESCRIPTORS
-            if known in WITH_DESCRIPTORS and not described:
-                known = 80  # the widest row whose tiles come by addresses
             hidden = self.options[2] is not None or self.options[3] is not None
             size = max(self.constants["BLOCK_E"], self.constants["BLOCK_V"])
-            chosen = configuration(name, known, self.query.dtype, size, hidden, self.dropout is not None)
+            dropout = self.dropout is not None
+            chosen = configuration(name, known, self.query.dtype, size, hidden, dropout, described)
         length, rows = (self.K, chosen.BLOCK_N) if name == "key_value" else (self.M, chosen.BLOCK_M)
         return Plan(chosen, described, -(-length // rows))
 
@@ -120,13 +124,13 @@ class Call:
             *written,
             *strides,
             *(None if x is None else x.stride() for x in (self.mask, self.slopes, *written)),
-            *(self.N, self.N // max(1, self.heads), self.M, self.K, self.options, self.dropout, self.sequences),
+            *(self.N, self.group, self.M, self.K, self.options, self.dropout, self.sequences),
             BLOCK_M=chosen.BLOCK_M,
             BLOCK_N=chosen.BLOCK_N,
             num_warps=chosen.warps,
             num_stages=chosen.stages,
             **self.constants,
-            **({} if INTERPRETED else {"enable_fp_fusion": True}),
+            **COMPILER,
         )
 
 
@@ -169,10 +173,51 @@ def forward(inputs: Inputs, options: Options, out: Tensor, lse: Tensor) -> None:
     call = Call(inputs, options)
     tiles = (call.query, call.key, call.value)
     with on_device(call.query):
+        if call.sequences is None and call.K >= 2 * DECODE_KEYS:
+            plan = call.plan("decode", (call.key, call.value))
+            if call.M * call.group <= plan.configuration.BLOCK_M:
+                decode(call, plan, out, lse)
+                return
         call.run(
             forward_kernels.forward_kernel, call.plan("forward", tiles), call.N,
             tiles, (call.mask, call.slopes, call.sink, lse), (out,),
         )  # fmt: skip
+
+
+def decode(call: Call, plan: Plan, out: Tensor, lse: Tensor) -> None:
+    """``forward`` for few queries and many keys, which are split so that the device is full; the parts are merged."""
+    heads = call.B * call.heads
+    if not heads * call.M:
+        return
+    splits = max(1, min(processors(call.query) // heads, call.K // DECODE_KEYS))
+    part_lse, parts = lse.unsqueeze(3), out.unsqueeze(3)
+    if splits > 1:
+        part_lse = lse.new_empty(splits, *lse.shape).movedim(0, 3)
+        parts = lse.new_empty(splits, *lse.shape, call.EV).movedim(0, 3)  # so that strides do not depend on the splits
+    chosen = plan.configuration
+    rows = 16 if call.M * call.group <= 16 else chosen.BLOCK_M
+    key, value = call.key, call.value
+    strides = tuple(None if plan.described else x.stride() for x in (key, value))
+    if plan.described:
+        key, value = (descriptor(x, chosen.BLOCK_N) for x in (key, value))
+    decode_kernels.decode_kernel[(heads * splits,)](
+        call.query, key, value, call.mask, call.slopes, call.sink if splits == 1 else None, part_lse, parts,
+        call.query.stride(), *strides,
+        *(None if x is None else x.stride() for x in (call.mask, call.slopes, part_lse, parts)),
+        call.N, call.group, call.M, call.K, call.options, call.dropout, splits,
+        ROWS=rows, BLOCK_N=chosen.BLOCK_N, num_warps=chosen.warps * (1 if rows == 16 else 2), num_stages=chosen.stages,
+        **call.constants, **COMPILER,
+    )  # fmt: skip
+    if splits > 1:
+        decode_kernels.merge_kernel[(lse.numel(),)](
+            parts, part_lse, call.sink, lse, out, out.stride(), call.B, call.N, call.M, splits,
+            EV=call.EV, BLOCK_V=call.constants["BLOCK_V"], BLOCK_S=16, num_warps=MERGE_WARPS, **COMPILER,
+        )  # fmt: skip
+
+
+def processors(x: Tensor) -> int:
+    """Multiprocessors of the tensor's device; an H100's where there is none."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 132
 
 
 def backward(

@@ -53,7 +53,7 @@ def apply_mask(scores, mask, i, j, strides, M, K):
     """Hide what a boolean mask (bytes) hides, or add a float mask."""
     offsets = i.to(tl.int64) * strides[2] + j.to(tl.int64) * strides[3]
     inside = (i < M) & (j < K)
-    if mask.dtype.element_ty == tl.uint8:
+    if mask.dtype.scalar.element_ty == tl.uint8:
         return tl.where(tl.load(mask + offsets, mask=inside, other=0) != 0, scores, float("-inf"))
     else:
         return scores + tl.load(mask + offsets, mask=inside, other=0.0).to(scores.dtype)

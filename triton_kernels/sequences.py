@@ -13,24 +13,23 @@ def extent(starts, number, rows):
 
 
 @triton.jit
-def place(sequences, number, M, K, shift):
+def place(sequences, number, M, K, bottom_right):
     """Sizes of a batch row or sequence.
 
     Args:
-        sequences: None, or (starts of queries, starts of keys, rows of queries, rows of keys, whether the last query
-            stands at the last key).
+        sequences: None, or (starts of queries, starts of keys, rows of queries, rows of keys).
         number: of the batch row or sequence.
-        M: queries of a batch row; so for K and shift, see ``modify``.
-        K: keys.
-        shift: see there.
+        M: queries of a batch row.
+        K: keys of a batch row.
+        bottom_right: 1 if the last query stands at the last key, else 0.
 
     Returns:
-        batch row of the tensors, first row of its queries, first row of its keys, M, K, shift.
+        batch row of the tensors, first row of its queries, first row of its keys, M, K, shift of ``modify``.
     """
     if sequences is None:
-        return number, 0, 0, M, K, shift
+        return number, 0, 0, M, K, (K - M) * bottom_right
     else:
-        starts_q, starts_k, rows_q, rows_k, bottom_right = sequences
+        starts_q, starts_k, rows_q, rows_k = sequences
         q0, M = extent(starts_q, number, rows_q)
         k0, K = extent(starts_k, number, rows_k)
         return 0, q0, k0, M, K, (K - M) * bottom_right
