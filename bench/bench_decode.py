@@ -10,7 +10,7 @@ import torch
 from bench import layers
 from bench.cases import tensors
 from bench.flops import attention as attention_flops
-from bench.flops import recurrent
+from bench.flops import linear, recurrent
 from bench.measure import Case, Measure
 from bench.tiers import cost, tiers
 
@@ -80,4 +80,35 @@ def test_attention(measure: Measure, device: torch.device, impl: str, T: int) ->
               "dtype": "float32", "state_bytes": k.nbytes + v.nbytes}  # fmt: skip
     measure(Case(run, fields, run, runner("sdpa-math", torch.float32), runner("sdpa-math", torch.float64),
                  flops=attention_flops(B, N, 1, T, E), bytes_min=k.nbytes + v.nbytes, tokens=B))  # fmt: skip
+    measure.info.update(us_per_step=measure.info["us_per_token"], launches_per_step=float(measure.info["launches"]))
+
+
+@tiers(T=CONTEXTS)
+@cost(0.8)
+def test_attention_layer(measure: Measure, device: torch.device, T: int) -> None:
+    """``layer.step`` of multi-head attention with a cache of T tokens: the recurrent layers' interface and width."""
+    measure.benchmark.group = "decode"
+    B, N, H = 1, 8, 512
+    layer: Any = layers.multihead(layers.OURS, H, N).to(device).eval()
+    twin = layers.multihead(layers.TORCH, H, N).to(device).eval()
+    twin.load_state_dict(layer.state_dict())
+    x = torch.randn(B, T, H, device=device)
+    token = torch.randn(B, H, device=device)
+    with torch.inference_mode():
+        state = layer.prefill(x)[1]
+
+    def run() -> list[torch.Tensor]:
+        with torch.inference_mode():
+            return [layer.step(token, state)[0]]
+
+    def expected(dtype: torch.dtype) -> list[torch.Tensor]:
+        net, whole = twin.to(dtype), torch.cat([x, token[:, None]], 1).to(dtype)
+        with torch.inference_mode():
+            return [net(whole[:, -1:], whole, whole, need_weights=False)[0][:, 0]]
+
+    fields = {"impl": layers.OURS, "cell": "attention layer", "B": B, "T": T, "N": N, "H": H, "mode": "decode",
+              "dtype": "float32", "state_bytes": state.nbytes}  # fmt: skip
+    work = attention_flops(B, N, 1, T + 1, H // N) + linear(B, H, 4 * H)
+    measure(Case(run, fields, run, lambda: expected(torch.float32), lambda: expected(torch.float64), flops=work,
+                 tokens=B))  # fmt: skip
     measure.info.update(us_per_step=measure.info["us_per_token"], launches_per_step=float(measure.info["launches"]))

@@ -76,6 +76,15 @@ def encoder_layer(impl: str, d: int, heads: int, ff: int, **options: Any) -> nn.
     return fusednn.TransformerEncoderLayer(d, heads, ff, **options)
 
 
+def multihead(impl: str, d: int, heads: int) -> nn.Module:
+    """Multi-head attention, batch first."""
+    if impl == TORCH:
+        return nn.MultiheadAttention(d, heads, batch_first=True)
+    if fusednn is None:
+        pytest.skip(MISSING)
+    return fusednn.MultiheadAttention(d, heads, batch_first=True)
+
+
 def probe(layer: nn.Module, *inputs: Tensor) -> None:
     """Skip, with the layer's own words, where it refuses these inputs."""
     try:
@@ -119,3 +128,17 @@ def attention(impl: str, device: torch.device) -> Callable[..., Tensor]:
     if impl.startswith("fusednn") and not hasattr(getattr(fusednn, "functional", None), "scaled_dot_product_attention"):
         pytest.skip(MISSING or "fusednn has no scaled_dot_product_attention yet")
     return {**ATTENTION, **CUDA_ONLY}[impl]
+
+
+def modified(*qkv: Tensor, **modifiers: Any) -> Tensor:
+    """Our attention with modifiers, by its automatic choice; skips where fusednn is missing."""
+    if fusednn is None:
+        pytest.skip(MISSING)
+    return fusednn.functional.scaled_dot_product_attention(*qkv, **modifiers)
+
+
+def packed(*arguments: Any, **modifiers: Any) -> Tensor:
+    """Our attention of sequences of different lengths; likewise."""
+    if fusednn is None:
+        pytest.skip(MISSING)
+    return fusednn.functional.varlen_attention(*arguments, **modifiers)
