@@ -29,6 +29,7 @@ def small_blocks():
         patch.setattr(attention_paths, "FEW_SCORES", -1)
         patch.setattr(blocked_attention, "ROWS", (2, 4))
         patch.setattr(blocked_attention, "SCORES", 64)
+        patch.setattr(torch_attention, "FEW_PAIRS", -1)
         patch.setattr(torch_attention, "ROWS", (2, 4))
         yield
 

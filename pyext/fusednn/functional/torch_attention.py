@@ -17,7 +17,8 @@ from torch import Tensor
 from ..reference import attention as reference
 from .attention_request import Request, at_least
 
-ROWS = (64, 512)  # queries at a time, at least and at most; a window's size between them
+FEW_PAIRS = 1 << 18  # of query and key: up to here one mask for all is faster
+ROWS = (128, 512)  # queries at a time, at least and at most; a window's size between them
 
 
 def lacks(request: Request) -> str | None:
@@ -64,7 +65,15 @@ def run(request: Request) -> Tensor:
             or (request.attn_mask is not None and request.attn_mask.shape[-2] != request.query.shape[-2])
         )
     )
-    return in_windows(request) if by_window else whole(request)
+    if not by_window:
+        return whole(request)
+    M, K = request.query.shape[-2], request.key.shape[-2]
+    if M * K > FEW_PAIRS:
+        return in_windows(request)
+    distance = reference.distances(M, K, request.causal_alignment, request.query.device)
+    visible = reference.visibility(distance, request.is_causal, request.limits)
+    mask = reference.merge_masks(request.attn_mask, visible)
+    return whole(dataclasses.replace(request, attn_mask=mask, is_causal=False))
 
 
 def in_windows(request: Request) -> Tensor:
@@ -77,32 +86,37 @@ def in_windows(request: Request) -> Tensor:
     rows = max(ROWS[0], min(ROWS[1], span))
     # Pieces, because each slice's gradient would be a tensor of all keys.
     keys, values = request.key.split(rows, -2), request.value.split(rows, -2)
+    sees_a_key = (
+        request.attn_mask is None
+        and (right is None or shift + right >= 0)
+        and (left is None or M - 1 + shift - left < K)
+    )
+    visible: dict[tuple[int, int, int], Tensor | None] = {}  # most blocks look alike
     found = []
     for i, queries in zip(range(0, M, rows), request.query.split(rows, -2), strict=True):
         end = i + queries.shape[-2]
         first = 0 if left is None else min(K - 1, max(0, i + shift - left)) // rows
         last = len(keys) if right is None else min(len(keys), max(first, (end + shift + right - 1) // rows) + 1)
         seen = slice(first * rows, min(K, last * rows))
-        distance = torch.arange(i, end, device=queries.device)[:, None] + shift
-        distance = distance - torch.arange(seen.start, seen.stop, device=queries.device)
+        form = (i + shift - seen.start, end - i, seen.stop - seen.start)
+        if form not in visible:
+            distance = torch.arange(form[0], form[0] + form[1], device=queries.device)[:, None]
+            distance = distance - torch.arange(form[2], device=queries.device)
+            visible[form] = reference.visibility(distance, False, (left, right))
         mask = request.attn_mask
         if mask is not None:
             mask = mask[..., seen] if mask.shape[-1] > 1 else mask
             mask = mask[..., i:end, :] if mask.shape[-2] > 1 else mask
-        found.append(
-            whole(
-                dataclasses.replace(
-                    request, query=queries, key=torch.cat(keys[first:last], -2),
-                    value=torch.cat(values[first:last], -2), is_causal=False,
-                    attn_mask=reference.merge_masks(mask, reference.visibility(distance, False, (left, right))),
-                )
-            )
+        part = dataclasses.replace(
+            request, query=queries, key=torch.cat(keys[first:last], -2), value=torch.cat(values[first:last], -2),
+            is_causal=False, attn_mask=reference.merge_masks(mask, visible[form]),
         )  # fmt: skip
+        found.append(whole(part, sees_a_key))
     return torch.cat(found, -2)
 
 
-def whole(request: Request) -> Tensor:
-    """Torch's operator on a request without a window, kept from rows that see nothing.
+def whole(request: Request, sees_a_key: bool = False) -> Tensor:
+    """Torch's operator on a request without a window, kept from rows that see nothing unless all rows see a key.
 
     Its backends have not always agreed on those: they are shown every key, and their output is then replaced by zero,
     which stops their gradients too.
@@ -116,7 +130,7 @@ def whole(request: Request) -> Tensor:
         mask = reference.merge_masks(mask, reference.visibility(distance, True, None))
         is_causal = False
     seen = None
-    if mask is not None:
+    if mask is not None and not sees_a_key:
         mask = at_least(mask) if mask.dim() != 2 else mask
         if mask.dtype == torch.bool:
             seen = mask.any(-1, keepdim=True)
