@@ -29,6 +29,7 @@ LEVELS = [
         "attention_operators",
         "scan_operators",
         "additive_operators",
+        "kernel_operators",
     },
     {"functional"},
     {"layers"},

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..attention_call import wide
+
 
 def scores(query: Tensor, key: Tensor, weight: Tensor) -> Tensor:
     """``w^T tanh(q + k)`` for each pair: query ``[B, M, H]``, key ``[B, K, H]``, weight ``[H]``, returns ``[B, M, K]``.
 
     fp32, or fp64 for fp64. Source: D. Bahdanau, K. Cho, Y. Bengio, arXiv:1409.0473, appendix A.1.2.
     """
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    pairs = query.to(wide).unsqueeze(2) + key.to(wide).unsqueeze(1)
-    return torch.tanh(pairs) @ weight.to(wide)
+    exact = wide(query.dtype)
+    pairs = query.to(exact).unsqueeze(2) + key.to(exact).unsqueeze(1)
+    return torch.tanh(pairs) @ weight.to(exact)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention_call import wide
+
 Window = tuple[int | None, int | None]
 
 
@@ -195,7 +197,7 @@ def attention(
     Returns:
         output [..., N, M, Ev] in the dtype of ``query``, LSE [..., N, M] in the dtype of the computation, or None.
     """
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    dtype = wide(query.dtype)
     with without_autocast(query):
         q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
         if q.dim() > 2:
