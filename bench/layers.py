@@ -130,11 +130,11 @@ def attention(impl: str, device: torch.device) -> Callable[..., Tensor]:
     return {**ATTENTION, **CUDA_ONLY}[impl]
 
 
-def modified(*qkv: Tensor, **modifiers: Any) -> Tensor:
+def modified(query: Tensor, key: Tensor, value: Tensor, **modifiers: Any) -> Tensor:
     """Our attention with modifiers, by its automatic choice; skips where fusednn is missing."""
     if fusednn is None:
         pytest.skip(MISSING)
-    return fusednn.functional.scaled_dot_product_attention(*qkv, **modifiers)
+    return fusednn.functional.scaled_dot_product_attention(query, key, value, **modifiers)
 
 
 def packed(*arguments: Any, **modifiers: Any) -> Tensor:
