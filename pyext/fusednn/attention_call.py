@@ -7,7 +7,7 @@ is their number; indices i and j then begin anew in each.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
@@ -68,6 +68,24 @@ class Options(NamedTuple):
     longest_k: int
     deterministic: bool
     path: str
+
+
+# How torch's schemas spell the types above.
+SPELLED = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    float: "float",
+    float | None: "float?",
+    int: "SymInt",
+    int | None: "SymInt?",
+    bool: "bool",
+    str: "str",
+}
+
+
+def schema(*parts: type) -> str:
+    """The operator's arguments, from the fields of ``Inputs`` and ``Options``."""
+    return ", ".join(f"{SPELLED[kind]} {name}" for part in parts for name, kind in get_type_hints(part).items())
 
 
 def split(arguments: tuple) -> tuple[Inputs, Options]:

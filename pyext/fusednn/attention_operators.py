@@ -13,29 +13,20 @@ import torch
 from torch import Tensor
 
 from . import blocked_attention, triton_kernels
-from .attention_call import LEARNED, Inputs, Options, split, wide
+from .attention_call import LEARNED, Inputs, Options, schema, split, wide
 from .operators import LIBRARY
 from .reference import attention as reference
 
-_INPUTS = (
-    "Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? slopes, Tensor? sink,"
-    " Tensor? starts_q, Tensor? starts_k, Tensor? seed"
-)
-_OPTIONS = (
-    "float scale, float? softcap, SymInt? left, SymInt? right, bool bottom_right, float dropout_p,"
-    " SymInt longest_q, SymInt longest_k, bool deterministic, str path"
-)
+_CALL = schema(Inputs, Options)
 LIBRARY.define(
     "attention_keep(Tensor seed, float probability, Tensor heads, int first_query, int end_query, int first_key,"
     " int end_key) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
+LIBRARY.define(f"attention_forward({_CALL}) -> (Tensor out, Tensor lse)", tags=torch.Tag.pt2_compliant_tag)
 LIBRARY.define(
-    f"attention_forward({_INPUTS}, {_OPTIONS}) -> (Tensor out, Tensor lse)", tags=torch.Tag.pt2_compliant_tag
-)
-LIBRARY.define(
-    f"attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, bool[6] wanted, {_INPUTS},"
-    f" {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, bool[6] wanted, {_CALL})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 

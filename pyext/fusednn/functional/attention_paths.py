@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import attention_operators, triton_kernels  # noqa: F401  (registers the operators)
+from ..attention_call import Inputs, Options
 from ..reference import attention as reference
 from . import torch_attention
 from .attention_request import Request, at_least, heads, leading
@@ -117,15 +118,21 @@ def _operator(request: Request, path: str) -> tuple[Tensor, Tensor]:
     if request.dropout_p > 0.0:
         seed = torch.randint(2**63 - 1, (1,), device=query.device)
     left, right = request.limits
-    if request.is_causal:
-        right = 0
-    out, lse = torch.ops.fusednn.attention_forward(
+    inputs = Inputs(
         four(query, count), four(key, shared[0]), four(value, shared[1]), mask, slopes, request.sink,
         request.starts_q, request.starts_k, seed,
-        reference.default_scale(query.shape[-1]) if request.scale is None else float(request.scale),
-        request.softcap, left, right, request.causal_alignment == "bottom_right", request.dropout_p,
-        query.shape[-2] if request.longest_q is None else request.longest_q,
-        key.shape[-2] if request.longest_k is None else request.longest_k,
-        request.deterministic or torch.are_deterministic_algorithms_enabled(), path,
     )  # fmt: skip
+    options = Options(
+        scale=reference.default_scale(query.shape[-1]) if request.scale is None else float(request.scale),
+        softcap=request.softcap,
+        left=left,
+        right=0 if request.is_causal else right,
+        bottom_right=request.causal_alignment == "bottom_right",
+        dropout_p=request.dropout_p,
+        longest_q=query.shape[-2] if request.longest_q is None else request.longest_q,
+        longest_k=key.shape[-2] if request.longest_k is None else request.longest_k,
+        deterministic=request.deterministic or torch.are_deterministic_algorithms_enabled(),
+        path=path,
+    )
+    out, lse = torch.ops.fusednn.attention_forward(*inputs, *options)
     return out.reshape(*lead, *out.shape[2:]), lse.reshape(*lead, lse.shape[2])
