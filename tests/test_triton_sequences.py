@@ -66,7 +66,7 @@ def test_the_weights_dropped_are_those_of_the_definition(seed):
 @pytest.mark.parametrize(
     ("p", "more"),
     [
-        (0.3, {}),
+        (0.3, {"deterministic": False}),
         (1.0, {"right": 0}),
         (0.6, {"right": 0, "left": 20, "bottom_right": True, "softcap": 2.0}),
     ],
@@ -123,10 +123,14 @@ def test_sequences_are_as_each_alone(pairs, heads, slopes, sink, dropout_p, **mo
     agree(inputs, options("triton", max(q), max(k), dropout_p, **more))
 
 
-def test_several_blocks_a_sequence():
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_several_blocks_a_sequence(deterministic):
+    """And either form of the backward: gradients of slopes come with the deterministic one alone."""
     lengths = [67, 3]
-    inputs = packed(lengths, lengths[::-1], slopes=torch.rand(2, 2), sink=torch.randn(2))
-    agree(inputs, options("triton", 67, 67, 0.2, right=5, bottom_right=True), "blocked")
+    slopes = torch.rand(2, 2) if deterministic else None
+    inputs = packed(lengths, lengths[::-1], slopes=slopes, sink=torch.randn(2))
+    chosen = options("triton", 67, 67, 0.2, right=5, bottom_right=True, deterministic=deterministic)
+    agree(inputs, chosen, "blocked")
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ def signature(
 ):
     """Types, constants and alignment of a plain call, causal or not: as the launcher's, with contiguous tensors."""
     absent = {"mask", "slopes", "sink", "dmask", "dslopes", "dropout", "sequences"}
+    absent |= {"dq"} if kernel == "key_value" else set()
     constants = {
         "E": size, "EV": size, "BLOCK_E": size, "BLOCK_V": size, "BLOCK_M": chosen.BLOCK_M, "BLOCK_N": chosen.BLOCK_N,
         "FOLD": True, "PRECISION": precision, "UPCAST": False,

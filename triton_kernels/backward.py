@@ -9,10 +9,10 @@ term.
 import triton
 import triton.language as tl
 
-from .dropout import draws, kept
+from .dropout import kept
 from .modifiers import LOG2E, key_range, modify, query_range, soften_gradient, unit
 from .sequences import from_row, place, row_terms
-from .tiles import head_of, load_tile, store_tile
+from .tiles import add_tile, head_of, load_tile, store_tile
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -54,56 +54,63 @@ def score_gradient(p, grad_p, delta, softened, softcap):
 
 @triton.jit
 def walk_queries(
-    dk, dv, keys, values, q, grad_out, lse, delta, j0, rules, start, stop,
+    dk, dv, dq, keys, values, q, grad_out, lse, delta, j0, rules, start, stop,
     BLOCK_M: tl.constexpr, FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Add what the queries from start up to stop give to dK and dV of a block of keys. Tiles are [keys, queries]."""
-    M, options = rules[0], rules[5]
-    draw: tl.constexpr = rules[6]
+    """Add what the queries from start up to stop give to dK and dV of a block of keys. Tiles are [keys, queries].
+
+    And what the block gives to their dQ, without the scale, to memory: ``dq`` as for ``add_tile``, or of pointer None.
+    """
+    M = rules[0]
     j = j0 + tl.arange(0, keys.shape[0])
     # Keys beyond K are zero and reach no row but their own, which is not written.
-    BY_POSITION: tl.constexpr = options[2] is not None or options[3] is not None
+    BY_POSITION: tl.constexpr = rules[5][2] is not None or rules[5][3] is not None
     for i0 in tl.range(start, stop, BLOCK_M):
         i = i0 + tl.arange(0, BLOCK_M)
         queries = load_tile(q, i0, M, BLOCK_M, UPCAST)
         row_lse, row_delta = load_row_terms(lse, delta, i, M)
         scores = tl.dot(keys, tl.trans(queries), input_precision=PRECISION, out_dtype=dk.dtype)
         scores, softened = modify(scores, i[None, :], j[:, None], rules, FOLD, BY_POSITION)
-        p = tl.exp2(scores * unit(options, FOLD) - row_lse[None, :])
+        p = tl.exp2(scores * unit(rules[5], FOLD) - row_lse[None, :])
         g = load_tile(grad_out, i0, M, BLOCK_M, UPCAST)
         weights = p
-        if draw is not None:
-            keep = kept(draw, i, j0, keys.shape[0], True)
+        if rules[7] is not None:
+            keep = kept(rules[7], i, j0, keys.shape[0], True)
             weights = tl.where(keep, p, 0.0)
         dv = tl.dot(weights.to(g.dtype), g, dv, input_precision=PRECISION, out_dtype=dv.dtype)
         grad_p = tl.dot(values, tl.trans(g), input_precision=PRECISION, out_dtype=dk.dtype)
-        if draw is not None:
-            grad_p = tl.where(keep, grad_p * draw[2], 0.0)
-        _, ds = score_gradient(p, grad_p, row_delta[None, :], softened, options[1])
+        if rules[7] is not None:
+            grad_p = tl.where(keep, grad_p * rules[7][2], 0.0)
+        _, ds = score_gradient(p, grad_p, row_delta[None, :], softened, rules[5][1])
         dk = tl.dot(ds.to(queries.dtype), queries, dk, input_precision=PRECISION, out_dtype=dk.dtype)
+        if dq[0] is not None:
+            ds = tl.trans(ds.to(keys.dtype))
+            part = tl.dot(ds, keys, input_precision=PRECISION, out_dtype=dk.dtype)
+            add_tile(dq, part, i0, M, BLOCK_M)
     return dk, dv
 
 
 @triton.jit(do_not_specialize=["M", "K"])
 def key_value_kernel(
-    q, k, v, grad_out, mask, slopes, lse, delta, dk, dv,
-    q_strides, k_strides, v_strides, grad_out_strides, mask_strides, slopes_strides, dk_strides, dv_strides,
+    q, k, v, grad_out, mask, slopes, lse, delta, dq, dk, dv,
+    q_strides, k_strides, v_strides, grad_out_strides, mask_strides, slopes_strides, dq_strides, dk_strides, dv_strides,
     N, GROUP, M, K, settings, dropout, sequences,
     E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of keys and values, summed over the query heads that share them; arguments as ``forward_kernel``."""
+    """Gradients of keys and values, summed over the query heads that share them; arguments as ``forward_kernel``.
+
+    ``dq`` is None, or that of queries before the scale, fp32, to which programs add as they come: its last bits vary.
+    """
     blocks = tl.cdiv(K, BLOCK_N)
     j0 = tl.program_id(0) % blocks * BLOCK_N
     shared = tl.program_id(0) // blocks
     number, h = shared // (N // GROUP), shared % (N // GROUP)
-    scale, softcap, left, right, bottom_right = settings
-    b, q0, k0, M, K, shift = place(sequences, number, M, K, bottom_right)
+    b, q0, k0, M, K, shift = place(sequences, number, M, K, settings[4])
     if sequences is not None:  # noqa: SIM102
         if j0 >= K:
             return
-    terms: tl.constexpr = (scale, softcap, left, right, shift)
     ACC: tl.constexpr = lse.dtype.element_ty
     k = from_row(k, k0, k_strides, sequences)
     v = from_row(v, k0, v_strides, sequences)
@@ -111,7 +118,9 @@ def key_value_kernel(
     grad_out = from_row(grad_out, q0, grad_out_strides, sequences)
     keys = load_tile((k, b, h, k_strides, E, BLOCK_E), j0, K, BLOCK_N, UPCAST)
     values = load_tile((v, b, h, v_strides, EV, BLOCK_V), j0, K, BLOCK_N, UPCAST)
-    first, end = query_range(j0, M, terms, BLOCK_M, BLOCK_N)
+    if dq_strides is not None:
+        dq = from_row(dq, q0, dq_strides, sequences)
+    first, end = query_range(j0, M, settings, shift, BLOCK_M, BLOCK_N)
     dk_sum = tl.zeros([BLOCK_N, BLOCK_E], ACC)
     dv_sum = tl.zeros([BLOCK_N, BLOCK_V], ACC)
     for n in tl.range(h * GROUP, h * GROUP + GROUP):
@@ -121,19 +130,23 @@ def key_value_kernel(
             bias = head_of(mask, b, n, mask_strides)
         if slopes is not None:
             slope = tl.load(head_of(slopes, number, n, slopes_strides))
-        draw: tl.constexpr = draws(dropout, head)
-        rules: tl.constexpr = (M, K, bias, mask_strides, slope, terms, draw)
-        rows: tl.constexpr = (q, b, n, q_strides, E, BLOCK_E)
-        grads: tl.constexpr = (grad_out, b, n, grad_out_strides, EV, BLOCK_V)
         dk_sum, dv_sum = walk_queries(
-            dk_sum, dv_sum, keys, values, rows, grads, row_terms(lse, sequences, head, n, M, q0),
-            row_terms(delta, sequences, head, n, M, q0), j0, rules, first, end, BLOCK_M, FOLD, PRECISION, UPCAST,
+            dk_sum, dv_sum,
+            (dq, b, n, dq_strides, E, BLOCK_E),
+            keys, values,
+            (q, b, n, q_strides, E, BLOCK_E),
+            (grad_out, b, n, grad_out_strides, EV, BLOCK_V),
+            row_terms(lse, sequences, head, n, M, q0), row_terms(delta, sequences, head, n, M, q0),
+            j0,
+            (M, K, bias, mask_strides, slope, settings, shift,
+             None if dropout is None else (tl.load(dropout[0]), dropout[1], dropout[2], head)),
+            first, end, BLOCK_M, FOLD, PRECISION, UPCAST,
         )  # fmt: skip
     if dropout is not None:
         dv_sum *= dropout[2]
     dk = head_of(from_row(dk, k0, dk_strides, sequences), b, h, dk_strides)
     dv = head_of(from_row(dv, k0, dv_strides, sequences), b, h, dv_strides)
-    store_tile(dk, dk_sum * scale, j0, K, dk_strides, E, BLOCK_N, BLOCK_E)
+    store_tile(dk, dk_sum * settings[0], j0, K, dk_strides, E, BLOCK_N, BLOCK_E)
     store_tile(dv, dv_sum, j0, K, dv_strides, EV, BLOCK_N, BLOCK_V)
 
 
@@ -143,24 +156,23 @@ def walk_keys(
     BLOCK_N: tl.constexpr, FOLD: tl.constexpr, SLOPES: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Add what the key blocks from start up to stop give to dQ of a block of queries; write their dmask."""
-    M, K, options = rules[0], rules[1], rules[5]
-    draw: tl.constexpr = rules[6]
+    M, K = rules[0], rules[1]
     for j0 in tl.range(start, stop, BLOCK_N):
         j = j0 + tl.arange(0, BLOCK_N)
         keys = load_tile(k, j0, K, BLOCK_N, UPCAST)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION, out_dtype=dq.dtype)
         scores, softened = modify(scores, i[:, None], j[None, :], rules, FOLD, True)
-        p = tl.exp2(scores * unit(options, FOLD) - row_lse[:, None])
+        p = tl.exp2(scores * unit(rules[5], FOLD) - row_lse[:, None])
         values = load_tile(v, j0, K, BLOCK_N, UPCAST)
         grad_p = tl.dot(g, tl.trans(values), input_precision=PRECISION, out_dtype=dq.dtype)
-        if draw is not None:
-            grad_p = tl.where(kept(draw, i, j0, BLOCK_N, False), grad_p * draw[2], 0.0)
-        after, before = score_gradient(p, grad_p, row_delta[:, None], softened, options[1])
+        if rules[7] is not None:
+            grad_p = tl.where(kept(rules[7], i, j0, BLOCK_N, False), grad_p * rules[7][2], 0.0)
+        after, before = score_gradient(p, grad_p, row_delta[:, None], softened, rules[5][1])
         if dmask is not None:
             offsets = i.to(tl.int64)[:, None] * dmask_strides[2] + j[None, :]
             tl.store(dmask + offsets, after.to(dmask.dtype.element_ty), mask=(i < M)[:, None] & (j < K)[None, :])
         if SLOPES:
-            distance = i[:, None] + options[4] - j[None, :]
+            distance = i[:, None] + rules[6] - j[None, :]
             dslope -= tl.sum(after * tl.abs(distance).to(after.dtype), 1)
         dq = tl.dot(before.to(keys.dtype), keys, dq, input_precision=PRECISION, out_dtype=dq.dtype)
     return dq, dslope
@@ -183,12 +195,10 @@ def query_kernel(
     i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M
     head = tl.program_id(0) // blocks
     number, n = head // N, head % N
-    scale, softcap, left, right, bottom_right = settings
-    b, q0, k0, M, K, shift = place(sequences, number, M, K, bottom_right)
+    b, q0, k0, M, K, shift = place(sequences, number, M, K, settings[4])
     if sequences is not None:  # noqa: SIM102  (decided when it is compiled, the next when it runs)
         if i0 >= M:
             return
-    terms: tl.constexpr = (scale, softcap, left, right, shift)
     ACC: tl.constexpr = lse.dtype.element_ty
     SLOPES: tl.constexpr = dslopes is not None
     i = i0 + tl.arange(0, BLOCK_M)
@@ -201,24 +211,25 @@ def query_kernel(
     lse = row_terms(lse, sequences, head, n, M, q0)
     delta = row_terms(delta, sequences, head, n, M, q0)
     row_lse, row_delta = load_row_terms(lse, delta, i, M)
-    keys: tl.constexpr = (k, b, n // GROUP, k_strides, E, BLOCK_E)
-    values: tl.constexpr = (v, b, n // GROUP, v_strides, EV, BLOCK_V)
     if mask is not None:
         mask = head_of(mask, b, n, mask_strides)
     if slopes is not None:
         slopes = tl.load(head_of(slopes, number, n, slopes_strides))
     if dmask is not None:
         dmask = head_of(dmask, b, n, dmask_strides)
-    draw: tl.constexpr = draws(dropout, head)
-    rules: tl.constexpr = (M, K, mask, mask_strides, slopes, terms, draw)
-    first, _, last = key_range(i0, M, K, terms, BLOCK_M, BLOCK_N)
+    first, _, last = key_range(i0, M, K, settings, shift, BLOCK_M, BLOCK_N)
     sums = tl.zeros([BLOCK_M, BLOCK_E], ACC)
     dslope = tl.zeros([BLOCK_M], ACC)
     sums, dslope = walk_keys(
-        sums, dslope, queries, g, keys, values, row_lse, row_delta, dmask, dmask_strides, i, rules, first, last + 1,
-        BLOCK_N, FOLD, SLOPES, PRECISION, UPCAST,
+        sums, dslope, queries, g,
+        (k, b, n // GROUP, k_strides, E, BLOCK_E),
+        (v, b, n // GROUP, v_strides, EV, BLOCK_V),
+        row_lse, row_delta, dmask, dmask_strides, i,
+        (M, K, mask, mask_strides, slopes, settings, shift,
+         None if dropout is None else (tl.load(dropout[0]), dropout[1], dropout[2], head)),
+        first, last + 1, BLOCK_N, FOLD, SLOPES, PRECISION, UPCAST,
     )  # fmt: skip
     dq = head_of(from_row(dq, q0, dq_strides, sequences), b, n, dq_strides)
-    store_tile(dq, sums * scale, i0, M, dq_strides, E, BLOCK_M, BLOCK_E)
+    store_tile(dq, sums * settings[0], i0, M, dq_strides, E, BLOCK_M, BLOCK_E)
     if SLOPES:
         tl.store(dslopes + tl.program_id(0), tl.sum(dslope))

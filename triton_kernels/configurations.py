@@ -83,6 +83,14 @@ TABLE: dict[tuple[str, int], dict[int, tuple[Configuration, Configuration, Confi
 }
 # Where position hides keys, comparisons need registers: rows that would spill have another there.
 HIDDEN = {("forward", 2, 90, 128): Configuration(128, 64, 8, 3)}
+# (architecture, head size) for 16 bits without dropout: dK, dV and dQ by one kernel, which must not spill. With heads
+# of 128 tiles of 64 queries by 128 keys do: two kernels there (docs/decisions/0007).
+ONE_KERNEL = {
+    (80, 64): Configuration(32, 128, 8, 2),
+    (90, 64): Configuration(64, 128, 8, 2),
+    (100, 64): Configuration(64, 64, 8, 2),
+    (120, 64): Configuration(32, 128, 8, 2),
+}
 # Random words need registers too.
 DROPPED = {
     ("forward", 2, 80, 64): Configuration(128, 32, 8, 3),
@@ -140,6 +148,21 @@ def configuration(
     if foreign:
         row = ADDRESSED.get((kernel, dtype.itemsize, known, limit), row)
     return DROPPED.get(at, row) if dropout else row
+
+
+def one_kernel(known: int, dtype: torch.dtype, size: int, dropout: bool, described: bool) -> Configuration | None:
+    """Row of the backward kernel that computes all three gradients, or None where two kernels are the better way.
+
+    Args:
+        known: one of ``ARCHITECTURES``.
+        dtype: of the queries.
+        size: padded size of a head or of a value, the larger.
+        dropout: whether weights are dropped.
+        described: whether tiles come by descriptors.
+    """
+    limit = next(limit for limit in HEAD_SIZES if size <= limit)
+    known = 80 if known in WITH_DESCRIPTORS and not described else known
+    return None if dropout or dtype.itemsize != 2 else ONE_KERNEL.get((known, limit))
 
 
 def padded(size: int) -> int:

@@ -7,10 +7,8 @@ what such a call costs. Equations: ``docs/kernels/attention.md``, "Merging". Sou
 import triton
 import triton.language as tl
 
-from .dropout import draws
 from .forward import attend
 from .modifiers import LOG2E, key_range
-from .sequences import place
 from .tiles import head_of
 
 
@@ -38,9 +36,7 @@ def decode_kernel(
     split = tl.program_id(0) % SPLITS
     shared = tl.program_id(0) // SPLITS
     b, h = shared // (N // GROUP), shared % (N // GROUP)
-    scale, softcap, left, right, bottom_right = settings
-    _, _, _, M, K, shift = place(None, b, M, K, bottom_right)
-    terms: tl.constexpr = (scale, softcap, left, right, shift)
+    shift = (K - M) * settings[4]
     row = tl.arange(0, ROWS)
     there = row < GROUP * M
     i = row % M
@@ -57,21 +53,21 @@ def decode_kernel(
     if sink is not None:
         sink = tl.load(sink + n)
 
-    first, full, last = key_range(0, M, K, terms, ROWS, BLOCK_N)
+    first, full, last = key_range(0, M, K, settings, shift, ROWS, BLOCK_N)
     blocks = (last - first) // BLOCK_N + 1
     own = tl.cdiv(blocks, SPLITS) * BLOCK_N
     first += split * own  # beyond the last block, where all is hidden, if there is nothing left
     last = tl.maximum(first, tl.minimum(last, first + own - BLOCK_N))
     full = tl.minimum(last, tl.maximum(first, full))
 
-    keys: tl.constexpr = (k, b, h, k_strides, E, BLOCK_E)
-    values: tl.constexpr = (v, b, h, v_strides, EV, BLOCK_V)
-    queries: tl.constexpr = (tile, None, 0)
-    draw: tl.constexpr = draws(dropout, (b * N + n)[:, None])
-    rules: tl.constexpr = (M, K, mask, mask_strides, slopes, terms, draw)
     result, natural = attend(
-        queries, keys, values, i, rules, sink, first, full, last, BLOCK_N, FOLD, PRECISION, UPCAST,
-        lse.dtype.element_ty,
+        (tile, None, None),
+        (k, b, h, k_strides, E, BLOCK_E),
+        (v, b, h, v_strides, EV, BLOCK_V),
+        i,
+        (M, K, mask, mask_strides, slopes, settings, shift,
+         None if dropout is None else (tl.load(dropout[0]), dropout[1], dropout[2], (b * N + n)[:, None])),
+        sink, first, full, last, BLOCK_N, FOLD, PRECISION, UPCAST, lse.dtype.element_ty,
     )  # fmt: skip
     tl.store(head_of(lse, b, n, lse_strides) + i * lse_strides[2] + split * lse_strides[3], natural, mask=there)
     col = tl.arange(0, BLOCK_V)

@@ -8,20 +8,6 @@ import triton.language as tl
 
 
 @triton.jit
-def draws(dropout, head):
-    """What ``kept`` needs for a head b * N + n: (seed, limit, factor, head); None without dropout.
-
-    ``dropout`` is (pointer to the seed, limit, factor). The seed, of 64 bits, is read here, so that no host waits for
-    it and a captured graph draws anew. Words below the limit are dropped; it comes less 2^31, so that it is an int32
-    whatever the probability. The factor scales what is kept.
-    """
-    if dropout is None:
-        return None
-    else:
-        return tl.load(dropout[0]), dropout[1], dropout[2], head
-
-
-@triton.jit
 def kept(draw, i, j0, BLOCK_N: tl.constexpr, KEYS_FIRST: tl.constexpr):
     """Which weights of queries i and of BLOCK_N keys from j0 on stay; a tile [queries, keys], or turned.
 
@@ -29,7 +15,9 @@ def kept(draw, i, j0, BLOCK_N: tl.constexpr, KEYS_FIRST: tl.constexpr):
     answers, which are bits by then, are laid side by side.
 
     Args:
-        draw: from ``draws``.
+        draw: (seed, limit, factor, head). The seed has 64 bits; the kernels read it from memory, so that no host waits
+            for it and a captured graph draws anew. Words below the limit are dropped; it comes less 2^31, so that it is
+            an int32 whatever the probability. The factor is what kept weights are multiplied by; head is b * N + n.
         i: query indices, [queries].
         j0: first key, a multiple of 4.
         BLOCK_N: keys.

@@ -9,7 +9,7 @@ the time that the next ones are born. Sources: Dao 2023, FlashAttention-2 (block
 import triton
 import triton.language as tl
 
-from .dropout import draws, drop
+from .dropout import drop
 from .modifiers import LOG2E, key_range, modify, unit
 from .sequences import from_row, place, row_terms
 from .tiles import head_of, load_tile, store_tile
@@ -32,7 +32,8 @@ def walk(
 ):  # fmt: skip
     """Absorb the key blocks from start up to stop, and leave the products of the block at stop in ``scores``.
 
-    ``queries`` is (tile, source or None, first row); sources are those of ``load_tile``; ``rules`` as for ``modify``.
+    ``queries`` is (tile, source, first row), the last two None if it is never loaded again; sources are those of
+    ``load_tile``; ``rules`` as for ``modify``.
     """
     K = rules[1]
     # Under a causal mask the second walk has a turn or none: a pipeline of loads would only cost registers.
@@ -41,9 +42,9 @@ def walk(
         j = j0 + tl.arange(0, BLOCK_N)
         scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, BY_POSITION)
         p, m, l, shrink = weigh(scores, m, l, unit(rules[5], FOLD))  # noqa: E741
-        p = drop(p, rules[6], i, j0, BLOCK_N)
+        p = drop(p, rules[7], i, j0, BLOCK_N)
         block = load_tile(keys, j0 + BLOCK_N, K, BLOCK_N, UPCAST)
-        if queries[1] is None or keys[3] is None or keys[5] <= 128:
+        if queries[2] is None or keys[3] is None or keys[5] <= 128:
             scores = tl.dot(queries[0], tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
         else:  # wide rows of queries do not fit into registers, where products without descriptors would keep them
             again = load_tile(queries[1], queries[2], rules[0], i.shape[0], UPCAST)
@@ -88,28 +89,26 @@ def attend(
         l = tl.where(m == float("-inf"), 0.0, tl.zeros([ROWS], ACC) + 1.0)  # noqa: E741
     acc = tl.zeros([ROWS, values[5]], ACC)
 
-    terms: tl.constexpr = rules[5]
-    draw: tl.constexpr = rules[6]
     block = load_tile(keys, first, rules[1], BLOCK_N, UPCAST)
     scores = tl.dot(queries[0], tl.trans(block), input_precision=PRECISION, out_dtype=ACC)
     scores, m, l, acc = walk(  # noqa: E741
         scores, m, l, acc, queries, keys, values, i, rules, first, full, BLOCK_N, FOLD, False, PRECISION, UPCAST
     )
-    if terms[2] is not None or terms[3] is not None:
+    if rules[5][2] is not None or rules[5][3] is not None:
         scores, m, l, acc = walk(  # noqa: E741
             scores, m, l, acc, queries, keys, values, i, rules, full, last, BLOCK_N, FOLD, True, PRECISION, UPCAST
         )
     block = load_tile(values, last, rules[1], BLOCK_N, UPCAST)
     j = last + tl.arange(0, BLOCK_N)
     scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, True)
-    p, m, l, shrink = weigh(scores, m, l, unit(terms, FOLD))  # noqa: E741
-    p = drop(p, draw, i, last, BLOCK_N)
+    p, m, l, shrink = weigh(scores, m, l, unit(rules[5], FOLD))  # noqa: E741
+    p = drop(p, rules[7], i, last, BLOCK_N)
     acc = tl.dot(p.to(block.dtype), block, acc * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
 
     empty = l == 0.0
     total = tl.where(empty, 1.0, l)
-    if draw is not None:
-        acc *= draw[2]
+    if rules[7] is not None:
+        acc *= rules[7][2]
     return acc / total[:, None], tl.where(empty, float("-inf"), (m + tl.log2(total)) / LOG2E)
 
 
@@ -144,7 +143,7 @@ def forward_kernel(
         M: queries, with sequences of the longest.
         K: keys likewise.
         settings: (scale, softcap, left, right, bottom_right), see ``modify`` and ``place``.
-        dropout: (pointer to the seed, limit, factor), see ``draws``; None for no dropout.
+        dropout: (pointer to the seed, limit, factor), see ``kept``; None for no dropout.
         sequences: see ``place``; then [1, N, rows, E] stands for [B, N, M, E], and S sequences for B batch rows.
         E: head size.
         EV: size of a value.
@@ -160,33 +159,34 @@ def forward_kernel(
     i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M  # under a causal mask the longest first
     head = tl.program_id(0) // blocks
     number, n = head // N, head % N
-    scale, softcap, left, right, bottom_right = settings
-    b, q0, k0, M, K, shift = place(sequences, number, M, K, bottom_right)
+    b, q0, k0, M, K, shift = place(sequences, number, M, K, settings[4])
     if sequences is not None:  # noqa: SIM102  (decided when it is compiled, the next when it runs)
         if i0 >= M:
             return
-    terms: tl.constexpr = (scale, softcap, left, right, shift)
     if mask is not None:
         mask = head_of(mask, b, n, mask_strides)
     if slopes is not None:
         slopes = tl.load(head_of(slopes, number, n, slopes_strides))
-
     if sink is not None:
         sink = tl.load(sink + n)
+    k = from_row(k, k0, k_strides, sequences)
+    v = from_row(v, k0, v_strides, sequences)
+    q = from_row(q, q0, q_strides, sequences)
 
-    ACC: tl.constexpr = lse.dtype.element_ty
     i = i0 + tl.arange(0, BLOCK_M)
-    first, full, last = key_range(i0, M, K, terms, BLOCK_M, BLOCK_N)
-    # Annotated, because the members of other tuples become tensors.
-    keys: tl.constexpr = (from_row(k, k0, k_strides, sequences), b, n // GROUP, k_strides, E, BLOCK_E)
-    values: tl.constexpr = (from_row(v, k0, v_strides, sequences), b, n // GROUP, v_strides, EV, BLOCK_V)
-    rows: tl.constexpr = (from_row(q, q0, q_strides, sequences), b, n, q_strides, E, BLOCK_E)
-    queries: tl.constexpr = (load_tile(rows, i0, M, BLOCK_M, UPCAST), rows, i0)
-    draw: tl.constexpr = draws(dropout, head)
-    rules: tl.constexpr = (M, K, mask, mask_strides, slopes, terms, draw)
+    first, full, last = key_range(i0, M, K, settings, shift, BLOCK_M, BLOCK_N)
+    tile = load_tile((q, b, n, q_strides, E, BLOCK_E), i0, M, BLOCK_M, UPCAST)
+    # Tuples are written where they are used: members of a named one become tensors, absent ones too, and one that is
+    # annotated as constant cannot hold tensors in Triton 3.6.
     result, natural = attend(
-        queries, keys, values, i, rules, sink, first, full, last, BLOCK_N, FOLD, PRECISION, UPCAST, ACC
-    )
+        (tile, (q, b, n, q_strides, E, BLOCK_E), i0),
+        (k, b, n // GROUP, k_strides, E, BLOCK_E),
+        (v, b, n // GROUP, v_strides, EV, BLOCK_V),
+        i,
+        (M, K, mask, mask_strides, slopes, settings, shift,
+         None if dropout is None else (tl.load(dropout[0]), dropout[1], dropout[2], head)),
+        sink, first, full, last, BLOCK_N, FOLD, PRECISION, UPCAST, lse.dtype.element_ty,
+    )  # fmt: skip
     out = head_of(from_row(out, q0, out_strides, sequences), b, n, out_strides)
     store_tile(out, result, i0, M, out_strides, EV, BLOCK_M, BLOCK_V)
     tl.store(row_terms(lse, sequences, head, n, M, q0) + i, natural, mask=i < M)

@@ -24,6 +24,7 @@ from .configurations import (
     Configuration,
     architecture,
     configuration,
+    one_kernel,
     padded,
 )
 
@@ -68,6 +69,8 @@ class Call:
         self.dropout = None
         if p > 0.0:
             self.dropout = (seed, dropout_limit(p) - 2**31, 1.0 / (1.0 - p) if p < 1.0 else 0.0)
+        self.hidden = left is not None or right is not None
+        self.size = max(padded(self.E), padded(self.EV))
         linear = softcap is None and slopes is None and (mask is None or mask.dtype == torch.bool)
         self.constants = {
             "E": self.E,
@@ -86,18 +89,32 @@ class Call:
             name: its name in the table.
             tiles: query, key, value and what else it reads in tiles.
         """
-        described = self.sequences is None and self.M > 0 and self.K > 0 and all(describable(x) for x in tiles)
         if INTERPRETED:
-            chosen = INTERPRETER
-        else:
-            known = architecture(torch.cuda.get_device_capability(self.query.device))
-            described = described and known in WITH_DESCRIPTORS
-            hidden = self.options[2] is not None or self.options[3] is not None
-            size = max(self.constants["BLOCK_E"], self.constants["BLOCK_V"])
-            dropout = self.dropout is not None
-            chosen = configuration(name, known, self.query.dtype, size, hidden, dropout, described)
+            return self.planned(INTERPRETER, name, self.describable(tiles))
+        known = architecture(torch.cuda.get_device_capability(self.query.device))
+        described = known in WITH_DESCRIPTORS and self.describable(tiles)
+        chosen = configuration(
+            name, known, self.query.dtype, self.size, self.hidden, self.dropout is not None, described
+        )
+        return self.planned(chosen, name, described)
+
+    def plan_of_one_kernel(self, tiles: tuple) -> Plan | None:
+        """How to launch the backward kernel that computes dQ too, or None where two are the better way."""
+        if INTERPRETED:
+            return self.planned(INTERPRETER, "key_value", self.describable(tiles))
+        known = architecture(torch.cuda.get_device_capability(self.query.device))
+        described = known in WITH_DESCRIPTORS and self.describable(tiles)
+        chosen = one_kernel(known, self.query.dtype, self.size, self.dropout is not None, described)
+        return None if chosen is None else self.planned(chosen, "key_value", described)
+
+    def planned(self, chosen: Configuration, name: str, described: bool) -> Plan:
+        """A plan with the blocks of keys or queries that there are."""
         length, rows = (self.K, chosen.BLOCK_N) if name == "key_value" else (self.M, chosen.BLOCK_M)
         return Plan(chosen, described, -(-length // rows))
+
+    def describable(self, tiles: tuple) -> bool:
+        """Whether descriptors can stand for all tiles; they would read into a sequence's neighbour."""
+        return self.sequences is None and self.M > 0 and self.K > 0 and all(describable(x) for x in tiles)
 
     def run(self, kernel: Any, plan: Plan, heads: int, tiles: tuple, others: tuple, written: tuple) -> None:
         """Launch one program a block of rows of each head.
@@ -108,7 +125,7 @@ class Call:
             heads: heads a batch row.
             tiles: query, key, value and what else is read in tiles: the kernel's tensors with a size.
             others: what else has no strides or is absent, with mask and slopes first.
-            written: tensors [B, N, T, E] that it writes.
+            written: tensors [B, N, T, E] that it writes, or their descriptors.
         """
         chosen = plan.configuration
         programs = plan.blocks * self.B * heads
@@ -123,7 +140,7 @@ class Call:
             *others,
             *written,
             *strides,
-            *(None if x is None else x.stride() for x in (self.mask, self.slopes, *written)),
+            *(x.stride() if isinstance(x, Tensor) else None for x in (self.mask, self.slopes, *written)),
             *(self.N, self.group, self.M, self.K, self.options, self.dropout, self.sequences),
             BLOCK_M=chosen.BLOCK_M,
             BLOCK_N=chosen.BLOCK_N,
@@ -248,13 +265,24 @@ def backward(
                 out.stride(), grad_out.stride(), None if grad_lse is None else grad_lse.stride(), call.N, lse.shape[2],
                 EV=call.EV, BLOCK_V=call.constants["BLOCK_V"], BLOCK_M=ROW_TERM.BLOCK_M,
             )  # fmt: skip
-        if dk is not None or dv is not None:
+        wanted = dk is not None or dv is not None
+        one = None
+        if wanted and dq is not None and dmask is None and dslopes is None and not options.deterministic:
+            one = call.plan_of_one_kernel(tiles)
+        if wanted:
             dk, dv = (torch.empty_like(x) if d is None else d for d, x in ((dk, key), (dv, value)))
+            plan, sums, target = call.plan("key_value", tiles) if one is None else one, None, None
+            if one is not None:
+                sums = target = torch.zeros_like(query, dtype=lse.dtype, memory_format=torch.contiguous_format)
+                if one.described and not INTERPRETED and describable(sums):  # the interpreter's cannot add
+                    target = descriptor(sums, one.configuration.BLOCK_M)
             call.run(
-                backward_kernels.key_value_kernel, call.plan("key_value", tiles), call.heads,
-                tiles, (call.mask, call.slopes, lse, delta), (dk, dv),
+                backward_kernels.key_value_kernel, plan, call.heads,
+                tiles, (call.mask, call.slopes, lse, delta), (target, dk, dv),
             )  # fmt: skip
-        if dq is not None or dmask is not None or dslopes is not None:
+            if sums is not None and dq is not None:
+                torch.mul(sums, options.scale, out=dq)
+        if one is None and (dq is not None or dmask is not None or dslopes is not None):
             dq = torch.empty_like(query) if dq is None else dq
             # Position hides whole blocks, and sequences end: what the kernel leaves as it is.
             ds = None if dmask is None else mask_buffer(dmask, call)

@@ -79,17 +79,17 @@ def modify(scores, i, j, rules, FOLD: tl.constexpr, BY_POSITION: tl.constexpr):
         scores: tile of products.
         i: query indices.
         j: key indices.
-        rules: (M, K, mask, its strides, slope, options, draw): pointer to the mask of this head and its ALiBi slope,
-            None where absent; options are (scale, softcap, left, right, shift) likewise; query i stands at key
-            i + shift; draw is from ``draws``.
+        rules: (M, K, mask, its strides, slope, settings, shift, draw): pointer to the mask of this head and its ALiBi
+            slope, None where absent; settings are (scale, softcap, left, right, bottom_right) likewise; query i stands
+            at key i + shift; draw is that of ``kept``.
         FOLD: leave the scale and the change to log 2 to the caller, who multiplies by ``unit``.
         BY_POSITION: whether the tile can hold hidden keys.
 
     Returns:
         scores in units of log 2 over ``unit``; the scores right after the softcap, which its gradient needs.
     """
-    M, K, mask, mask_strides, slope, options, _ = rules
-    scale, softcap, left, right, shift = options
+    M, K, mask, mask_strides, slope, settings, shift, _ = rules
+    scale, softcap, left, right, _ = settings
     softened = scores
     if not FOLD:
         scores = scores * scale
@@ -108,23 +108,23 @@ def modify(scores, i, j, rules, FOLD: tl.constexpr, BY_POSITION: tl.constexpr):
 
 
 @triton.jit
-def unit(options, FOLD: tl.constexpr):
+def unit(settings, FOLD: tl.constexpr):
     """What turns the scores of ``modify`` into units of log 2."""
     if FOLD:
-        return options[0] * LOG2E
+        return settings[0] * LOG2E
     else:
         return 1.0
 
 
 @triton.jit
-def key_range(i0, M, K, options, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def key_range(i0, M, K, settings, shift, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Key blocks that the queries from i0 on can see.
 
     Returns:
         first: start of the first block; full: up to there every key of every block is seen by every query;
         last: start of the last block. One block at least, though all of it may be hidden.
     """
-    scale, softcap, left, right, shift = options
+    _, _, left, right, _ = settings
     first = 0
     end = K
     full = K
@@ -140,9 +140,9 @@ def key_range(i0, M, K, options, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def query_range(j0, M, options, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def query_range(j0, M, settings, shift, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Queries, from the start of a block to the end of the range, that can see a key of the block at j0."""
-    scale, softcap, left, right, shift = options
+    _, _, left, right, _ = settings
     first = 0
     end = M
     if right is not None:

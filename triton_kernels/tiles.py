@@ -11,6 +11,18 @@ def head_of(pointer, b, n, strides):
 
 
 @triton.jit
+def places(pointer, start, end, strides, SIZE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Addresses of a tile of one head whose first row is ``start``, and which of them lie within [end, SIZE]."""
+    row = tl.arange(0, ROWS)
+    col = tl.arange(0, COLS)
+    offsets = row.to(tl.int64)[:, None] * strides[2] + col.to(tl.int64)[None, :] * strides[3]
+    inside = (row < end - start)[:, None]
+    if SIZE != COLS:
+        inside = inside & (col < SIZE)[None, :]
+    return pointer + tl.cast(start, tl.int64) * strides[2] + offsets, inside
+
+
+@triton.jit
 def load_tile(source, start, end, ROWS: tl.constexpr, UPCAST: tl.constexpr):
     """Rows start to start + ROWS of one head, zero beyond ``end`` and beyond its size; fp32 if ``UPCAST``.
 
@@ -28,15 +40,8 @@ def load_tile(source, start, end, ROWS: tl.constexpr, UPCAST: tl.constexpr):
     if strides is None:
         tile = tl.reshape(pointer.load([b, n, tl.cast(start, tl.int32), 0]), [ROWS, COLS])
     else:
-        row = tl.arange(0, ROWS)
-        col = tl.arange(0, COLS)
-        offsets = row.to(tl.int64)[:, None] * strides[2] + col.to(tl.int64)[None, :] * strides[3]
-        inside = (row < end - start)[:, None]
-        if SIZE != COLS:
-            inside = inside & (col < SIZE)[None, :]
-        base = pointer + tl.cast(b, tl.int64) * strides[0] + tl.cast(n, tl.int64) * strides[1]
-        base += tl.cast(start, tl.int64) * strides[2]
-        tile = tl.load(base + offsets, mask=inside, other=0.0)
+        at, inside = places(head_of(pointer, b, n, strides), start, end, strides, SIZE, ROWS, COLS)
+        tile = tl.load(at, mask=inside, other=0.0)
     if UPCAST:
         tile = tile.to(tl.float32)
     return tile
@@ -45,11 +50,18 @@ def load_tile(source, start, end, ROWS: tl.constexpr, UPCAST: tl.constexpr):
 @triton.jit
 def store_tile(pointer, tile, start, end, strides, SIZE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Write what lies within [end, SIZE] of a tile whose first row is ``start``."""
-    row = tl.arange(0, ROWS)
-    col = tl.arange(0, COLS)
-    offsets = row.to(tl.int64)[:, None] * strides[2] + col.to(tl.int64)[None, :] * strides[3]
-    inside = (row < end - start)[:, None]
-    if SIZE != COLS:
-        inside = inside & (col < SIZE)[None, :]
-    base = pointer + tl.cast(start, tl.int64) * strides[2]
-    tl.store(base + offsets, tile.to(pointer.dtype.element_ty), mask=inside)
+    at, inside = places(pointer, start, end, strides, SIZE, ROWS, COLS)
+    tl.store(at, tile.to(pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add_tile(target, tile, start, end, ROWS: tl.constexpr):
+    """Add a tile to what memory holds, all at once for each number; ``target`` as the source of ``load_tile``."""
+    pointer, b, n, strides = target[0], target[1], target[2], target[3]
+    SIZE: tl.constexpr = target[4]
+    COLS: tl.constexpr = target[5]
+    if strides is None:
+        pointer.atomic_add([b, n, tl.cast(start, tl.int32), 0], tl.reshape(tile, [1, 1, ROWS, COLS]))
+    else:
+        at, inside = places(head_of(pointer, b, n, strides), start, end, strides, SIZE, ROWS, COLS)
+        tl.atomic_add(at, tile, mask=inside, sem="relaxed")
