@@ -6,7 +6,7 @@ INSTALLED := $(ENV)/.fusednn-installed
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install build emulated bench test test-full lint cpp sanitize mutants machine-code wheel results clean
+.PHONY: help install build emulated bench test test-full lint cpp sanitize mutants machine-code passports wheel results clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -34,8 +34,9 @@ bench: build ## the benchmark: report in build/report/index.html
 test: build emulated ## the tests
 	$(PY) -m pytest tests -m "not slow"
 
-test-full: build emulated mutants sanitize ## all tests, mutants, sanitizers, and the built module under the oldest and the newest torch
+test-full: build emulated mutants sanitize ## all tests, mutants, sanitizers, every passport, and the built module under the oldest and the newest torch
 	$(PY) -m pytest tests
+	$(PY) tools/passports.py --all
 	$(PY) tools/torch_versions.py
 
 lint: install ## ruff, clang-format, pyright
@@ -57,6 +58,9 @@ mutants: cpp ## remove each wait, fence and barrier of the CUDA kernels: the C++
 
 machine-code: build emulated ## registers, spills, MMA instructions of the CUDA kernels against the table; needs nvcc
 	$(PY) tools/machine_code.py
+
+passports: install ## what Triton makes of its kernels, on the oldest and the newest, against the table
+	$(PY) tools/passports.py
 
 wheel: install ## wheel and sdist in dist/
 	$(PY) -m pip install -q build

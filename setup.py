@@ -69,11 +69,12 @@ def with_cuda_kernels(build: type) -> type:
     """The build command that also makes libfusednn_cuda.so, where there is a CUDA toolkit."""
     sys.path.insert(0, "tools")
     import providers
+    import toolkit
 
     class BuildWithCuda(build):
         def run(self) -> None:
             super().run()
-            if providers.toolkit() is None:
+            if toolkit.toolkit() is None:
                 print(
                     "fusednn: no CUDA toolkit found, building without CUDA kernels; " + providers.HOW, file=sys.stderr
                 )

@@ -35,6 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "tiers(**values): parameters by tier")
     config.addinivalue_line("markers", "cost(seconds): expected time of a case in the standard tier")
+    # A fact is not timed; a test that records nothing at all fails in our own record.
+    unused = "ignore:Benchmark fixture was not used:pytest_benchmark.logger.PytestBenchmarkWarning"
+    config.addinivalue_line("filterwarnings", unused)
     config.option.benchmark_timer = "bench.clock.now"
     config.option.benchmark_disable_gc = True
     if config.option.verbose == 0:

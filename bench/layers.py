@@ -41,12 +41,29 @@ def gpus() -> tuple[str, ...]:
 
 
 def occupancies(name: str) -> list[tuple[str | int | float, ...]]:
-    """Of each CUDA kernel on a GPU: name, threads, registers, shared bytes, spills, blocks, warps, share, limiter."""
+    """Of each kernel on a GPU: name, threads, registers, shared bytes, spills, blocks, warps, share, limiter."""
     gpu, rows = occupancy.GPUS[name], []
-    for kernel in kernels.kernels().values():
-        code, fits = kernel.code[gpu.architecture], kernel.occupancy(gpu)
-        used = (kernel.threads, code.registers, code.shared + kernel.dynamic, code.spills)
-        rows.append((kernel.name, *used, fits.blocks, fits.warps, fits.share, fits.limiter))
+    for kernel in kernels.every():
+        code, fits = kernel.on(gpu), kernel.occupancy(gpu)
+        if code is not None and fits is not None:
+            used = (code.threads, code.registers, code.shared + code.dynamic, code.spills)
+            rows.append((kernel.name, *used, fits.blocks, fits.warps, fits.share, fits.limiter))
+    return rows
+
+
+def compilers() -> tuple[str, ...]:
+    """The versions of Triton whose machine code is known."""
+    return () if fusednn is None else tuple(kernels.passport_tables())
+
+
+def passports(version: str) -> list[tuple[str | int | float, ...]]:
+    """What a version of Triton made of each kernel on each architecture; columns as in the suite."""
+    rows = []
+    for kernel in kernels.passport_tables()[version].values():
+        for known, code in kernel.code.items():
+            form = " ".join(f"{key} {value}" for key, value in code.configuration.items())
+            rows.append((kernel.name, known, form, code.registers, code.shared, code.spills, sum(code.mma.values()),
+                         code.products, code.waits, code.exponentials, code.in_flight, code.seconds))  # fmt: skip
     return rows
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,11 +17,9 @@ import fusednn
 from attention_truth import EVERYTHING, MODIFIERS, Case, attend, check, tensors
 from fusednn import triton_kernels
 from fusednn.functional.attention import choose_backend
-from fusednn.triton_kernels import configurations
 from numerics import assert_numerics
 from test_attention_autograd import EMPTY_ROWS
 
-ROOT = Path(__file__).parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(
     triton_kernels.unavailable(DEVICE) is not None, reason=str(triton_kernels.unavailable(DEVICE))
@@ -401,27 +397,3 @@ except RuntimeError as error:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 2 and all("set TRITON_INTERPRET=1" in line for line in lines)
-
-
-def test_every_configuration_has_a_passport():
-    """The table of the compiler's findings covers the rows that are shipped for 16 bits, and no others."""
-    kept = json.loads((ROOT / "pyext/fusednn/passports.json").read_text())["kernels"]
-    shipped = {
-        f"{kernel} sm_{known} fp16 {size}{' causal' if hidden else ''}": list(
-            configurations.configuration(kernel, known, torch.float16, size, hidden)
-        )
-        for kernel in configurations.KERNELS
-        for known in configurations.ARCHITECTURES
-        for size in configurations.HEAD_SIZES
-        for hidden in (False, True)
-    }
-    assert {name: fact["configuration"] for name, fact in kept.items()} == shipped
-
-
-def test_the_compiler_agrees_with_the_passport_of_the_main_kernel():
-    """Compiled ahead of time: no spills, shared memory within the device's, exponentials under products."""
-    command = [sys.executable, str(ROOT / "tools/passports.py"), "--only", "forward sm_90 fp16 128$"]
-    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "forward sm_90 fp16 128 {" in done.stdout

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import providers
+import toolkit
 
 
 def stale(root: Path) -> bool:
@@ -29,7 +30,7 @@ def main() -> None:
     """Run setup.py's build where it is needed, and that of the CUDA kernels; show output only where one fails."""
     root = Path(__file__).resolve().parent.parent
     if torch_has_cuda():
-        if providers.toolkit() is None:
+        if toolkit.toolkit() is None:
             print(f"fusednn: no CUDA toolkit found, so no CUDA kernels: {providers.HOW}")
         else:
             providers.build("cuda", root / "pyext/fusednn/lib")

@@ -9,40 +9,30 @@ from Triton's wheel, and `make build emulated`; no GPU.
 from __future__ import annotations
 
 import argparse
-import collections
 import concurrent.futures
-import importlib.util
 import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
 from pathlib import Path
 
+import toolkit
+from sass import products
+from toolkit import find
+
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "pyext/fusednn/machine_code.json"
-ARCHITECTURES = ("sm_80", "sm_90a", "sm_100", "sm_120")
+ARCHITECTURES = tuple(f"sm_{number}" for number in toolkit.ARCHITECTURES)
 FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Icsrc")
 
 _ENTRY = re.compile(r"Compiling entry function '(\S+)'")
 _SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 _FUNCTION = re.compile(r"^\s*Function : (\S+)", re.MULTILINE)
-_MMA = re.compile(r"\b((?:H|D|I|Q|HG|QG|UTCH|UTCQ)MMA[.\w]*)")
-
-
-def find(program: str) -> str | None:
-    """A tool of the toolkit: on PATH, in CUDA_HOME, or in Triton's wheel."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    triton = importlib.util.find_spec("triton")
-    folders = [str(Path(home) / "bin")]
-    if triton is not None and triton.origin is not None:
-        folders.append(str(Path(triton.origin).parent / "backends/nvidia/bin"))
-    return shutil.which(program) or shutil.which(program, path=os.pathsep.join(folders))
 
 
 def readable(mangled: list[str]) -> dict[str, str]:
@@ -83,7 +73,7 @@ def compile_one(source: Path, architecture: str, folder: Path) -> dict[str, dict
     listing = subprocess.run([cuobjdump, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
     pieces = _FUNCTION.split(listing)[1:]
     for name, code in zip(pieces[::2], pieces[1::2], strict=True):
-        facts[name]["mma"] = dict(sorted(collections.Counter(_MMA.findall(code)).items()))
+        facts[name]["mma"] = products(code)
     return facts
 
 

@@ -1,8 +1,8 @@
 """Build the kernel libraries that need no torch: ``libfusednn_cuda.so`` and ``libfusednn_emulated.so``.
 
-``python tools/providers.py emulated`` needs a C++ compiler; ``cuda`` needs a CUDA toolkit, a folder that has both
-``bin/nvcc`` and ``include/cuda_runtime_api.h``: CUDA_HOME, the toolkit wheels beside torch, or the usual places. ninja
-rebuilds what changed. FUSEDNN_CUDA_ARCHITECTURES="90a" builds for that one GPU, sooner.
+``python tools/providers.py emulated`` needs a C++ compiler; ``cuda`` needs a CUDA toolkit: CUDA_HOME, the toolkit
+wheels beside torch, or the usual places. ninja rebuilds what changed. FUSEDNN_CUDA_ARCHITECTURES="90a" builds for that
+one GPU, sooner.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import toolkit
+
 ROOT = Path(__file__).resolve().parent.parent
-ARCHITECTURES = os.environ.get("FUSEDNN_CUDA_ARCHITECTURES", "80 90a 100 120").split()
+ARCHITECTURES = os.environ.get("FUSEDNN_CUDA_ARCHITECTURES", " ".join(toolkit.ARCHITECTURES)).split()
 HOW = "pip install 'cuda-toolkit[nvcc,cccl]' brings the one that matches torch, or set CUDA_HOME"
 RULES = """\
 rule compile
@@ -27,22 +29,6 @@ rule link
   command = {link}
   description = $out
 """
-
-
-def toolkit() -> Path | None:
-    """The folder of a CUDA toolkit, or None."""
-    wheels = sorted(Path(sysconfig.get_paths()["platlib"]).glob("nvidia/cu[0-9]*"), reverse=True)
-    nvcc = shutil.which("nvcc")
-    places = [
-        os.environ.get("CUDA_HOME"),
-        *wheels,
-        "/usr/local/cuda",
-        Path(nvcc).resolve().parent.parent if nvcc else None,
-    ]
-    for place in filter(None, places):
-        if (Path(place) / "bin/nvcc").exists() and (Path(place) / "include/cuda_runtime_api.h").exists():
-            return Path(place)
-    return None
 
 
 def _host_compiler() -> str:
@@ -72,7 +58,7 @@ def build(name: str, folder: Path) -> Path:
         sources += sorted((ROOT / "csrc/emulation").glob("*.cpp"))
         compile_command, link_command = _emulated_commands()
     else:
-        home = toolkit()
+        home = toolkit.toolkit()
         if home is None:
             sys.exit(f"fusednn: no CUDA toolkit found: {HOW}")
         compile_command, link_command = _cuda_commands(home)

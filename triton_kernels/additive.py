@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-QUERIES, KEYS, UNITS, WARPS = 16, 16, 16, 4  # a tile of pairs
+QUERIES, KEYS, UNITS, WARPS = 16, 16, 16, 8  # a tile of pairs
 
 
 @triton.jit
@@ -99,7 +99,7 @@ def forward(query: Tensor, key: Tensor, weight: Tensor) -> Tensor:
         with _device(query):
             _forward_kernel[grid](
                 query, key, weight, scores, queries, keys, hidden,
-                QUERIES=QUERIES, KEYS=KEYS, UNITS=UNITS, ACC=acc, num_warps=WARPS,
+                QUERIES=QUERIES, KEYS=KEYS, UNITS=UNITS, ACC=acc, num_warps=WARPS, enable_fp_fusion=True,
             )  # fmt: skip
     return scores
 
@@ -121,6 +121,6 @@ def backward(grad: Tensor, query: Tensor, key: Tensor, weight: Tensor) -> tuple[
                 _backward_kernel[(triton.cdiv(hidden, UNITS), triton.cdiv(sizes[0], size), batch)](
                     grad, own, other, weight, out, partial, *sizes, hidden, *steps,
                     ROWS=size, OTHERS=QUERIES + KEYS - size, UNITS=UNITS, ACC=acc, WEIGHT=own is query,
-                    num_warps=WARPS,
+                    num_warps=WARPS, enable_fp_fusion=True,
                 )  # fmt: skip
     return d_query, d_key, partial.sum(0).to(weight.dtype)

@@ -58,9 +58,8 @@ def render(results: dict[str, Any], out: Path) -> Path:
         (out / f"{picture.name}.png").write_bytes(picture.png)
     claims = tables.verdicts(results["claims"])
     times = tables.timings(cells)
-    occupancy = tables.occupancy(cells)
-    others = [table for table in (occupancy, tables.not_measured(results)) if table.rows]
     missing = tables.not_measured(results)
+    others = [table for table in (tables.occupancy(cells), *tables.passports(cells), missing) if table.rows]
     folder = out / "tables"
     folder.mkdir(exist_ok=True)
     for table in (claims, *others, *times):

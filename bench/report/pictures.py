@@ -335,41 +335,62 @@ def language_models(cells: Cells) -> Picture | None:
                 + disturbed_note(found), plot, (7.6, 4.0))  # fmt: skip
 
 
+Shares = dict[str, dict[str, tuple[float, str]]]  # by row, by column: share of the warps, and the limiter
+
+
+def _shares(rows: Iterable[dict[str, Any]]) -> tuple[Shares, Shares]:
+    """The kernels of one step by cell, and those of attention in 16 bits by head size."""
+    steps, attention = defaultdict(dict), defaultdict(dict)
+    for f in rows:
+        fits = f["occupancy"], f["limiter"]
+        found = re.fullmatch(r"(step|gemm)_(forward|backward)<(\w+), (\w+), false>", f["kernel"])
+        if found and not f["kernel"].endswith(("Float64, false>", "double, false>")):
+            rung, way, cell, form = found.groups()
+            steps[cell][f"{rung}\n{way}\n{form.lower() if rung == 'step' else 'any dtype'}"] = fits
+        found = re.fullmatch(r"attention_(forward|key_value|query)<[bf]*p*16, (\d+)(, causal)?>", f["kernel"])
+        if found:
+            attention[found[1].replace("_", " and ")][f"E = {found[2]}\n{'causal' if found[3] else ''}"] = fits
+    return steps, attention
+
+
+def _heat(ax: Any, shares: Shares, columns: list[str]) -> None:
+    """A cell a kernel, darker the more of the warps are resident."""
+    values = [[row.get(column, (math.nan, ""))[0] for column in columns] for row in shares.values()]
+    ax.imshow(values, cmap="Blues", vmin=0, vmax=1.6, aspect="auto")
+    for y, row in enumerate(shares.values()):
+        for x, column in enumerate(columns):
+            if column in row:
+                text = f"{100 * row[column][0]:.3g} %\n{row[column][1]}"
+                ax.text(x, y, text, ha="center", va="center", fontsize=7, color="#1b1f25")
+    ax.set_xticks(range(len(columns)), columns, fontsize=8)
+    ax.set_yticks(range(len(shares)), list(shares))
+    ax.grid(visible=False)
+
+
 def occupancy(cells: Cells) -> Picture | None:
-    """The kernels of one step on one GPU: the share of its warps that a multiprocessor can hold."""
+    """The kernels of one step and of attention on one GPU: the share of its warps that a multiprocessor can hold."""
     facts = cells.facts("bench_occupancy.py::test_theoretical")
     if not facts:
         return None
     gpu = "H200" if "H200" in facts else next(iter(facts))
-    share: dict[str, dict[str, tuple[float, str]]] = defaultdict(dict)  # by cell, by kernel
-    for row in facts[gpu]["rows"]:
-        f = dict(zip(facts[gpu]["columns"], row, strict=True))
-        found = re.fullmatch(r"(step|gemm)_(forward|backward)<(\w+), (\w+), false>", f["kernel"])
-        if found and not f["kernel"].endswith(("Float64, false>", "double, false>")):
-            rung, way, cell, form = found.groups()
-            column = f"{rung}\n{way}\n{form.lower() if rung == 'step' else 'any dtype'}"
-            share[cell][column] = (f["occupancy"], f["limiter"])
-    columns = sorted({column for row in share.values() for column in row})
+    rows = [dict(zip(facts[gpu]["columns"], row, strict=True)) for row in facts[gpu]["rows"]]
+    panels = [shares for shares in _shares(rows) if shares]
+    if not panels:
+        return None
 
     def plot(figure: Figure) -> None:
-        ax = figure.subplots()
-        values = [[share[cell].get(column, (math.nan, ""))[0] for column in columns] for cell in share]
-        ax.imshow(values, cmap="Blues", vmin=0, vmax=1.6, aspect="auto")
-        for y, cell in enumerate(share):
-            for x, column in enumerate(columns):
-                if column in share[cell]:
-                    value, limiter = share[cell][column]
-                    text = f"{100 * value:.3g} %\n{limiter}"
-                    ax.text(x, y, text, ha="center", va="center", fontsize=7, color="#1b1f25")
-        ax.set_xticks(range(len(columns)), columns, fontsize=8)
-        ax.set_yticks(range(len(share)), list(share))
-        ax.grid(visible=False)
+        axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[len(shares) for shares in panels])
+        for ax, shares, title in zip(axes[:, 0], panels, ("one step", "attention"), strict=False):
+            columns = {column: None for row in shares.values() for column in row}
+            _heat(ax, shares, sorted(columns) if shares is panels[0] else list(columns))
+            ax.set_title(title)
 
-    return draw("occupancy", "Occupancy of the CUDA kernels",
+    return draw("occupancy", "Occupancy of the CUDA and Triton kernels",
                 f"Theoretical, on one multiprocessor of an {gpu}, from registers and shared memory of the compiled "
                 "code: the share of its warps that can be resident, and what stops one more. Kernels of step hold "
-                "their part of the product in registers, so few warps fit; the table below has every GPU.",
-                plot, (9.6, 3.4))  # fmt: skip
+                "their part of the product in registers, those of attention (16 bits) their tiles in shared memory, so "
+                "few warps fit: attention keeps the tensor cores busy by what it has in flight, not by many warps. The "
+                "table below has every kernel and GPU.", plot, (9.6, 5.8))  # fmt: skip
 
 
 PICTURES: tuple[Callable[[Cells], Picture | None], ...] = (

@@ -82,15 +82,24 @@ def timings(cells: Cells) -> list[Table]:
 def occupancy(cells: Cells) -> Table:
     """Blocks a multiprocessor, share of its warps and limiter, a row a kernel and a column a GPU."""
     facts = cells.facts("bench_occupancy.py::test_theoretical")
-    rows: dict[str, list[str]] = {}
-    for fact in facts.values():
+    rows: dict[str, dict[str, str]] = {}
+    for gpu, fact in facts.items():
         for row in fact["rows"]:
             f = dict(zip(fact["columns"], row, strict=True))
             text = f"{f['blocks']} x {f['threads']}, {100 * f['occupancy']:.3g} %, {f['limiter']}"
-            rows.setdefault(f["kernel"], []).append(text)
-    body = [(name, *texts) for name, texts in rows.items()]
-    return Table("occupancy-by-gpu", "CUDA kernels by GPU: blocks x threads, share of the warps, limiter",
+            rows.setdefault(f["kernel"], {})[gpu] = text
+    body = [(name, *(texts.get(gpu, "") for gpu in facts)) for name, texts in rows.items()]
+    return Table("occupancy-by-gpu", "CUDA and Triton kernels by GPU: blocks x threads, share of the warps, limiter",
                  ("kernel", *facts), body)  # fmt: skip
+
+
+def passports(cells: Cells) -> list[Table]:
+    """What each of Triton's compilers made of each kernel on each architecture."""
+    return [
+        Table(f"passports-{version}", f"Passports of the Triton kernels, Triton {version}", tuple(fact["columns"]),
+              [tuple(str(value) for value in row) for row in fact["rows"]])
+        for version, fact in cells.facts("bench_occupancy.py::test_passports").items()
+    ]  # fmt: skip
 
 
 def drop_empty(table: Table) -> Table:

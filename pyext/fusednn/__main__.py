@@ -9,7 +9,7 @@ import torch
 
 from . import environment, functional
 from .explanation import describe, explain
-from .kernels import Sizes, kernels
+from .kernels import Sizes, every
 from .occupancy import GPUS
 from .plan import NAMES, Request, plan
 from .reference.cells import CELLS
@@ -33,8 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--dtype", choices=DTYPES, default="float32")
     add.add_argument("--device", default="cpu", help="device type, as torch names it")
     add.add_argument("--strategy", choices=NAMES, default="auto")
-    add = commands.add_parser("occupancy", help="theoretical occupancy of the CUDA kernels; needs no GPU")
-    add.add_argument("kernel", nargs="?", default="", help="part of a kernel's name, such as Lstm or step_forward")
+    add = commands.add_parser("occupancy", help="theoretical occupancy of the CUDA and Triton kernels; needs no GPU")
+    add.add_argument("kernel", nargs="?", default="", help="part of a kernel's name, such as Lstm or attention_forward")
     add.add_argument("--gpu", choices=sorted(GPUS), action="append", help="may be repeated (default: all)")
     return parser
 
@@ -62,7 +62,7 @@ def _explain(options: argparse.Namespace) -> str:
 
 
 def _occupancy(options: argparse.Namespace) -> str:
-    chosen = [kernel for name, kernel in kernels().items() if options.kernel in name]
+    chosen = [kernel for kernel in every() if options.kernel in kernel.name]
     if not chosen:
         raise ValueError(f"no kernel's name contains {options.kernel!r}; fusednn occupancy lists all")
     rows: list[tuple[str, ...]] = [
@@ -70,9 +70,10 @@ def _occupancy(options: argparse.Namespace) -> str:
     ]
     for kernel in chosen:
         for gpu in (GPUS[name] for name in options.gpu or GPUS):
-            code, fits = kernel.code[gpu.architecture], kernel.occupancy(gpu)
-            facts = (kernel.threads, code.registers, code.shared + kernel.dynamic, fits.blocks, fits.warps)
-            rows.append((kernel.name, gpu.name, *map(str, facts), f"{100 * fits.share:.3g}%", fits.limiter))
+            code, fits = kernel.on(gpu), kernel.occupancy(gpu)
+            if code is not None and fits is not None:
+                facts = (code.threads, code.registers, code.shared + code.dynamic, fits.blocks, fits.warps)
+                rows.append((kernel.name, gpu.name, *map(str, facts), f"{100 * fits.share:.3g}%", fits.limiter))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

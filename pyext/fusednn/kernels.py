@@ -1,28 +1,33 @@
-"""The CUDA kernels: what the compiler made of each, and what a sequence launches.
+"""The kernels for GPUs: what the compiler made of each, and what a sequence launches.
 
-``machine_code.json`` is a table of the compiled kernels, compared with the compiler's output by ``make machine-code``,
-so these questions need neither a GPU nor a CUDA toolkit.
+``machine_code.json`` is a table of the CUDA kernels, compared with the compiler's output by ``make machine-code``,
+``passports.json`` one of the Triton kernels, compared by ``make passports``; so these questions need neither a GPU nor
+a compiler.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import native
 from .occupancy import Gpu, Occupancy, occupancy
+from .triton_kernels.configurations import HEAD_SIZES
 
 TABLE = Path(__file__).parent / "machine_code.json"
+PASSPORTS = Path(__file__).parent / "passports.json"
 LIBRARY_GEMM = "library GEMM"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MachineCode:
-    """A kernel on one architecture: registers of a thread, bytes of static shared memory, of stack and of spills, and
-    how many tensor-core instructions of each kind stand in it.
+    """A kernel on one architecture: registers of a thread, bytes of static shared memory, of stack and of spills, how
+    many tensor-core instructions of each kind stand in it; threads and bytes of dynamic shared memory of a block.
     """
 
     registers: int
@@ -30,23 +35,64 @@ class MachineCode:
     stack: int
     spills: int
     mma: dict[str, int]
+    threads: int
+    dynamic: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passport(MachineCode):
+    """A Triton kernel on one architecture.
+
+    Attributes:
+        configuration: sizes of its tiles, warps, stages of the pipeline of loads.
+        products: warp-group products in a turn of the main loop, on Hopper.
+        waits: for them, in a turn.
+        exponentials: in a turn.
+        in_flight: of these, how many run while a product is in flight.
+        serialised: whether ptxas made each product wait for the one before.
+        seconds: of CPU time that it took to compile.
+        fingerprint: a hash over its source and how it is compiled.
+    """
+
+    configuration: dict[str, int]
+    products: int
+    waits: int
+    exponentials: int
+    in_flight: int
+    serialised: bool
+    seconds: float
+    fingerprint: str
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel by name, the threads and bytes of dynamic shared memory of its blocks, and its code by architecture."""
+    """A CUDA kernel by name, and its code by architecture."""
 
     name: str
-    threads: int
-    dynamic: int
-    code: dict[str, MachineCode]
+    code: Mapping[str, MachineCode]
 
-    def occupancy(self, gpu: Gpu, dynamic: int | None = None) -> Occupancy:
+    def on(self, gpu: Gpu) -> MachineCode | None:
+        """Its code on a GPU, or None where nothing was compiled for that one."""
+        return self.code.get(gpu.architecture)
+
+    def occupancy(self, gpu: Gpu, dynamic: int | None = None) -> Occupancy | None:
         """Theoretical occupancy on a GPU; for a launch with ``dynamic`` bytes, where that is given."""
-        code = self.code[gpu.architecture]
-        return occupancy(
-            gpu, self.threads, code.registers, code.shared + (self.dynamic if dynamic is None else dynamic)
-        )
+        code = self.on(gpu)
+        if code is None:
+            return None
+        shared = code.shared + (code.dynamic if dynamic is None else dynamic)
+        return occupancy(gpu, code.threads, code.registers, shared)
+
+
+@dataclass(frozen=True)
+class TritonKernel(Kernel):
+    """A Triton kernel: compiled where it runs, for that very GPU."""
+
+    code: Mapping[str, Passport]
+
+    def on(self, gpu: Gpu) -> Passport | None:
+        """Its code on a GPU, or None where it has no passport for that capability."""
+        return self.code.get("sm_" + gpu.capability.replace(".", ""))
 
 
 @functools.cache
@@ -55,9 +101,59 @@ def kernels() -> dict[str, Kernel]:
     table = json.loads(TABLE.read_text(encoding="utf-8"))["kernels"]
     out = {}
     for name, facts in table.items():
-        code = {key: MachineCode(**value) for key, value in facts.items() if key.startswith("sm_")}
-        out[name] = Kernel(name, facts["threads"], facts["dynamic"], code)
+        shape = {key: facts[key] for key in ("threads", "dynamic")}
+        code = {key: MachineCode(**value, **shape) for key, value in facts.items() if key.startswith("sm_")}
+        out[name] = Kernel(name, code)
     return out
+
+
+@functools.cache
+def passport_tables() -> dict[str, dict[str, TritonKernel]]:
+    """The Triton kernels by name, by version of Triton, the oldest first."""
+    tables = json.loads(PASSPORTS.read_text(encoding="utf-8"))
+
+    def kernel(name: str, facts: dict) -> TritonKernel:
+        return TritonKernel(name, {known: Passport(**fact) for known, fact in facts.items() if "error" not in fact})
+
+    return {version: {n: kernel(n, facts) for n, facts in table.items()} for version, table in tables.items()}
+
+
+def passports() -> tuple[str, dict[str, TritonKernel]]:
+    """A version of Triton, the installed one where it has a table and else the newest that has, and its kernels."""
+    tables = passport_tables()
+    try:
+        installed = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        installed = ""
+    version = installed if installed in tables else list(tables)[-1]
+    return version, tables[version]
+
+
+def every() -> list[Kernel]:
+    """CUDA kernels, then Triton kernels."""
+    return [*kernels().values(), *passports()[1].values()]
+
+
+def attention(dtype: str, size: int, hidden: bool, described: bool) -> tuple[str, str, str, str] | None:
+    """Names of the kernels of an attention call without modifiers, or None where they have no passports.
+
+    Args:
+        dtype: ``float16``, ``bfloat16`` (the same code but for the types of its products), ``float32`` with TF32.
+        size: of a head or of a value, the larger.
+        hidden: whether a causal mask or a window hides keys.
+        described: whether strides suit descriptors.
+
+    Returns:
+        Names of forward, row term, key and value, query. A name stands for the head sizes up to its own.
+    """
+    number = {"float16": "fp16", "bfloat16": "fp16", "float32": "tf32"}.get(dtype)
+    limit = next((limit for limit in HEAD_SIZES if size <= limit), None)
+    if number is None or limit is None:
+        return None
+    by = "" if described else ", addresses"
+    plain, label = f"{number}, {limit}{by}", f"{number}, {limit}{', causal' if hidden else ''}{by}"
+    return (f"attention_forward<{label}>", f"attention_row<{plain}>", f"attention_key_value<{label}>",
+            f"attention_query<{label}>")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+"""What a passport must show; the figures are those of ``docs/kernels/attention.md``."""
+
+from __future__ import annotations
+
+import re
+
+from fusednn.occupancy import CAPABILITIES
+
+SECONDS = 10.0  # of CPU time that one kernel may take to compile
+OVERLAP = 54 / 66  # of the exponentials of Hopper's forward kernel run while a product is in flight
+WAITS = {"forward": 1, "key_value": 2, "query": 2}  # for products in a turn of Hopper's loops, at most
+_HOPPER = re.compile(r"attention_(forward|key_value|query)<(?:fp16|bf16), \d+(?:, causal)?> sm_90")
+# Kernels that may spill: how many bytes, stores and loads together, and why they are shipped so.
+MAY_SPILL = {
+    r"addresses>": (1500, "strides that neither descriptors nor wide loads can follow: served, not tuned"),
+    r"attention_forward<fp16, 256, causal> sm_120": (36, "Triton 3.6 alone"),
+    r"attention_forward<tf32, 256> sm_100": (68, "Triton 3.6 alone"),
+    r"attention_key_value<tf32, 128, causal> sm_(90|100)": (12, "Triton 3.6 alone"),
+    r"attention_key_value<fp16, 128(, causal)?> sm_80": (28, "Triton 3.6 alone"),
+    r"attention_key_value<fp16, (64|128), causal> sm_100": (940, "Triton 3.6 alone"),
+}
+
+
+def may_spill(name: str) -> int:
+    """Bytes that a kernel may spill; the name with its architecture."""
+    return max((limit for pattern, (limit, _) in MAY_SPILL.items() if re.search(pattern, name)), default=0)
+
+
+def faults(kernels: dict[str, dict[str, dict]]) -> list[str]:
+    """Kernels that break a rule, of one compiler's passports by name and architecture."""
+    return [f"{name} {known}: {fault}" for name, facts in kernels.items() for known, fact in facts.items()
+            for fault in _faults(name, known, fact)]  # fmt: skip
+
+
+def _faults(name: str, known: str, fact: dict) -> list[str]:
+    if "error" in fact:
+        return [f"does not compile: {fact['error']}"]
+    number = known.removeprefix("sm_")
+    limit = CAPABILITIES[f"{number[:-1]}.{number[-1]}"].shared_block
+    said = []
+    if fact["spills"] > may_spill(f"{name} {known}"):
+        said.append(f"{fact['spills']} bytes of spills")
+    if fact["shared"] > limit:
+        said.append(f"{fact['shared']} bytes of shared memory, the device has {limit}")
+    if fact["serialised"]:
+        said.append("ptxas serialised its products")
+    if fact["seconds"] > SECONDS:
+        said.append(f"{fact['seconds']} s to compile")
+    if re.match(r"attention_(?!row)", name) and not fact["mma"]:
+        said.append("no tensor-core instruction")
+    if hopper := _HOPPER.fullmatch(f"{name} {known}"):
+        if fact["waits"] > WAITS[hopper[1]]:
+            said.append(f"{fact['waits']} waits for {fact['products']} products a turn")
+        share = fact["in_flight"] / max(1, fact["exponentials"])
+        if hopper[1] == "forward" and share < OVERLAP:
+            said.append(f"{fact['in_flight']} of {fact['exponentials']} exponentials run under a product")
+    return said
