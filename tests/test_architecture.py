@@ -33,6 +33,7 @@ LEVELS = [
     },
     {"functional"},
     {"layers"},
+    {"attention_explanation"},
     {"conversion", "explanation", "environment", "integrations"},
     {"__init__", "__main__"},
 ]

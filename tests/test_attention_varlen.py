@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fusednn
 from attention_truth import Case, attend, small_blocks, tensors
 from fusednn.functional import varlen_attention
 from numerics import assert_numerics
@@ -218,6 +219,12 @@ def test_nested_mistakes():
         attend(jagged, jagged, jagged, torch.ones(2, 2))
     with pytest.raises(TypeError, match="key must be a nested tensor"):
         attend(jagged, torch.randn(1, 2, 2, 4), jagged)
+
+
+def test_explain_names_the_path():
+    x, at = torch.randn(5, 2, 8), starts([5])
+    text = fusednn.explain(varlen_attention, x, x, x, at, at, 5, 5, softcap=2.0)
+    assert "blocked" in text and "softcap" in text
 
 
 PEAK = """

@@ -46,7 +46,7 @@ def _faults(name: str, known: str, fact: dict) -> list[str]:
         said.append("ptxas serialised its products")
     if fact["seconds"] > SECONDS:
         said.append(f"{fact['seconds']} s to compile")
-    if re.match(r"attention_(?!row)", name) and not fact["mma"]:
+    if re.match(r"attention_(?!row|merge)", name) and not fact["mma"]:
         said.append("no tensor-core instruction")
     if hopper := _HOPPER.fullmatch(f"{name} {known}"):
         if fact["waits"] > WAITS[hopper[1]]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -81,6 +82,7 @@ def gpu(capability: int) -> Iterator[None]:
             FakeTensorMode(),
             mock.patch.object(FakeTensor, "data_ptr", lambda tensor: 0, create=True),
             mock.patch("torch.cuda.device", lambda device: contextlib.nullcontext()),
+            mock.patch("torch.cuda.get_device_properties", lambda device: SimpleNamespace(multi_processor_count=132)),
             mock.patch("torch.cuda.get_device_capability", lambda device=None: divmod(capability, 10)),
         ):
             yield

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fusednn.attention_call import Inputs, Options
 from fusednn.triton_kernels import additive, launch, scan
 from fusednn.triton_kernels.configurations import ARCHITECTURES, HEAD_SIZES, WITH_DESCRIPTORS
 
@@ -39,28 +40,63 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32, skew: int = 0) -> Ten
     return torch.empty(*shape[:-1], shape[-1] + skew, dtype=dtype, device="cuda").narrow(-1, 0, shape[-1])
 
 
-def attend(dtype: torch.dtype, size: int, causal: bool, tf32: bool = False, skew: int = 0) -> None:
-    """Attention forward and backward, plain or causal."""
-    options = (size**-0.5, None, None, 0 if causal else None, False)
-    query, grad, out = (empty(B, N, T, size, dtype=dtype, skew=skew) for _ in range(3))
-    key, value = (empty(B, HEADS, T, size, dtype=dtype, skew=skew) for _ in range(2))
-    lse, absent = empty(B, N, T), (None, None, None)
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    launch.forward(query, key, value, *absent, options, out, lse)
-    found = [torch.empty_like(x) for x in (query, key, value)]
-    launch.backward(grad, None, query, key, value, *absent, options, out, lse, [*found, *absent])
+class Attention(NamedTuple):
+    """A call of attention, forward and backward."""
+
+    dtype: torch.dtype
+    size: int
+    causal: bool = False
+    tf32: bool = False
+    skew: int = 0
+    dropout: bool = False
+    sequences: bool = False
+    queries: int = T
+    deterministic: bool = True
+    forward: bool = True
+    backward: bool = True
+
+    def run(self) -> None:
+        """Launch."""
+        rows, batch = (B * T, 1) if self.sequences else (T, B)
+        query, grad, out = (
+            empty(batch, N, min(rows, self.queries), self.size, dtype=self.dtype, skew=self.skew) for _ in range(3)
+        )
+        key, value = (empty(batch, HEADS, rows, self.size, dtype=self.dtype, skew=self.skew) for _ in range(2))
+        starts = empty(B + 1, dtype=torch.int32) if self.sequences else None
+        seed = empty(1, dtype=torch.int64) if self.dropout else None
+        inputs = Inputs(query, key, value, starts_q=starts, starts_k=starts, seed=seed)
+        options = Options(self.size**-0.5, None, None, 0 if self.causal else None, False, 0.1 if self.dropout else 0.0,
+                          T, T, self.deterministic, "triton")  # fmt: skip
+        lse = empty(batch, N, query.shape[2])
+        torch.backends.cuda.matmul.allow_tf32 = self.tf32
+        if self.forward:
+            launch.forward(inputs, options, out, lse)
+        if self.backward:
+            found = [torch.empty_like(x) for x in (query, key, value)]
+            launch.backward(grad, None, inputs, options, out, lse, [*found, None, None, None])
 
 
 def attention() -> Iterator[Call]:
     """Every row of the table; in 16 bits also what runs on GPUs with descriptors where strides do not suit them."""
-    for dtype, tf32 in ((torch.float16, False), (torch.float32, True)):
-        for size in HEAD_SIZES:
-            for causal in (False, True):
-                label = f"{'tf32' if tf32 else short(dtype)}, {size}{', causal' if causal else ''}"
-                yield Call("attention", label, lambda a=(dtype, size, causal, tf32): attend(*a))
-                if dtype == torch.float16:
-                    yield Call("attention", f"{label}, addresses", lambda a=(dtype, size, causal): attend(*a, skew=1),
-                               WITH_DESCRIPTORS)  # fmt: skip
+    half = torch.float16
+    for size in HEAD_SIZES:
+        for causal in (False, True):
+            then = ", causal" if causal else ""
+            yield Call("attention", f"fp16, {size}{then}", Attention(half, size, causal).run)
+            yield Call("attention", f"tf32, {size}{then}", Attention(torch.float32, size, causal, tf32=True).run)
+            yield Call("attention", f"fp16, {size}{then}, addresses", Attention(half, size, causal, skew=1).run,
+                       WITH_DESCRIPTORS)  # fmt: skip
+            if size == 64:
+                one = Attention(half, size, causal, deterministic=False, forward=False)
+                yield Call("attention", f"fp16, {size}{then}, one kernel", one.run)
+        yield Call("attention", f"fp16, {size}, causal, dropout", Attention(half, size, True, dropout=True).run)
+        yield Call("attention", f"fp16, {size}, causal, sequences", Attention(half, size, True, sequences=True).run,
+                   (80, 90))  # fmt: skip
+        for rows, queries, capabilities in (
+            (16, 1, ARCHITECTURES), (64, 20, ARCHITECTURES if size == 64 else WITH_DESCRIPTORS),
+        ):  # fmt: skip
+            few = Attention(half, size, queries=queries, backward=False)
+            yield Call("attention", f"fp16, {size}, {rows} rows", few.run, capabilities)
 
 
 def scans(cell: str, gates: int, dtype: torch.dtype) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from . import functional, native
-from .functional.attention import choose_backend
-from .kernels import LIBRARY_GEMM, Kernel, Sizes, attention, kernels, launches, passports
+from . import attention_explanation, functional, native
+from .kernels import LIBRARY_GEMM, Sizes, fits_text, kernels, launches
 from .layers.attention import MultiheadAttention
 from .layers.cells import RecurrentCell
 from .layers.recurrent import RecurrentLayer
-from .occupancy import Gpu, gpu_like
+from .occupancy import gpu_like
 from .plan import Plan, Request, plan
-from .triton_kernels.configurations import WITH_DESCRIPTORS, architecture
 
 
 def describe(chosen: Plan, sizes: Sizes | None = None, layers: int = 1) -> str:
@@ -65,21 +62,9 @@ def _cuda_lines(chosen: Plan, sizes: Sizes | None, layers: int) -> list[str]:
         grid = " x ".join(map(str, launch.grid))
         line = f"kernel     {layers * times} x {launch.kernel}: {grid} blocks of {launch.threads} threads"
         if gpu is not None:
-            line += _fits(kernels()[launch.kernel], gpu, launch.dynamic)
+            line += fits_text(kernels()[launch.kernel], gpu, launch.dynamic)
         lines.append(line)
     return lines
-
-
-def _fits(kernel: Kernel, gpu: Gpu, dynamic: int | None = None) -> str:
-    """What a block uses, and how many of them a multiprocessor holds."""
-    code, fits = kernel.on(gpu), kernel.occupancy(gpu, dynamic)
-    if code is None or fits is None:
-        return f"; not compiled for {gpu.name}"
-    shared = code.shared + code.dynamic if dynamic is None else dynamic
-    return (
-        f", {code.registers} registers, {shared / 1024:.3g} KiB; {gpu.name}: {fits.blocks} a multiprocessor,"
-        f" {100 * fits.share:.3g}% of its warps, limited by {fits.limiter}"
-    )
 
 
 def _recurrent(layer: RecurrentLayer | RecurrentCell, x: Tensor, hx=None) -> str:
@@ -94,54 +79,12 @@ def _recurrent(layer: RecurrentLayer | RecurrentCell, x: Tensor, hx=None) -> str
     return describe(plan(request, layer.strategy), Sizes(batch, steps, layer.hidden_size, proj, directions), layers)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, *inputs, **options) -> str:
-    path, reason = choose_backend(query, key, value, *inputs, **options)
-    lines = [f"attention  {path}", f"why        {reason}"]
-    if path == "triton":
-        call = inspect.signature(choose_backend).bind(query, key, value, *inputs, **options).arguments
-        hidden = bool(call.get("is_causal")) or call.get("window") is not None
-        lines += _triton_lines(query, key, value, hidden)
-    return "\n".join(lines)
-
-
-def _triton_lines(query: Tensor, key: Tensor, value: Tensor, hidden: bool) -> list[str]:
-    """The passports of the kernels of an attention call, on the GPU that is there, or on an H200."""
-    lines = []
-    if not query.is_cuda:
-        lines.append("kernel     Triton's interpreter: no machine code; an H200 would run:")
-    gpu = gpu_like(torch.cuda.get_device_name(query.device)) if query.is_cuda else gpu_like("H200")
-    known = None if gpu is None else architecture(divmod(int(gpu.capability.replace(".", "")), 10))
-    described = known not in WITH_DESCRIPTORS or all(map(_describable, (query, key, value)))
-    dtype = str(query.dtype).removeprefix("torch.")
-    tf32 = query.dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32
-    names = attention(dtype, max(query.shape[-1], value.shape[-1]), hidden, described) if tf32 else None
-    version, found = passports()
-    if gpu is None or names is None or not all(name in found for name in names):
-        return [*lines, f"kernel     no passport for {dtype}{'' if tf32 else ' without TF32'} on this device"]
-    for name in names:
-        passport = found[name].on(gpu)
-        line = f"kernel     {name}"
-        if passport is not None:
-            line += f": blocks of {passport.threads} threads{_fits(found[name], gpu)}"
-            if passport.in_flight:
-                line += f"; {passport.in_flight} of {passport.exponentials} exponentials run under a product"
-        lines.append(line)
-    return [*lines, f"passports  Triton {version}, calls without modifiers; forward, then the three of the backward"]
-
-
-def _describable(x: Tensor) -> bool:
-    """Whether strides suit a tensor-memory descriptor: multiples of 16 bytes, the last dimension dense."""
-    strides = [step * x.itemsize for step, size in zip(x.stride()[:-1], x.shape[:-1], strict=True) if size > 1]
-    row = x.shape[-1] * x.itemsize
-    return x.stride(-1) == 1 and row % 16 == 0 and all(step > 0 and step % 16 == 0 for step in strides)
-
-
 def explain(target: nn.Module | Callable, *inputs, **options) -> str:
     """Say which kernel a layer or function of fusednn would run for these inputs, and why; nothing is run.
 
     Args:
         target: a recurrent layer or cell, a model that contains such layers (one entry a layer is given, with the plan
-            table's answer), or ``functional.scaled_dot_product_attention``.
+            table's answer), ``functional.scaled_dot_product_attention`` or ``functional.varlen_attention``.
         *inputs: what the target would be called with; not needed for a model.
         **options: keyword arguments of the call.
 
@@ -158,7 +101,9 @@ def explain(target: nn.Module | Callable, *inputs, **options) -> str:
         'cell       lstm, float32 on cpu'
     """
     if target is functional.scaled_dot_product_attention:
-        return _attention(*inputs, **options)
+        return attention_explanation.dense(*inputs, **options)
+    if target is functional.varlen_attention:
+        return attention_explanation.of_lengths(*inputs, **options)
     if isinstance(target, (RecurrentLayer, RecurrentCell)) and inputs:
         return _recurrent(target, *inputs, **options)
     if isinstance(target, nn.Module):
@@ -171,7 +116,8 @@ def explain(target: nn.Module | Callable, *inputs, **options) -> str:
             return "\n\n".join(f"{name}\n{text}" for name, text in entries)
     raise TypeError(
         "explain() expects a fusednn layer with its inputs, a model that contains fusednn layers, or"
-        f" functional.scaled_dot_product_attention, got {target!r}; fusednn.convert(model) replaces torch.nn layers"
+        f" functional.scaled_dot_product_attention or varlen_attention, got {target!r}; fusednn.convert(model) replaces"
+        " torch.nn layers"
     )
 
 

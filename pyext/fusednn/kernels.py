@@ -95,6 +95,18 @@ class TritonKernel(Kernel):
         return self.code.get("sm_" + gpu.capability.replace(".", ""))
 
 
+def fits_text(kernel: Kernel, gpu: Gpu, dynamic: int | None = None) -> str:
+    """What a block uses, and how many of them a multiprocessor holds."""
+    code, fits = kernel.on(gpu), kernel.occupancy(gpu, dynamic)
+    if code is None or fits is None:
+        return f"; not compiled for {gpu.name}"
+    shared = code.shared + code.dynamic if dynamic is None else dynamic
+    return (
+        f", {code.registers} registers, {shared / 1024:.3g} KiB; {gpu.name}: {fits.blocks} a multiprocessor,"
+        f" {100 * fits.share:.3g}% of its warps, limited by {fits.limiter}"
+    )
+
+
 @functools.cache
 def kernels() -> dict[str, Kernel]:
     """Every CUDA kernel by name."""
@@ -134,7 +146,9 @@ def every() -> list[Kernel]:
     return [*kernels().values(), *passports()[1].values()]
 
 
-def attention(dtype: str, size: int, hidden: bool, described: bool) -> tuple[str, str, str, str] | None:
+def attention(
+    dtype: str, size: int, hidden: bool, described: bool, one_kernel: bool = False, rows: int | None = None
+) -> list[str] | None:
     """Names of the kernels of an attention call without modifiers, or None where they have no passports.
 
     Args:
@@ -142,9 +156,12 @@ def attention(dtype: str, size: int, hidden: bool, described: bool) -> tuple[str
         size: of a head or of a value, the larger.
         hidden: whether a causal mask or a window hides keys.
         described: whether strides suit descriptors.
+        one_kernel: whether one kernel computes all gradients.
+        rows: of the tile that holds the queries, where they are so few that their keys are split.
 
     Returns:
-        Names of forward, row term, key and value, query. A name stands for the head sizes up to its own.
+        Names of forward (one, or split and merge), row term, and the gradients. A name stands for the head sizes up to
+        its own.
     """
     number = {"float16": "fp16", "bfloat16": "fp16", "float32": "tf32"}.get(dtype)
     limit = next((limit for limit in HEAD_SIZES if size <= limit), None)
@@ -152,8 +169,13 @@ def attention(dtype: str, size: int, hidden: bool, described: bool) -> tuple[str
         return None
     by = "" if described else ", addresses"
     plain, label = f"{number}, {limit}{by}", f"{number}, {limit}{', causal' if hidden else ''}{by}"
-    return (f"attention_forward<{label}>", f"attention_row<{plain}>", f"attention_key_value<{label}>",
-            f"attention_query<{label}>")  # fmt: skip
+    names = [f"attention_forward<{label}>"]
+    if rows is not None:
+        names = [f"attention_{kernel}<{number}, {limit}, {rows} rows>" for kernel in ("decode", "merge")]
+    names.append(f"attention_row<{plain}>")
+    if one_kernel and by == "":
+        return [*names, f"attention_key_value<{label}, one kernel>"]
+    return [*names, f"attention_key_value<{label}>", f"attention_query<{label}>"]
 
 
 @dataclass(frozen=True)

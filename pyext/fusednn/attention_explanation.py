@@ -1,0 +1,92 @@
+"""Say which path and which kernels an attention call would take; the part of ``explain`` for it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import functional
+from .functional.attention import choose_backend, choose_varlen_backend
+from .kernels import attention, fits_text, passports
+from .occupancy import gpu_like
+from .triton_kernels.configurations import (
+    DECODE_KEYS,
+    HEAD_SIZES,
+    WITH_DESCRIPTORS,
+    architecture,
+    configuration,
+    one_kernel,
+    padded,
+)
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, *inputs: Any, **options: Any) -> str:
+    """What a call of ``scaled_dot_product_attention`` would run."""
+    path, reason = choose_backend(query, key, value, *inputs, **options)
+    lines = [f"attention  {path}", f"why        {reason}"]
+    if path == "triton":
+        signature = inspect.signature(functional.scaled_dot_product_attention)
+        call = signature.bind(query, key, value, *inputs, **options).arguments
+        lines += _triton_lines(query, key, value, call)
+    return "\n".join(lines)
+
+
+def of_lengths(*inputs: Any, **options: Any) -> str:
+    """What a call of ``varlen_attention`` would run."""
+    path, reason = choose_varlen_backend(*inputs, **options)
+    return f"attention  {path}\nwhy        {reason}"
+
+
+def _triton_lines(query: Tensor, key: Tensor, value: Tensor, call: Mapping[str, Any]) -> list[str]:
+    """The passports of the kernels of an attention call, on the GPU that is there, or on an H200."""
+    lines = []
+    if not query.is_cuda:
+        lines.append("kernel     Triton's interpreter: no machine code; an H200 would run:")
+    gpu = gpu_like(torch.cuda.get_device_name(query.device)) if query.is_cuda else gpu_like("H200")
+    dtype = str(query.dtype).removeprefix("torch.")
+    tf32 = query.dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32
+    version, found = passports()
+    names = None
+    if gpu is not None and tf32:
+        known = architecture(divmod(int(gpu.capability.replace(".", "")), 10))
+        described = known not in WITH_DESCRIPTORS or all(map(_describable, (query, key, value)))
+        size = max(query.shape[-1], value.shape[-1])
+        if size <= HEAD_SIZES[-1]:
+            hidden = bool(call.get("is_causal")) or call.get("window") is not None
+            dropout = call.get("dropout_p", 0.0) > 0.0
+            single = not call.get("deterministic") and one_kernel(known, query.dtype, padded(size), dropout, described)
+            names = attention(dtype, size, hidden, described, bool(single), _rows(query, key, known, size))
+        if not described:
+            lines.append("kernel     strides do not suit tensor-memory descriptors: tiles come by addresses")
+    if gpu is None or names is None or not all(name in found for name in names):
+        return [*lines, f"kernel     no passport for {dtype}{'' if tf32 else ' without TF32'} on this device"]
+    for name in names:
+        passport = found[name].on(gpu)
+        line = f"kernel     {name}"
+        if passport is not None:
+            line += f": blocks of {passport.threads} threads{fits_text(found[name], gpu)}"
+            if passport.in_flight:
+                line += f"; {passport.in_flight} of {passport.exponentials} exponentials run under a product"
+        lines.append(line)
+    return [*lines, f"passports  Triton {version}, calls without modifiers; forward, then the gradients"]
+
+
+def _rows(query: Tensor, key: Tensor, known: int, size: int) -> int | None:
+    """Rows of the tile that holds all queries of a key head, where the launcher splits the keys; else None."""
+    heads = [x.shape[-3] if x.dim() > 2 else 1 for x in (query, key)]
+    rows = query.shape[-2] * (heads[0] // max(1, heads[1]))
+    most = configuration("decode", known, query.dtype, padded(size), False).BLOCK_M
+    if rows > most or key.shape[-2] < 2 * DECODE_KEYS:
+        return None
+    return 16 if rows <= 16 else most
+
+
+def _describable(x: Tensor) -> bool:
+    """Whether strides suit a tensor-memory descriptor: multiples of 16 bytes, the last dimension dense."""
+    strides = [step * x.itemsize for step, size in zip(x.stride()[:-1], x.shape[:-1], strict=True) if size > 1]
+    row = x.shape[-1] * x.itemsize
+    return x.stride(-1) == 1 and row % 16 == 0 and all(step > 0 and step % 16 == 0 for step in strides)
