@@ -10,7 +10,8 @@
 #   duels      pytest bench: recurrence against attention, the models, claims; goes on where ladder stopped
 #   ncu        Nsight Compute on one launch of each step kernel: time, occupancy, throughput
 #
-# Needs python3 with torch (CUDA) and what `pip install -e .[bench,test]` brings, nvcc, cmake and ninja; no network.
+# Needs python3 with torch (CUDA) and what `pip install -e .[bench,test]` brings (transformers apart), nvcc, cmake and
+# ninja; no network.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 [ $# -ge 1 ] || { sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; exit 2; }
@@ -47,7 +48,8 @@ tests() {
   for strategy in step gemm; do
     FUSEDNN_TEST_STRATEGY=$strategy step cpp_tests 120 build/gpu/cuda/test_recurrent
   done
-  step tests 300 python3 -m pytest tests -m gpu -q --durations=10
+  step tests 240 python3 -m pytest tests -m gpu -q --durations=10
+  step triton_tests 150 python3 -m pytest tests -k triton -q --durations=10
 }
 
 sanitizer() {

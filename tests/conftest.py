@@ -27,6 +27,16 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def device_of_triton(request):
+    """Where there is a GPU, tensors of the Triton tests lie on it unless they say otherwise."""
+    if torch.cuda.is_available() and request.module.__name__.startswith("test_triton"):
+        with torch.device("cuda"):
+            yield
+    else:
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def threads():
     """Two threads, so that the threaded paths run on every machine."""
