@@ -46,12 +46,12 @@ lint: install ## ruff, clang-format, pyright
 cpp: ## the C++ tests: no torch, no Python
 	cmake -S . -B build/cpp -G Ninja
 	cmake --build build/cpp
-	ctest --test-dir build/cpp --output-on-failure
+	ctest --test-dir build/cpp --output-on-failure -j 2
 
 sanitize: ## the C++ tests, the emulated kernels too, under AddressSanitizer and UndefinedBehaviorSanitizer
 	cmake -S . -B build/sanitize -G Ninja -DFUSEDNN_SANITIZE=ON
 	cmake --build build/sanitize
-	ctest --test-dir build/sanitize --output-on-failure
+	ctest --test-dir build/sanitize --output-on-failure -j 2
 
 mutants: cpp ## remove each wait, fence and barrier of the CUDA kernels: the C++ tests must fail every time
 	$(PY) tools/mutate.py

@@ -68,7 +68,7 @@ def test_wide_heads_and_values_of_another_width(sizes):
 sides = st.none() | st.integers(0, 50)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=7, deadline=None, derandomize=True)
 @given(
     case=st.builds(
         lambda groups, heads, **sizes: Case(B=1, N=groups * heads, groups=groups, **sizes),
