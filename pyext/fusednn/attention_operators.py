@@ -2,7 +2,8 @@
 
 ``attention_forward`` and ``attention_backward`` run what their last argument names: ``triton``, the fused kernels, on
 CUDA tensors, and on CPU tensors in Triton's interpreter (RuntimeError without it), or ``blocked``: on CPU tensors the
-compiled kernel (but for a mask's gradient), elsewhere, and without a compiler, PyTorch's operations block by block. Gradients of gradients differentiate the reference. Arguments: ``attention_call``.
+compiled kernel (but for a mask's gradient), elsewhere, and without a compiler, PyTorch's operations block by block.
+Gradients of gradients differentiate the reference. Arguments: ``attention_call``.
 """
 
 from __future__ import annotations
