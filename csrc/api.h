@@ -135,6 +135,59 @@ struct AdditiveBackward {
 const char* additive_forward(const AdditiveForward&);
 const char* additive_backward(const AdditiveBackward&);
 
+// A tensor [B, N, T, *] whose last dimension is contiguous, and the distances between its elements elsewhere.
+struct Heads {
+  const void* data;
+  int64_t batch, head, row;
+};
+
+// Attention as docs/kernels/attention.md defines it. CPU only: on a GPU the kernel is Triton's. "Wide" is fp32, for
+// fp64 fp64. Sequences: the batch rows, or with starts parts of the one batch row.
+struct AttentionShape {
+  Dtype dtype;
+  int64_t batch, heads, key_heads, queries, keys, size, value_size;  // B, N, N / G, M, K, E, Ev
+  int64_t sequences;                                                 // S: B, or how many lie one after another
+  const int32_t* starts_q;  // [S + 1], first queries, and where the last sequence ends; null: none
+  const int32_t* starts_k;  // [S + 1] likewise
+  double scale, softcap;    // softcap 0: none
+  int64_t left, right;      // keys that a query sees to its sides; -1: all
+  bool bottom_right;        // the last query stands at the last key
+  double dropout_p;
+  int64_t seed;  // of dropout
+  int64_t rows;  // queries of one block; 0: as many as suit the cache
+  int threads;
+};
+
+struct AttentionInputs {
+  Heads query, key, value;  // [B, N, M, E], [B, N / G, K, E], [B, N / G, K, Ev]
+  const bool* seen;         // mask [B, N, M, K] with mask_strides, true is seen; or null
+  const void* bias;         // wide, likewise, added; or null
+  int64_t mask_strides[4];
+  const void* slopes;  // wide [S, N], or null
+  const void* sink;    // wide [N], or null
+};
+
+struct AttentionForward {
+  AttentionShape shape;
+  AttentionInputs in;
+  Heads out;  // [B, N, M, Ev], written
+  void* lse;  // wide [B, N, M], written
+};
+
+struct AttentionBackward {
+  AttentionShape shape;
+  AttentionInputs in;
+  Heads grad_out;                 // [B, N, M, Ev]
+  const void* grad_lse;           // wide [B, N, M], or null
+  Heads d_query, d_key, d_value;  // written; of the inputs' sizes, or null
+  void* d_slopes;                 // wide [S, N], written; or null
+  void* d_sink;                   // wide [S, N], written, a part for each sequence; or null
+};
+
+// Each returns null, or a message that lives until the thread's next call.
+const char* attention_forward(const AttentionForward&);
+const char* attention_backward(const AttentionBackward&);
+
 // Which weights of attention dropout keeps: those whose word of Philox4x32-10 is at least `limit`. CPU only.
 struct DropoutKeep {
   int64_t seed;

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fusednn import blocked_attention
+from fusednn import blocked_attention, cpu_attention
 from fusednn.functional import attention_paths, torch_attention
 from fusednn.functional import scaled_dot_product_attention as attend
 from numerics import assert_numerics
@@ -27,6 +27,7 @@ def small_blocks():
     """Within it a few queries make several blocks, on the paths that have any, and no request is too small for them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_paths, "FEW_SCORES", -1)
+        patch.setattr(cpu_attention, "ROWS", 3)
         patch.setattr(blocked_attention, "ROWS", (2, 4))
         patch.setattr(blocked_attention, "SCORES", 64)
         patch.setattr(torch_attention, "FEW_PAIRS", -1)

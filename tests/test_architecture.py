@@ -26,6 +26,7 @@ LEVELS = [
         "plan",
         "operators",
         "blocked_attention",
+        "cpu_attention",
         "attention_operators",
         "scan_operators",
         "additive_operators",

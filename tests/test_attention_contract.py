@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import fusednn
 from attention_truth import EVERYTHING, MODIFIERS, Case, attend, tensors
+from fusednn import cpu_attention
 from fusednn.functional import attention_paths
 from fusednn.functional.attention import choose_backend
 from fusednn.reference.attention import kept
@@ -57,10 +58,16 @@ def test_both_paths_agree():
             torch.testing.assert_close(attend(**x, **case.options), attend(**x, **(case.options | {"softcap": 1e9})))
 
 
-def test_few_scores_are_held_as_a_whole():
+def test_few_scores_are_held_as_a_whole(monkeypatch):
+    """Where no compiled kernel is faster: there is none, or each key head has one query."""
     x = q()
-    path, reason = choose_backend(x, x, x, softcap=1.0)
+    one = x[:, :, :1]
+    path, reason = choose_backend(one, x, x, softcap=1.0)
     assert path == "composition" and "few enough" in reason
+    monkeypatch.setattr(cpu_attention, "available", lambda device: True)
+    assert choose_backend(x, x, x, softcap=1.0)[0] == "blocked"
+    monkeypatch.setattr(cpu_attention, "available", lambda device: False)
+    assert choose_backend(x, x, x, softcap=1.0)[0] == "composition"
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])

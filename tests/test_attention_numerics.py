@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention_truth import EVERYTHING, MODIFIERS, Case, attend, check, naive, small_blocks, tensors
+from fusednn import cpu_attention
 from fusednn.functional import attention_paths
 from numerics import assert_numerics
 
@@ -32,9 +35,25 @@ def test_each_modifier_alone(case, dtype):
 
 @modifiers
 def test_each_modifier_in_one_piece(case, monkeypatch):
-    """What runs where the scores are few."""
+    """What runs where the scores are few and there is no compiled kernel."""
+    monkeypatch.setattr(cpu_attention, "available", lambda device: False)
     monkeypatch.setattr(attention_paths, "FEW_SCORES", 1 << 20)
     check(case, torch.float32)
+
+
+@dtypes
+@modifiers
+def test_each_modifier_without_the_compiled_kernel(case, dtype, monkeypatch):
+    """What runs on devices without a kernel, and without a compiler."""
+    monkeypatch.setattr(cpu_attention, "available", lambda device: False)
+    check(case, dtype)
+
+
+@modifiers
+def test_each_modifier_in_blocks_of_the_size_that_runs(case, monkeypatch):
+    """Lengths that are no multiple of a block nor of a vector."""
+    monkeypatch.setattr(cpu_attention, "ROWS", 0)
+    check(replace(case, M=113, K=131, E=33), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

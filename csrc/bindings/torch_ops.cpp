@@ -13,7 +13,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -22,6 +21,7 @@
 
 #include "api.h"
 #include "bindings/providers.h"
+#include "cpu/dropout.h"
 
 namespace fusednn {
 namespace {
@@ -431,7 +431,6 @@ std::tuple<Tensor, Tensor, Tensor> additive_gradients(Tensor grad, Tensor query,
 
 Tensor attention_keep(Tensor seed, double probability, Tensor heads, int64_t first_query, int64_t end_query,
                       int64_t first_key, int64_t end_key) {
-  const auto words = static_cast<int64_t>(std::nearbyint(probability * 4294967296.0));  // ties as Python rounds
   DropoutKeep args{};
   Inputs in(heads);
   args.seed = *static_cast<const int64_t*>(in.get("seed", seed, {1}));
@@ -439,7 +438,7 @@ Tensor attention_keep(Tensor seed, double probability, Tensor heads, int64_t fir
   args.count = heads.size(0);
   args.heads = static_cast<const int64_t*>(in.get("heads", heads, {args.count}));
   require(first_query <= end_query && first_key <= end_key, "queries and keys must be ranges");
-  args.limit = static_cast<uint32_t>(std::min<int64_t>(words, 4294967295));
+  args.limit = cpu::dropout_limit(probability);
   args.first_query = first_query, args.end_query = end_query, args.first_key = first_key, args.end_key = end_key;
   args.threads = static_cast<int>(torch::stable::get_num_threads());
   const int64_t queries = end_query - first_query, keys = end_key - first_key;
@@ -451,6 +450,136 @@ Tensor attention_keep(Tensor seed, double probability, Tensor heads, int64_t fir
   args.keep = static_cast<bool*>(keep.mutable_data_ptr());
   if (args.count * queries * keys > 0) dropout_keep(args);
   return keep;
+}
+
+// Attention. What both directions are given, in the order of the schemas, and the struct made of it.
+struct AttentionCall {
+  const Tensor &query, &key, &value;
+  const OptionalTensor &mask, &slopes, &sink, &starts_q, &starts_k, &seed;
+
+  bool packed() const { return starts_q.has_value(); }
+
+  AttentionShape shape(double scale, double softcap, int64_t left, int64_t right, bool bottom_right, double dropout_p,
+                       int64_t rows) const {
+    require(query.dim() == 4 && key.dim() == 4 && value.dim() == 4, "query, key and value must have 4 dimensions");
+    AttentionShape s{};
+    s.dtype = dtype_of(query);
+    s.batch = query.size(0), s.heads = query.size(1), s.queries = query.size(2), s.size = query.size(3);
+    s.key_heads = key.size(1), s.keys = key.size(2), s.value_size = value.size(3), s.sequences = s.batch;
+    require(s.heads == 0 || (s.key_heads > 0 && s.heads % s.key_heads == 0), "key heads must divide the query's");
+    if (packed()) {
+      require(starts_k.has_value() && starts_q->dim() == 1 && starts_q->size(0) > 0 && s.batch == 1,
+              "sequences need a batch of one, starts_q and starts_k [S + 1]");
+      s.sequences = starts_q->size(0) - 1;
+      s.starts_q = starts("starts_q", *starts_q, s.sequences, s.queries);
+      s.starts_k = starts("starts_k", *starts_k, s.sequences, s.keys);
+    }
+    s.scale = scale, s.softcap = softcap, s.left = left, s.right = right, s.bottom_right = bottom_right;
+    s.dropout_p = dropout_p, s.rows = rows;
+    require(dropout_p == 0 || seed.has_value(), "dropout needs a seed");
+    if (seed.has_value()) s.seed = *static_cast<const int64_t*>(whole("seed", *seed, aoti_torch_dtype_int64(), {1}));
+    s.threads = static_cast<int>(torch::stable::get_num_threads());
+    return s;
+  }
+
+  AttentionInputs inputs(const AttentionShape& s) const {
+    AttentionInputs in{};
+    in.query = heads("query", query, s, s.heads, s.queries, s.size);
+    in.key = heads("key", key, s, s.key_heads, s.keys, s.size);
+    in.value = heads("value", value, s, s.key_heads, s.keys, s.value_size);
+    if (mask.has_value()) {
+      const std::vector<int64_t> sizes{s.batch, s.heads, s.queries, s.keys};
+      check_sizes("mask", *mask, sizes);
+      require(!packed(), "sequences take no mask");
+      const bool boolean = type_number(*mask) == aoti_torch_dtype_bool();
+      require(boolean || type_number(*mask) == wide(s), "mask must be bool or of the wide dtype");
+      if (boolean) in.seen = static_cast<const bool*>(mask->const_data_ptr());
+      if (!boolean) in.bias = mask->const_data_ptr();
+      for (int i = 0; i < 4; ++i) in.mask_strides[i] = mask->stride(i);
+    }
+    if (slopes.has_value()) in.slopes = whole("slopes", *slopes, wide(s), {s.sequences, s.heads});
+    if (sink.has_value()) in.sink = whole("sink", *sink, wide(s), {s.heads});
+    return in;
+  }
+
+  static int32_t wide(const AttentionShape& s) {
+    return type_number(s.dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32);
+  }
+
+  static void check_sizes(const char* name, const Tensor& x, const std::vector<int64_t>& sizes) {
+    const auto got = x.sizes();
+    require(std::equal(got.begin(), got.end(), sizes.begin(), sizes.end()),
+            std::string(name) + ": expected size " + text(sizes) + ", got " + text({got.begin(), got.end()}));
+  }
+
+  // A contiguous tensor.
+  static const void* whole(const char* name, const Tensor& x, int32_t type, const std::vector<int64_t>& sizes) {
+    check_sizes(name, x, sizes);
+    require(type_number(x) == type && x.is_contiguous(), std::string(name) + " must be contiguous and of its dtype");
+    return x.const_data_ptr();
+  }
+
+  static Heads heads(const char* name, const Tensor& x, const AttentionShape& s, int64_t count, int64_t rows,
+                     int64_t size) {
+    check_sizes(name, x, {s.batch, count, rows, size});
+    require(type_number(x) == type_number(s.dtype) && (size < 2 || x.numel() == 0 || x.stride(3) == 1),
+            std::string(name) + " must have the query's dtype, and a contiguous last dimension");
+    return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
+  }
+
+  // One with elements, or null.
+  static Heads heads_if(const char* name, const OptionalTensor& x, const AttentionShape& s, int64_t count, int64_t rows,
+                        int64_t size) {
+    return x.has_value() ? heads(name, *x, s, count, rows, size) : Heads{};
+  }
+
+ private:
+  static const int32_t* starts(const char* name, const Tensor& x, int64_t sequences, int64_t rows) {
+    const auto* at = static_cast<const int32_t*>(whole(name, x, aoti_torch_dtype_int32(), {sequences + 1}));
+    require(at[0] >= 0 && at[sequences] <= rows && std::is_sorted(at, at + sequences + 1),
+            std::string(name) + " must ascend within the rows");
+    return at;
+  }
+};
+
+void attention_cpu_forward(Tensor out, Tensor lse, Tensor query, Tensor key, Tensor value, OptionalTensor mask,
+                           OptionalTensor slopes, OptionalTensor sink, OptionalTensor starts_q, OptionalTensor starts_k,
+                           OptionalTensor seed, double scale, double softcap, int64_t left, int64_t right,
+                           bool bottom_right, double dropout_p, int64_t rows) {
+  const AttentionCall call{query, key, value, mask, slopes, sink, starts_q, starts_k, seed};
+  AttentionForward args{};
+  args.shape = call.shape(scale, softcap, left, right, bottom_right, dropout_p, rows);
+  const AttentionShape& s = args.shape;
+  args.in = call.inputs(s);
+  args.out = call.heads("out", out, s, s.heads, s.queries, s.value_size);
+  args.lse = const_cast<void*>(call.whole("lse", lse, call.wide(s), {s.batch, s.heads, s.queries}));
+  const char* error = attention_forward(args);
+  require(error == nullptr, error == nullptr ? "" : error);
+}
+
+void attention_cpu_backward(OptionalTensor d_query, OptionalTensor d_key, OptionalTensor d_value,
+                            OptionalTensor d_slopes, OptionalTensor d_sink, Tensor grad_out, OptionalTensor grad_lse,
+                            Tensor query, Tensor key, Tensor value, OptionalTensor mask, OptionalTensor slopes,
+                            OptionalTensor sink, OptionalTensor starts_q, OptionalTensor starts_k, OptionalTensor seed,
+                            double scale, double softcap, int64_t left, int64_t right, bool bottom_right,
+                            double dropout_p, int64_t rows) {
+  const AttentionCall call{query, key, value, mask, slopes, sink, starts_q, starts_k, seed};
+  AttentionBackward args{};
+  args.shape = call.shape(scale, softcap, left, right, bottom_right, dropout_p, rows);
+  const AttentionShape& s = args.shape;
+  const auto sums = [&](const char* name, const OptionalTensor& x, const std::vector<int64_t>& sizes) {
+    return x.has_value() ? const_cast<void*>(call.whole(name, *x, call.wide(s), sizes)) : nullptr;
+  };
+  args.in = call.inputs(s);
+  args.grad_out = call.heads("grad_out", grad_out, s, s.heads, s.queries, s.value_size);
+  args.grad_lse = sums("grad_lse", grad_lse, {s.batch, s.heads, s.queries});
+  args.d_query = call.heads_if("d_query", d_query, s, s.heads, s.queries, s.size);
+  args.d_key = call.heads_if("d_key", d_key, s, s.key_heads, s.keys, s.size);
+  args.d_value = call.heads_if("d_value", d_value, s, s.key_heads, s.keys, s.value_size);
+  args.d_slopes = sums("d_slopes", d_slopes, {s.sequences, s.heads});
+  args.d_sink = sums("d_sink", d_sink, {s.sequences, s.heads});
+  const char* error = attention_backward(args);
+  require(error == nullptr, error == nullptr ? "" : error);
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
@@ -466,6 +595,8 @@ STABLE_TORCH_LIBRARY_IMPL(fusednn, CPU, m) {
   m.impl("additive_scores", TORCH_BOX(&additive_scores));
   m.impl("additive_scores_backward", TORCH_BOX(&additive_gradients));
   m.impl("attention_keep", TORCH_BOX(&attention_keep));
+  m.impl("attention_cpu_forward", TORCH_BOX(&attention_cpu_forward));
+  m.impl("attention_cpu_backward", TORCH_BOX(&attention_cpu_backward));
 }
 
 }  // namespace

@@ -15,6 +15,8 @@ struct Kernels {
   void (*scan_backward)(const ScanBackward&);
   void (*additive_forward)(const AdditiveForward&);
   void (*additive_backward)(const AdditiveBackward&);
+  void (*attention_forward)(const AttentionForward&);
+  void (*attention_backward)(const AttentionBackward&);
   void (*evaluate)(Function, const void* x, void* y, long n);
 };
 

@@ -61,14 +61,14 @@ FUSEDNN_FN void transpose(V (&rows)[N]) {
   }
 }
 
-// For h W^T: sums run along the rows of w, gate g of unit u is row g * units + u of w.
+// For h W^T: sums run along the rows of w, which lie `row` apart; gate g of unit u is row g * units + u of w.
 template <class T>
-void pack_rows(const T* w, long units, long block, const Panels<AccOf<T>>& to) {
+void pack_rows(const T* w, long row, long units, long block, const Panels<AccOf<T>>& to) {
   using A = AccOf<T>;
   constexpr int n = Lanes<A>::kCount;
   const long u0 = block * n, count = units - u0 < n ? units - u0 : n;
   for (int g = 0; g < to.gates; ++g) {
-    const T* from = w + (g * units + u0) * to.k;
+    const T* from = w + (g * units + u0) * row;
     for (long k0 = 0; k0 < to.k; k0 += n) {
       const long width = to.k - k0 < n ? to.k - k0 : n;
       Vec<A> rows[n];
@@ -76,9 +76,9 @@ void pack_rows(const T* w, long units, long block, const Panels<AccOf<T>>& to) {
         if (i >= count) {
           rows[i] = Vec<A>{};
         } else if (width == n) {
-          rows[i] = load(from + i * to.k + k0);
+          rows[i] = load(from + i * row + k0);
         } else {
-          rows[i] = Block<false>{static_cast<int>(width)}.load(from + i * to.k + k0);
+          rows[i] = Block<false>{static_cast<int>(width)}.load(from + i * row + k0);
         }
       }
       transpose(rows);
@@ -88,15 +88,15 @@ void pack_rows(const T* w, long units, long block, const Panels<AccOf<T>>& to) {
   }
 }
 
-// For d W: sums run down the columns of w, which has `units` columns. One "gate".
+// For d W: sums run down the columns of w, which has `units` columns and rows that lie `row` apart. One "gate".
 template <class T>
-void pack_columns(const T* w, long units, long block, const Panels<AccOf<T>>& to) {
+void pack_columns(const T* w, long row, long units, long block, const Panels<AccOf<T>>& to) {
   using A = AccOf<T>;
   constexpr int n = Lanes<A>::kCount;
   const long u0 = block * n;
   A* out = to.panel(block);
   for (long k = 0; k < to.k; ++k) {
-    const T* from = w + k * units + u0;
+    const T* from = w + k * row + u0;
     store(out + k * n, units - u0 >= n ? load(from) : Block<false>{static_cast<int>(units - u0)}.load(from));
   }
 }
@@ -109,9 +109,9 @@ void pack(Sums sums, const T* w, long units, const Panels<AccOf<T>>& to, int thr
   const Range mine = share_of(to.blocks, thread, threads);
   for (long block = mine.begin; block < mine.end; ++block) {
     if (sums == Sums::kRows) {
-      pack_rows(w, units, block, to);
+      pack_rows(w, to.k, units, block, to);
     } else {
-      pack_columns(w, units, block, to);
+      pack_columns(w, units, units, block, to);
     }
   }
 }

@@ -41,6 +41,18 @@ const char* backward(const RecurrentBackward& args) {
   return run(args, cpu::chosen_kernels(args.shape.dtype).backward);
 }
 
+// Kernels whose arguments the caller checked: what is left is memory that cannot be had.
+template <class Args>
+const char* attempt(const Args& args, void (*kernel)(const Args&)) {
+  try {
+    kernel(args);
+    return nullptr;
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+}
+
 template <class Args>
 const char* scan(const Args& args, void (*kernel)(const Args&)) {
   if (scan_gates(args.shape.cell) == 0) {
@@ -65,13 +77,14 @@ const char* additive_forward(const AdditiveForward& args) {
   return nullptr;
 }
 const char* additive_backward(const AdditiveBackward& args) {
-  try {
-    cpu::chosen_kernels(args.shape.dtype).additive_backward(args);
-    return nullptr;
-  } catch (const std::exception& error) {
-    message = error.what();
-    return message.c_str();
-  }
+  return attempt(args, cpu::chosen_kernels(args.shape.dtype).additive_backward);
+}
+
+const char* attention_forward(const AttentionForward& args) {
+  return attempt(args, cpu::chosen_kernels(args.shape.dtype).attention_forward);
+}
+const char* attention_backward(const AttentionBackward& args) {
+  return attempt(args, cpu::chosen_kernels(args.shape.dtype).attention_backward);
 }
 
 const Provider& cpu_provider() {

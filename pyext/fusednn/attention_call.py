@@ -40,6 +40,7 @@ class Inputs(NamedTuple):
 
 
 LEARNED = 6  # the first of them, which have gradients
+MASK = Inputs._fields.index("mask")
 
 
 class Options(NamedTuple):
@@ -55,7 +56,7 @@ class Options(NamedTuple):
         longest_q: queries of the longest sequence; M without sequences.
         longest_k: keys likewise.
         deterministic: whether gradients must repeat bit for bit.
-        path: ``triton``, the fused kernels, or ``blocked``, PyTorch's operations block by block.
+        path: ``triton``, the fused kernels, or ``blocked``, the CPU's kernel, or PyTorch's operations block by block.
     """
 
     scale: float

@@ -1,8 +1,9 @@
 """The attention operators of ``torch.ops.fusednn``: schemas, shapes for tracing, gradients.
 
 ``attention_forward`` and ``attention_backward`` run what their last argument names: ``triton``, the fused kernels, on
-CUDA tensors, and on CPU tensors in Triton's interpreter (RuntimeError without it), or ``blocked``, PyTorch's operations
-block by block, anywhere. Gradients of gradients differentiate the reference. Arguments: ``attention_call``.
+CUDA tensors, and on CPU tensors in Triton's interpreter (RuntimeError without it), or ``blocked``: on CPU tensors the
+compiled kernel (but for a mask's gradient), elsewhere, and without a compiler, PyTorch's operations block by block.
+Gradients of gradients differentiate the reference. Arguments: ``attention_call``.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import blocked_attention, triton_kernels
-from .attention_call import LEARNED, Inputs, Options, schema, split, wide
+from .attention_call import LEARNED, MASK, Inputs, Options, schema, split, wide
 from .operators import LIBRARY
 from .reference import attention as reference
 
@@ -81,7 +81,8 @@ def _forward(*arguments):
         _kernels(inputs.query).forward(inputs, options, out, lse)
     else:
         with reference.without_autocast(out):
-            blocked_attention.forward(inputs, options, out, lse)
+            blocks = cpu_attention if cpu_attention.available(out.device) else blocked_attention
+            blocks.forward(inputs, options, out, lse)
     return out, lse
 
 
@@ -93,7 +94,8 @@ def _backward(grad_out, grad_lse, out, lse, wanted, *arguments):
         _kernels(inputs.query).backward(grad_out, grad_lse, inputs, options, out, lse, asked)
     else:
         with reference.without_autocast(out):
-            blocked_attention.backward(grad_out, grad_lse, inputs, options, asked)
+            compiled = cpu_attention.available(out.device) and not wanted[MASK]
+            (cpu_attention if compiled else blocked_attention).backward(grad_out, grad_lse, inputs, options, asked)
     return found
 
 

@@ -20,6 +20,8 @@
 #include "cpu/single_step.h"
 #include "cpu/scan.h"
 #include "cpu/additive.h"
+#include "cpu/attention.h"
+#include "cpu/attention_backward.h"
 // clang-format on
 
 namespace fusednn::cpu::FUSEDNN_ISA {
@@ -72,6 +74,8 @@ inline constexpr Kernels kKernels{run_cell<Forwards, T, RecurrentForward>,
                                   run_scan<ScanBackwardJob, T, ScanBackward>,
                                   additive_forward_of<T>,
                                   additive_backward_of<T>,
+                                  attention_forward_of<T>,
+                                  attention_backward_of<T>,
                                   evaluate<T>};
 
 }  // namespace fusednn::cpu::FUSEDNN_ISA

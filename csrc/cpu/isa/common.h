@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "api.h"
+#include "cpu/dropout.h"
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
 #include "cpu/team.h"

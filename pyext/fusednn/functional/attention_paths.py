@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import attention_operators, triton_kernels  # noqa: F401  (registers the operators)
+from .. import attention_operators, cpu_attention, triton_kernels  # noqa: F401  (registers the operators)
 from ..attention_call import Inputs, Options
 from ..reference import attention as reference
 from . import torch_attention
 from .attention_request import Request, at_least, heads, leading
 
 MAX_HEAD_SIZE = 256  # of the Triton kernels
-FEW_SCORES = 1 << 20  # up to here blocks are slower than the whole matrix
+FEW_SCORES = 1 << 20  # up to here blocks of PyTorch operations are slower than the whole matrix
 
 
 def choose(request: Request) -> tuple[str, str]:
@@ -84,9 +84,16 @@ def _choose_torch(request: Request) -> tuple[str, str]:
         if request.starts_q is not None:
             raise ValueError("sequences of different lengths do not run inside transforms of torch.func")
         return "composition", f"{lack}; blocks do not run inside transforms of torch.func"
-    if request.starts_q is None and request.scores() <= FEW_SCORES:
+    if request.starts_q is None and request.scores() <= FEW_SCORES and not _kernel_is_faster(request):
         return "composition", f"{lack}; the scores are few enough for one block"
     return "blocked", lack
+
+
+def _kernel_is_faster(request: Request) -> bool:
+    """Than the whole matrix, where that is small: the CPU's kernel, unless one query is all that meets a key head."""
+    query, key = request.query, request.key
+    alone = query.shape[-2] == 1 and heads(query) == heads(key)
+    return cpu_attention.available(query.device) and not alone
 
 
 def _operator(request: Request, path: str) -> tuple[Tensor, Tensor]:
