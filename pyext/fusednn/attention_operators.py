@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import blocked_attention, cpu_attention, triton_kernels
 from .attention_call import LEARNED, MASK, Inputs, Options, schema, split, wide
 from .operators import LIBRARY
 from .reference import attention as reference
