@@ -66,17 +66,17 @@ FAULTS = [
 
 
 def test_a_passport_within_the_figures_passes():
-    assert gates.faults({MAIN: {"sm_90": GOOD}}) == []
+    assert gates.faults({MAIN: {"sm_90": GOOD}}, "3.9.0") == []
 
 
 @pytest.mark.parametrize(("broken", "said"), FAULTS, ids=[said for _, said in FAULTS])
 def test_every_gate_closes(broken, said):
-    (fault,) = gates.faults({MAIN: {"sm_90": {**GOOD, **broken}}})
+    (fault,) = gates.faults({MAIN: {"sm_90": {**GOOD, **broken}}}, "3.9.0")
     assert said in fault
 
 
 def test_a_kernel_that_does_not_compile_is_a_fault():
-    (fault,) = gates.faults({MAIN: {"sm_90": {"error": "PTXASError: too many resources"}}})
+    (fault,) = gates.faults({MAIN: {"sm_90": {"error": "PTXASError: too many resources"}}}, "3.9.0")
     assert "does not compile: PTXASError" in fault
 
 

@@ -71,7 +71,7 @@ TABLE: dict[tuple[str, int], dict[int, tuple[Configuration, Configuration, Confi
     ("decode", 2): {
         80: (Configuration(64, 64, 4, 3), Configuration(16, 64, 4, 3), Configuration(16, 32, 4, 2)),
         90: (Configuration(64, 128, 4, 3), Configuration(64, 64, 4, 3), Configuration(64, 32, 4, 3)),
-        100: (Configuration(64, 128, 4, 3), Configuration(64, 64, 4, 3), Configuration(64, 32, 4, 3)),
+        100: (Configuration(64, 128, 4, 3), Configuration(64, 32, 4, 3), Configuration(64, 32, 4, 3)),
         120: (Configuration(64, 64, 4, 3), Configuration(16, 32, 4, 3), Configuration(16, 16, 4, 3)),
     },
     ("decode", 4): {

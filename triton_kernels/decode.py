@@ -61,7 +61,7 @@ def decode_kernel(
     full = tl.minimum(last, tl.maximum(first, full))
 
     result, natural = attend(
-        (tile, None, None),
+        tile, None, None,
         (k, b, h, k_strides, E, BLOCK_E),
         (v, b, h, v_strides, EV, BLOCK_V),
         i,

@@ -27,13 +27,13 @@ def weigh(scores, m, l, to_log2):  # noqa: E741
 
 @triton.jit
 def walk(
-    scores, m, l, acc, queries, keys, values, i, rules, start, stop,  # noqa: E741
+    scores, m, l, acc, tile, queries, i0, keys, values, i, rules, start, stop,  # noqa: E741
     BLOCK_N: tl.constexpr, FOLD: tl.constexpr, BY_POSITION: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Absorb the key blocks from start up to stop, and leave the products of the block at stop in ``scores``.
 
-    ``queries`` is (tile, source, first row), the last two None if it is never loaded again; sources are those of
-    ``load_tile``; ``rules`` as for ``modify``.
+    ``tile`` holds the queries from i0 on; i0 and ``queries`` are None if it is never loaded again. ``queries``,
+    ``keys`` and ``values`` are sources of ``load_tile``; ``rules`` as for ``modify``.
     """
     K = rules[1]
     # Under a causal mask the second walk has a turn or none: a pipeline of loads would only cost registers.
@@ -44,10 +44,10 @@ def walk(
         p, m, l, shrink = weigh(scores, m, l, unit(rules[5], FOLD))  # noqa: E741
         p = drop(p, rules[7], i, j0, BLOCK_N)
         block = load_tile(keys, j0 + BLOCK_N, K, BLOCK_N, UPCAST)
-        if queries[2] is None or keys[3] is None or keys[5] <= 128:
-            scores = tl.dot(queries[0], tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
+        if i0 is None or keys[3] is None or keys[5] <= 128:
+            scores = tl.dot(tile, tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
         else:  # wide rows of queries do not fit into registers, where products without descriptors would keep them
-            again = load_tile(queries[1], queries[2], rules[0], i.shape[0], UPCAST)
+            again = load_tile(queries, i0, rules[0], i.shape[0], UPCAST)
             scores = tl.dot(again, tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
         block = load_tile(values, j0, K, BLOCK_N, UPCAST)
         acc = tl.dot(p.to(block.dtype), block, acc * shrink[:, None], input_precision=PRECISION, out_dtype=acc.dtype)
@@ -56,13 +56,15 @@ def walk(
 
 @triton.jit
 def attend(
-    queries, keys, values, i, rules, sink, first, full, last, BLOCK_N: tl.constexpr, FOLD: tl.constexpr,
+    tile, queries, i0, keys, values, i, rules, sink, first, full, last, BLOCK_N: tl.constexpr, FOLD: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Output and LSE of a tile of queries over some of the keys.
 
     Args:
-        queries: see ``walk``.
+        tile: see ``walk``.
+        queries: see there.
+        i0: see there.
         keys: see ``load_tile``; so for values.
         values: see there.
         i: query indices.
@@ -90,14 +92,16 @@ def attend(
     acc = tl.zeros([ROWS, values[5]], ACC)
 
     block = load_tile(keys, first, rules[1], BLOCK_N, UPCAST)
-    scores = tl.dot(queries[0], tl.trans(block), input_precision=PRECISION, out_dtype=ACC)
+    scores = tl.dot(tile, tl.trans(block), input_precision=PRECISION, out_dtype=ACC)
     scores, m, l, acc = walk(  # noqa: E741
-        scores, m, l, acc, queries, keys, values, i, rules, first, full, BLOCK_N, FOLD, False, PRECISION, UPCAST
-    )
+        scores, m, l, acc, tile, queries, i0, keys, values, i, rules, first, full,
+        BLOCK_N, FOLD, False, PRECISION, UPCAST,
+    )  # fmt: skip
     if rules[5][2] is not None or rules[5][3] is not None:
         scores, m, l, acc = walk(  # noqa: E741
-            scores, m, l, acc, queries, keys, values, i, rules, full, last, BLOCK_N, FOLD, True, PRECISION, UPCAST
-        )
+            scores, m, l, acc, tile, queries, i0, keys, values, i, rules, full, last,
+            BLOCK_N, FOLD, True, PRECISION, UPCAST,
+        )  # fmt: skip
     block = load_tile(values, last, rules[1], BLOCK_N, UPCAST)
     j = last + tl.arange(0, BLOCK_N)
     scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, True)
@@ -177,9 +181,9 @@ def forward_kernel(
     first, full, last = key_range(i0, M, K, settings, shift, BLOCK_M, BLOCK_N)
     tile = load_tile((q, b, n, q_strides, E, BLOCK_E), i0, M, BLOCK_M, UPCAST)
     # Tuples are written where they are used: members of a named one become tensors, absent ones too, and one that is
-    # annotated as constant cannot hold tensors in Triton 3.6.
+    # annotated as constant cannot hold tensors in Triton 3.6, nor can a tuple in a tuple hold constants.
     result, natural = attend(
-        (tile, (q, b, n, q_strides, E, BLOCK_E), i0),
+        tile, (q, b, n, q_strides, E, BLOCK_E), i0,
         (k, b, n // GROUP, k_strides, E, BLOCK_E),
         (v, b, n // GROUP, v_strides, EV, BLOCK_V),
         i,
