@@ -13,6 +13,7 @@ from . import functional
 from .functional.attention import choose_backend, choose_varlen_backend
 from .kernels import attention, fits_text, passports
 from .occupancy import gpu_like
+from .triton_kernels import TUNED
 from .triton_kernels.configurations import (
     DECODE_KEYS,
     HEAD_SIZES,
@@ -72,6 +73,8 @@ def _triton_lines(query: Tensor, key: Tensor, value: Tensor, call: Mapping[str, 
             if passport.in_flight:
                 line += f"; {passport.in_flight} of {passport.exponentials} exponentials run under a product"
         lines.append(line)
+    if TUNED:
+        lines.append("kernel     FUSEDNN_TUNED=1: what tuning chose, if anything, takes the place of these")
     return [*lines, f"passports  Triton {version}, calls without modifiers; forward, then the gradients"]
 
 
