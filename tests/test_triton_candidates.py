@@ -21,7 +21,7 @@ from fusednn.triton_kernels.configurations import (
     candidates,
     configuration,
 )
-from fusednn.triton_kernels.tuning import agree, race, tune
+from fusednn.triton_kernels.tuning import agree, measured, race, tune
 from test_triton_sequences import SEED, options
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -237,9 +237,32 @@ def test_only_calls_like_those_measured_are_tuned(on, more, sizes, taken, folder
 
 
 @interpreted
+def test_tuning_tries_every_candidate_and_writes_the_winners(folder, monkeypatch):
+    """In the interpreter, by a clock that likes the last candidate of each pass; rows of tiles have no effect there."""
+    from fusednn.triton_kernels import tuned
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    inputs = made(M=33, K=40, N=1, heads=1, E=64, dtype=torch.float16)
+    ticks = iter([4.0, 3.0, 2.0, 1.0, 2.0, 1.0])
+    results = measured(*inputs[:3], True, None, True, 1, lambda run: (run(), next(ticks))[1])
+    assert [(r.way, str(r.candidate), r.verdict) for r in results] == [
+        ("forward", "shifted", "right"),
+        ("forward", "shifted 128x64, stages 3", "right"),
+        ("forward", "persistent 128x128, stages 2", "right"),
+        ("forward", "specialized 128x128, stages 2", "right"),
+        ("backward", "one kernel", "right"),
+        ("backward", "two kernels", "right"),
+    ]
+    for way, last in (("forward", results[3]), ("backward", results[5])):
+        assert last.chosen
+        assert tuned.read()[tuned.key(way, inputs.query, 64, True)] == last.candidate
+
+
+@interpreted
 def test_tuning_needs_a_gpu(folder, capsys):
     query, key, value, *_ = made()
-    with pytest.raises(RuntimeError, match="needs CUDA tensors, got tensors on cpu"):
+    with pytest.raises(RuntimeError, match="tuning measures on a GPU, and torch finds none"):
         tune(query, key, value)
     assert main(["tune", "--causal"]) == 2
     assert "tuning measures on a GPU" in capsys.readouterr().err

@@ -62,14 +62,24 @@ def tune(
         A result a candidate, the default of each pass first.
 
     Raises:
-        RuntimeError: no CUDA tensors, or no Triton.
+        RuntimeError: no GPU, no CUDA tensors, or no Triton.
         ValueError: the file is malformed, or strides do not suit tensor-memory descriptors.
     """
+    if not torch.cuda.is_available():
+        raise RuntimeError("tuning measures on a GPU, and torch finds none")
     if not query.is_cuda:
         raise RuntimeError(f"tuning measures on a GPU and needs CUDA tensors, got tensors on {query.device.type}")
     reason = unavailable("cuda")
     if reason is not None:
         raise RuntimeError(f"tuning: {reason}")
+    return measured(query, key, value, is_causal, window, backward, repeats, milliseconds)
+
+
+def measured(
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, window: tuple[int | None, int | None] | None,
+    backward: bool, repeats: int, timer: Timer,
+) -> list[Result]:  # fmt: skip
+    """``tune`` by some clock."""
     from . import launch, tuned
 
     if not all(map(launch.describable, (query, key, value))):
@@ -99,7 +109,7 @@ def tune(
     for way, run in (("forward", forward), ("backward", gradients))[: 1 + backward]:
         tried = candidates(way, known, query.dtype, size, hidden)
         with launch.on_device(query):
-            found = race(way, tried, run, milliseconds, repeats)
+            found = race(way, tried, run, timer, repeats)
             run(tried[0])  # the gradients need the default's output
         choices[tuned.key(way, query, size, hidden)] = next(r.candidate for r in found if r.chosen)
         results += found
