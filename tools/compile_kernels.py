@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported
+os.environ.pop("FUSEDNN_TUNED", None)  # passports are those of the defaults, and of the candidates by name
 os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"  # what it is without; Triton 3.9 warns where nobody says
 
 import sass

@@ -8,11 +8,12 @@ from fusednn.occupancy import CAPABILITIES
 
 SECONDS = 10.0  # of CPU time that one kernel may take to compile
 OVERLAP = 54 / 66  # of the exponentials of Hopper's forward kernel run while a product is in flight
-WAITS = {"forward": 1, "key_value": 2, "query": 2}  # for products in a turn of Hopper's loops, at most
-_HOPPER = re.compile(r"attention_(forward|key_value|query)<(?:fp16|bf16), \d+(?:, causal)?> sm_90")
+WAITS = {"forward": 1, "persistent": 1, "key_value": 2, "query": 2}  # for products in a turn of Hopper's loops, at most
+_HOPPER = re.compile(r"attention_(forward|persistent|key_value|query)<(?:fp16|bf16), \d+(?:, causal)?> sm_90")
 # Kernels that may spill: bytes, stores and loads together; on which Triton, if not on all; why they are shipped so.
 OLD = "3.6"
 MAY_SPILL = {
+    r"one kernel 64x128, stages 1> sm_90": (192, OLD, "a candidate, which tuning may choose"),
     r"addresses>": (1500, "", "strides that neither descriptors nor wide loads can follow: served, not tuned"),
     r"attention_forward<fp16, 256, causal> sm_120": (36, OLD, "the newest has none"),
     r"attention_forward<fp16, 128, causal, dropout> sm_80": (8, OLD, "the newest has none"),
@@ -62,6 +63,6 @@ def _faults(name: str, known: str, fact: dict, version: str) -> list[str]:
         if fact["waits"] > WAITS[hopper[1]]:
             said.append(f"{fact['waits']} waits for {fact['products']} products a turn")
         share = fact["in_flight"] / max(1, fact["exponentials"])
-        if hopper[1] == "forward" and share < OVERLAP:
+        if hopper[1] in ("forward", "persistent") and share < OVERLAP:
             said.append(f"{fact['in_flight']} of {fact['exponentials']} exponentials run under a product")
     return said

@@ -6,6 +6,7 @@ the constants is one that Triton compiles specially (1, or a multiple of 16).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -14,7 +15,14 @@ from torch import Tensor
 
 from fusednn.attention_call import Inputs, Options
 from fusednn.triton_kernels import additive, launch, scan
-from fusednn.triton_kernels.configurations import ARCHITECTURES, HEAD_SIZES, WITH_DESCRIPTORS
+from fusednn.triton_kernels.configurations import (
+    ARCHITECTURES,
+    CANDIDATES,
+    HEAD_SIZES,
+    WITH_DESCRIPTORS,
+    Candidate,
+    candidates,
+)
 
 B, N, HEADS, T = 3, 6, 3, 1001
 FLAGS = ("COMPOSE", "WEIGHT")  # constants that tell apart the kernels of one call; part of their names
@@ -54,6 +62,7 @@ class Attention(NamedTuple):
     deterministic: bool = True
     forward: bool = True
     backward: bool = True
+    candidate: Candidate | None = None
 
     def run(self) -> None:
         """Launch."""
@@ -70,10 +79,10 @@ class Attention(NamedTuple):
         lse = empty(batch, N, query.shape[2])
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
         if self.forward:
-            launch.forward(inputs, options, out, lse)
+            launch.forward(inputs, options, out, lse, self.candidate)
         if self.backward:
             found = [torch.empty_like(x) for x in (query, key, value)]
-            launch.backward(grad, None, inputs, options, out, lse, [*found, None, None, None])
+            launch.backward(grad, None, inputs, options, out, lse, [*found, None, None, None], self.candidate)
 
 
 def attention() -> Iterator[Call]:
@@ -99,6 +108,21 @@ def attention() -> Iterator[Call]:
             yield Call("attention", f"fp16, {size}, {rows} rows", few.run, capabilities)
 
 
+def tried() -> Iterator[Call]:
+    """What tuning may choose beside the default; rows of two kernels are the default's, and have passports."""
+    half = torch.float16
+    for (way, _, known, size), causal in itertools.product(CANDIDATES, (False, True)):
+        for candidate in candidates(way, known, half, size, causal)[1:]:
+            call = Attention(half, size, causal, deterministic=False, forward=way == "forward",
+                             backward=way == "backward", candidate=candidate)  # fmt: skip
+            parts = ["fp16", str(size), *["causal"][: 1 if causal else 0]]
+            if candidate.form == "two kernels":
+                continue
+            if candidate.form in ("shifted", "one kernel"):  # forms that have another row by default, or elsewhere
+                parts.append(str(candidate))
+            yield Call("attention", ", ".join(parts), call.run, (known,))
+
+
 def scans(cell: str, gates: int, dtype: torch.dtype) -> None:
     """A scan of several segments, forward and backward."""
     width = 193
@@ -117,6 +141,7 @@ def scores(dtype: torch.dtype) -> None:
 def calls() -> Iterator[Call]:
     """All of them."""
     yield from attention()
+    yield from tried()
     for dtype in (torch.bfloat16, torch.float32):
         for cell, gates in (("min_gru", 2), ("min_lstm", 3)):
             yield Call("scan", f"{cell}, {short(dtype)}", lambda a=(cell, gates, dtype): scans(*a))

@@ -6,6 +6,9 @@ import importlib.metadata
 import importlib.util
 import os
 
+# Whether calls take what ``fusednn tune`` chose on this machine. Read once: what runs must not change under a process.
+TUNED = os.environ.get("FUSEDNN_TUNED", "0") == "1"
+
 
 def status() -> str:
     """One line on Triton here: its version, and whether it compiles or interprets."""

@@ -19,6 +19,18 @@ class Configuration(NamedTuple):
     stages: int
 
 
+class Candidate(NamedTuple):
+    """A way to compute a forward or a backward pass that tuning may choose: see ``FORMS``; no row means the table's."""
+
+    form: str
+    row: Configuration | None = None
+
+    def __str__(self) -> str:
+        row = self.row
+        return self.form if row is None else f"{self.form} {row.BLOCK_M}x{row.BLOCK_N}, stages {row.stages}"
+
+
+FORMS = {"forward": ("shifted", "persistent", "specialized"), "backward": ("two kernels", "one kernel")}
 KERNELS = ("forward", "key_value", "query")
 ARCHITECTURES = (80, 90, 100, 120)
 WITH_DESCRIPTORS = (90, 100)  # tiles come by tensor-memory descriptors there, where strides allow it, else as on 80
@@ -112,6 +124,25 @@ ADDRESSED = {
     ("key_value", 2, 90, 128): Configuration(32, 64, 8, 2),
     ("key_value", 2, 100, 128): Configuration(16, 64, 8, 2),
 }
+# (pass, bytes an element, architecture, head size): what may be tried beside the default. Nothing here was measured.
+# Which rows of the backward pass to expect most of: docs/decisions/0007; of the forward pass: 0009.
+CANDIDATES = {
+    ("forward", 2, 90, 64): (
+        Candidate("shifted", Configuration(128, 64, 8, 3)),
+        Candidate("persistent", Configuration(128, 128, 8, 2)),
+        Candidate("specialized", Configuration(128, 128, 4, 2)),
+    ),
+    ("forward", 2, 90, 128): (
+        Candidate("shifted", Configuration(128, 64, 8, 3)),
+        Candidate("persistent", Configuration(128, 64, 8, 3)),
+        Candidate("specialized", Configuration(128, 128, 4, 2)),
+    ),
+    ("backward", 2, 90, 64): (Candidate("two kernels"),),
+    ("backward", 2, 90, 128): (
+        Candidate("one kernel", Configuration(64, 128, 8, 1)),
+        Candidate("one kernel", Configuration(64, 64, 8, 2)),
+    ),
+}
 
 
 def architecture(capability: tuple[int, int]) -> int:
@@ -163,6 +194,28 @@ def one_kernel(known: int, dtype: torch.dtype, size: int, dropout: bool, describ
     limit = next(limit for limit in HEAD_SIZES if size <= limit)
     known = 80 if known in WITH_DESCRIPTORS and not described else known
     return None if dropout or dtype.itemsize != 2 else ONE_KERNEL.get((known, limit))
+
+
+def candidates(way: str, known: int, dtype: torch.dtype, size: int, hidden: bool) -> tuple[Candidate, ...]:
+    """What may compute a call without modifiers whose tiles come as the architecture likes; the default first.
+
+    Args:
+        way: ``forward`` or ``backward``.
+        known: one of ``ARCHITECTURES``.
+        dtype: of the queries.
+        size: padded size of a head or of a value, the larger.
+        hidden: whether a causal mask or a window hides keys; without, all programs have the same work and a persistent
+            grid nothing to balance.
+    """
+    limit = next(limit for limit in HEAD_SIZES if size <= limit)
+    if way == "forward":
+        row, default = configuration("forward", known, dtype, size, hidden), Candidate("shifted")
+    else:
+        row = one_kernel(known, dtype, size, False, True)
+        default = Candidate("two kernels" if row is None else "one kernel")
+    others = CANDIDATES.get((way, dtype.itemsize, known, limit), ())
+    same = (default, default._replace(row=row))
+    return default, *(c for c in others if c not in same and (hidden or c.form != "persistent"))
 
 
 def padded(size: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..attention_call import Inputs, Options, wide
 from ..reference.attention import dropout_limit
+from . import TUNED, forms, tuned
 from . import backward as backward_kernels
 from . import decode as decode_kernels
 from . import forward as forward_kernels
@@ -21,6 +24,7 @@ from .configurations import (
     MERGE_WARPS,
     ROW_TERM,
     WITH_DESCRIPTORS,
+    Candidate,
     Configuration,
     architecture,
     configuration,
@@ -35,11 +39,12 @@ COMPILER: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": True}  # 
 
 
 class Plan(NamedTuple):
-    """How a kernel is launched: tiles, whether they come by descriptors, programs a head."""
+    """How a kernel is launched: tiles, whether they come by descriptors, programs a head, one of ``FORMS``."""
 
     configuration: Configuration
     described: bool
     blocks: int
+    form: str = ""
 
 
 class Call:
@@ -71,6 +76,8 @@ class Call:
             self.dropout = (seed, dropout_limit(p) - 2**31, 1.0 / (1.0 - p) if p < 1.0 else 0.0)
         self.hidden = left is not None or right is not None
         self.size = max(padded(self.E), padded(self.EV))
+        modifiers = (softcap, mask, slopes, sink, self.sequences, self.dropout)
+        self.plain = scale > 0.0 and all(modifier is None for modifier in modifiers)
         linear = softcap is None and slopes is None and (mask is None or mask.dtype == torch.bool)
         self.constants = {
             "E": self.E,
@@ -82,35 +89,49 @@ class Call:
             "UPCAST": INTERPRETED and query.dtype == torch.bfloat16,
         }
 
-    def plan(self, name: str, tiles: tuple) -> Plan:
+    def plan(self, name: str, tiles: tuple, candidate: Candidate | None = None) -> Plan:
         """How to launch a kernel.
 
         Args:
             name: its name in the table.
             tiles: query, key, value and what else it reads in tiles.
+            candidate: of the forward pass, in place of the default.
         """
+        form = "shifted" if candidate is None else candidate.form
         if INTERPRETED:
-            return self.planned(INTERPRETER, name, self.describable(tiles))
+            return self.planned(INTERPRETER, name, self.describable(tiles), form)
         known = architecture(torch.cuda.get_device_capability(self.query.device))
         described = known in WITH_DESCRIPTORS and self.describable(tiles)
         chosen = configuration(
             name, known, self.query.dtype, self.size, self.hidden, self.dropout is not None, described
         )
-        return self.planned(chosen, name, described)
+        return self.planned((candidate and candidate.row) or chosen, name, described, form)
 
-    def plan_of_one_kernel(self, tiles: tuple) -> Plan | None:
+    def plan_of_one_kernel(self, tiles: tuple, candidate: Candidate | None = None) -> Plan | None:
         """How to launch the backward kernel that computes dQ too, or None where two are the better way."""
+        if candidate is not None and candidate.form == "two kernels":
+            return None
         if INTERPRETED:
             return self.planned(INTERPRETER, "key_value", self.describable(tiles))
         known = architecture(torch.cuda.get_device_capability(self.query.device))
         described = known in WITH_DESCRIPTORS and self.describable(tiles)
         chosen = one_kernel(known, self.query.dtype, self.size, self.dropout is not None, described)
+        chosen = (candidate and candidate.row) or chosen
         return None if chosen is None else self.planned(chosen, "key_value", described)
 
-    def planned(self, chosen: Configuration, name: str, described: bool) -> Plan:
+    def tuned(self, way: str, tiles: tuple) -> Candidate | None:
+        """What tuning chose for calls such as this; it measures calls without modifiers, whose tiles are described."""
+        if not TUNED or INTERPRETED or not self.plain:
+            return None
+        known = architecture(torch.cuda.get_device_capability(self.query.device))
+        if known in WITH_DESCRIPTORS and not self.describable(tiles):
+            return None
+        return tuned.chosen(tuned.key(way, self.query, self.size, self.hidden))
+
+    def planned(self, chosen: Configuration, name: str, described: bool, form: str = "") -> Plan:
         """A plan with the blocks of keys or queries that there are."""
         length, rows = (self.K, chosen.BLOCK_N) if name == "key_value" else (self.M, chosen.BLOCK_M)
-        return Plan(chosen, described, -(-length // rows))
+        return Plan(chosen, described, -(-length // rows), form)
 
     def describable(self, tiles: tuple) -> bool:
         """Whether descriptors can stand for all tiles; they would read into a sequence's neighbour."""
@@ -131,11 +152,17 @@ class Call:
         programs = plan.blocks * self.B * heads
         if not programs:
             return
-        strides = tuple(None if plan.described else x.stride() for x in tiles)
+        strides = [None if plan.described else x.stride() for x in tiles]
         if plan.described:
             blocks = (chosen.BLOCK_M, chosen.BLOCK_N, chosen.BLOCK_N, chosen.BLOCK_M)
             tiles = tuple(descriptor(x, size) for x, size in zip(tiles, blocks, strict=False))
-        kernel[(programs,)](
+        more: dict[str, Any] = {}
+        if plan.form == "persistent":
+            programs, more = min(programs, processors(self.query)), {"HEADS": self.B * heads}
+        elif plan.form == "specialized":  # describes its queries itself
+            tiles, strides = (self.query, *tiles[1:]), [self.query.stride(), *strides[1:]]
+        launch = partial(
+            kernel[(programs,)],
             *tiles,
             *others,
             *written,
@@ -146,9 +173,20 @@ class Call:
             BLOCK_N=chosen.BLOCK_N,
             num_warps=chosen.warps,
             num_stages=chosen.stages,
+            **more,
             **self.constants,
             **COMPILER,
         )
+        if plan.form == "specialized":
+            contextvars.copy_context().run(with_scratch, launch, self.query.device)
+        else:
+            launch()
+
+
+def with_scratch(launch: Any, device: torch.device) -> None:
+    """Launch a kernel that makes descriptors, in memory from torch; alters its context, which is to be a copy."""
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))
+    launch()
 
 
 def describable(x: Tensor) -> bool:
@@ -178,7 +216,7 @@ def on_device(x: Tensor):
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def forward(inputs: Inputs, options: Options, out: Tensor, lse: Tensor) -> None:
+def forward(inputs: Inputs, options: Options, out: Tensor, lse: Tensor, candidate: Candidate | None = None) -> None:
     """Compute output and LSE.
 
     Args:
@@ -186,17 +224,24 @@ def forward(inputs: Inputs, options: Options, out: Tensor, lse: Tensor) -> None:
         options: options.
         out: written, [B, N, M, Ev].
         lse: written, [B, N, M] contiguous, fp32 (fp64 for fp64).
+        candidate: what to try in place of the default; only for calls without sequences.
     """
     call = Call(inputs, options)
     tiles = (call.query, call.key, call.value)
     with on_device(call.query):
-        if call.sequences is None and call.K >= 2 * DECODE_KEYS:
+        if candidate is None and call.sequences is None and call.K >= 2 * DECODE_KEYS:
             plan = call.plan("decode", (call.key, call.value))
             if call.M * call.group <= plan.configuration.BLOCK_M:
                 decode(call, plan, out, lse)
                 return
+        plan = call.plan("forward", tiles, candidate or call.tuned("forward", tiles))
+        kernels = {
+            "shifted": forward_kernels.forward_kernel,
+            "persistent": forms.persistent_kernel,
+            "specialized": forms.specialized_kernel,
+        }
         call.run(
-            forward_kernels.forward_kernel, call.plan("forward", tiles), call.N,
+            kernels[plan.form], plan, call.N,
             tiles, (call.mask, call.slopes, call.sink, lse), (out,),
         )  # fmt: skip
 
@@ -239,7 +284,7 @@ def processors(x: Tensor) -> int:
 
 def backward(
     grad_out: Tensor, grad_lse: Tensor | None, inputs: Inputs, options: Options, out: Tensor, lse: Tensor,
-    found: list[Tensor | None],
+    found: list[Tensor | None], candidate: Candidate | None = None,
 ) -> None:  # fmt: skip
     """Compute the gradients of query, key, value, mask, slopes and sink.
 
@@ -251,6 +296,7 @@ def backward(
         out: what ``forward`` gave.
         lse: what ``forward`` gave.
         found: written: six tensors of the sizes of the inputs, None for those not wanted.
+        candidate: what to try in place of the default.
     """
     call = Call(inputs, options)
     query, key, value = call.query, call.key, call.value
@@ -268,7 +314,7 @@ def backward(
         wanted = dk is not None or dv is not None
         one = None
         if wanted and dq is not None and dmask is None and dslopes is None and not options.deterministic:
-            one = call.plan_of_one_kernel(tiles)
+            one = call.plan_of_one_kernel(tiles, candidate or call.tuned("backward", tiles))
         if wanted:
             dk, dv = (torch.empty_like(x) if d is None else d for d, x in ((dk, key), (dv, value)))
             plan, sums, target = call.plan("key_value", tiles) if one is None else one, None, None

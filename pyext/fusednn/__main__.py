@@ -36,6 +36,18 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("occupancy", help="theoretical occupancy of the CUDA and Triton kernels; needs no GPU")
     add.add_argument("kernel", nargs="?", default="", help="part of a kernel's name, such as Lstm or attention_forward")
     add.add_argument("--gpu", choices=sorted(GPUS), action="append", help="may be repeated (default: all)")
+    add = commands.add_parser(
+        "tune",
+        help="measure attention kernels on this GPU and keep the fastest, for processes with FUSEDNN_TUNED=1",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add.add_argument("--size", type=_positive, default=128, metavar="E", help="of a head")
+    add.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
+    add.add_argument("--time", type=_positive, default=4096, metavar="T", help="queries and keys")
+    add.add_argument("--batch", type=_positive, default=1, metavar="B")
+    add.add_argument("--heads", type=_positive, default=16, metavar="N")
+    add.add_argument("--causal", action="store_true", help="hide the keys that come after the query")
+    add.add_argument("--repeats", type=_positive, default=20, help="rounds of measurements")
     return parser
 
 
@@ -74,6 +86,24 @@ def _occupancy(options: argparse.Namespace) -> str:
             if code is not None and fits is not None:
                 facts = (code.threads, code.registers, code.shared + code.dynamic, fits.blocks, fits.warps)
                 rows.append((kernel.name, gpu.name, *map(str, facts), f"{100 * fits.share:.3g}%", fits.limiter))
+    return _table(rows)
+
+
+def _tune(options: argparse.Namespace) -> str:
+    from .triton_kernels.tuning import tune
+
+    device = "cuda" if torch.cuda.is_available() else "meta"  # which it refuses
+    shape = (options.batch, options.heads, options.time, options.size)
+    q, k, v = (torch.randn(shape, dtype=getattr(torch, options.dtype), device=device) for _ in range(3))
+    rows: list[tuple[str, ...]] = [("pass", "candidate", "ms", "verdict", "chosen")]
+    for result in tune(q, k, v, options.causal, repeats=options.repeats):
+        spent = "" if result.milliseconds is None else f"{result.milliseconds:.4g}"
+        rows.append((result.way, str(result.candidate), spent, result.verdict, "chosen" if result.chosen else ""))
+    return _table(rows)
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of cells as text, in columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -81,7 +111,7 @@ def _occupancy(options: argparse.Namespace) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 for success, 2 for arguments that do not fit."""
     options = _parser().parse_args(arguments)
-    commands = {"explain": _explain, "occupancy": _occupancy}
+    commands = {"explain": _explain, "occupancy": _occupancy, "tune": _tune}
     try:
         print(commands[options.command](options) if options.command in commands else environment.report())
     except (ValueError, RuntimeError) as error:

@@ -13,6 +13,7 @@ from . import functional
 from .functional.attention import choose_backend, choose_varlen_backend
 from .kernels import attention, fits_text, passports
 from .occupancy import gpu_like
+from .triton_kernels import TUNED
 from .triton_kernels.configurations import (
     DECODE_KEYS,
     HEAD_SIZES,
@@ -55,7 +56,7 @@ def _triton_lines(query: Tensor, key: Tensor, value: Tensor, call: Mapping[str, 
         known = architecture(divmod(int(gpu.capability.replace(".", "")), 10))
         described = known not in WITH_DESCRIPTORS or all(map(_describable, (query, key, value)))
         size = max(query.shape[-1], value.shape[-1])
-        if size <= HEAD_SIZES[-1]:
+        if size <= HEAD_SIZES[-1] and query.dtype != torch.float64:
             hidden = bool(call.get("is_causal")) or call.get("window") is not None
             dropout = call.get("dropout_p", 0.0) > 0.0
             single = not call.get("deterministic") and one_kernel(known, query.dtype, padded(size), dropout, described)
@@ -72,6 +73,8 @@ def _triton_lines(query: Tensor, key: Tensor, value: Tensor, call: Mapping[str, 
             if passport.in_flight:
                 line += f"; {passport.in_flight} of {passport.exponentials} exponentials run under a product"
         lines.append(line)
+    if TUNED:
+        lines.append("kernel     FUSEDNN_TUNED=1: what tuning chose, if anything, takes the place of these")
     return [*lines, f"passports  Triton {version}, calls without modifiers; forward, then the gradients"]
 
 
