@@ -71,7 +71,7 @@ def side(impl: str, attend: Attend, truth: Attend, inputs: list[Tensor], mode: s
     )  # fmt: skip
 
 
-@tiers(T={"smoke": (16,), "standard": (512, 1024), "full": (512, 1024, 2048, 4096)})
+@tiers(T={"smoke": (16,), "standard": (1024,), "full": (512, 1024, 2048, 4096)})
 @pytest.mark.parametrize("name", tuple(MODIFIERS))
 @pytest.mark.parametrize("mode", ("inference", "training"))
 @cost(1.6)
