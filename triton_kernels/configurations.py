@@ -38,6 +38,7 @@ HEAD_SIZES = (64, 128, 256)  # a row serves the sizes up to its own
 INTERPRETER = Configuration(64, 32, 4, 1)  # small, so that short sequences have several blocks
 ROW_TERM = Configuration(64, 1, 4, 1)
 DECODE_KEYS = 256  # of a part, at least, where the keys of few queries are split among programs
+DECODE_FROM = 2 * DECODE_KEYS  # keys, for a call to be split
 MERGE_WARPS = 1
 
 # (kernel, bytes an element): architecture: one configuration a head size.
@@ -216,6 +217,25 @@ def candidates(way: str, known: int, dtype: torch.dtype, size: int, hidden: bool
     others = CANDIDATES.get((way, dtype.itemsize, known, limit), ())
     same = (default, default._replace(row=row))
     return default, *(c for c in others if c not in same and (hidden or c.form != "persistent"))
+
+
+def decode_rows(rows: int, chosen: Configuration) -> int | None:
+    """Rows of the decoding kernel's tile, or None where they do not fit into one.
+
+    Args:
+        rows: queries of all heads that share a key head.
+        chosen: row of the table for ``decode``.
+    """
+    if rows > chosen.BLOCK_M:
+        return None
+    return 16 if rows <= 16 else chosen.BLOCK_M
+
+
+def strides_suit(x: torch.Tensor) -> bool:
+    """Whether a descriptor can follow the strides: multiples of 16 bytes, the last dimension dense."""
+    strides = [stride for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True) if size > 1]
+    regular = all(s > 0 and s * x.itemsize % 16 == 0 for s in strides)
+    return regular and x.stride(-1) == 1 and x.shape[-1] * x.itemsize % 16 == 0
 
 
 def padded(size: int) -> int:

@@ -19,6 +19,7 @@ from . import backward as backward_kernels
 from . import decode as decode_kernels
 from . import forward as forward_kernels
 from .configurations import (
+    DECODE_FROM,
     DECODE_KEYS,
     INTERPRETER,
     MERGE_WARPS,
@@ -28,8 +29,10 @@ from .configurations import (
     Configuration,
     architecture,
     configuration,
+    decode_rows,
     one_kernel,
     padded,
+    strides_suit,
 )
 
 # Whether Triton's own functions and ours run in the interpreter: fixed when each module is imported.
@@ -191,9 +194,7 @@ def with_scratch(launch: Any, device: torch.device) -> None:
 
 def describable(x: Tensor) -> bool:
     """Whether the hardware can describe a tensor [B, N, T, E]: aligned to 16 bytes, the last dimension dense."""
-    strides = [stride for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1]
-    aligned = x.data_ptr() % 16 == 0 and all(s > 0 and s * x.itemsize % 16 == 0 for s in strides)
-    return aligned and x.stride(3) == 1 and x.shape[3] * x.itemsize % 16 == 0
+    return x.data_ptr() % 16 == 0 and strides_suit(x)
 
 
 def descriptor(x: Tensor, rows: int) -> TensorDescriptor:
@@ -229,10 +230,11 @@ def forward(inputs: Inputs, options: Options, out: Tensor, lse: Tensor, candidat
     call = Call(inputs, options)
     tiles = (call.query, call.key, call.value)
     with on_device(call.query):
-        if candidate is None and call.sequences is None and call.K >= 2 * DECODE_KEYS:
+        if candidate is None and call.sequences is None and call.K >= DECODE_FROM:
             plan = call.plan("decode", (call.key, call.value))
-            if call.M * call.group <= plan.configuration.BLOCK_M:
-                decode(call, plan, out, lse)
+            rows = decode_rows(call.M * call.group, plan.configuration)
+            if rows is not None:
+                decode(call, plan, rows, out, lse)
                 return
         plan = call.plan("forward", tiles, candidate or call.tuned("forward", tiles))
         kernels = {
@@ -246,7 +248,7 @@ def forward(inputs: Inputs, options: Options, out: Tensor, lse: Tensor, candidat
         )  # fmt: skip
 
 
-def decode(call: Call, plan: Plan, out: Tensor, lse: Tensor) -> None:
+def decode(call: Call, plan: Plan, rows: int, out: Tensor, lse: Tensor) -> None:
     """``forward`` for few queries and many keys, which are split so that the device is full; the parts are merged."""
     heads = call.B * call.heads
     if not heads * call.M:
@@ -257,7 +259,6 @@ def decode(call: Call, plan: Plan, out: Tensor, lse: Tensor) -> None:
         part_lse = lse.new_empty(splits, *lse.shape).movedim(0, 3)
         parts = lse.new_empty(splits, *lse.shape, call.EV).movedim(0, 3)  # so that strides do not depend on the splits
     chosen = plan.configuration
-    rows = 16 if call.M * call.group <= 16 else chosen.BLOCK_M
     key, value = call.key, call.value
     strides = tuple(None if plan.described else x.stride() for x in (key, value))
     if plan.described:

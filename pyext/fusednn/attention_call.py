@@ -7,6 +7,7 @@ is their number; indices i and j then begin anew in each.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple, get_type_hints
 
 import torch
@@ -69,6 +70,12 @@ class Options(NamedTuple):
     longest_k: int
     deterministic: bool
     path: str
+
+
+def sequences(starts_q: Tensor, starts_k: Tensor) -> list[tuple[slice, slice]]:
+    """Rows of queries and rows of keys of each sequence."""
+    ends = zip(pairwise(starts_q.tolist()), pairwise(starts_k.tolist()), strict=True)
+    return [(slice(*q), slice(*k)) for q, k in ends]
 
 
 # How torch's schemas spell the types above.

@@ -15,13 +15,15 @@ from .kernels import attention, fits_text, passports
 from .occupancy import gpu_like
 from .triton_kernels import TUNED
 from .triton_kernels.configurations import (
-    DECODE_KEYS,
+    DECODE_FROM,
     HEAD_SIZES,
     WITH_DESCRIPTORS,
     architecture,
     configuration,
+    decode_rows,
     one_kernel,
     padded,
+    strides_suit,
 )
 
 
@@ -54,7 +56,7 @@ def _triton_lines(query: Tensor, key: Tensor, value: Tensor, call: Mapping[str, 
     names = None
     if gpu is not None and tf32:
         known = architecture(divmod(int(gpu.capability.replace(".", "")), 10))
-        described = known not in WITH_DESCRIPTORS or all(map(_describable, (query, key, value)))
+        described = known not in WITH_DESCRIPTORS or all(map(strides_suit, (query, key, value)))
         size = max(query.shape[-1], value.shape[-1])
         if size <= HEAD_SIZES[-1] and query.dtype != torch.float64:
             hidden = bool(call.get("is_causal")) or call.get("window") is not None
@@ -82,14 +84,6 @@ def _rows(query: Tensor, key: Tensor, known: int, size: int) -> int | None:
     """Rows of the tile that holds all queries of a key head, where the launcher splits the keys; else None."""
     heads = [x.shape[-3] if x.dim() > 2 else 1 for x in (query, key)]
     rows = query.shape[-2] * (heads[0] // max(1, heads[1]))
-    most = configuration("decode", known, query.dtype, padded(size), False).BLOCK_M
-    if rows > most or key.shape[-2] < 2 * DECODE_KEYS:
+    if key.shape[-2] < DECODE_FROM:
         return None
-    return 16 if rows <= 16 else most
-
-
-def _describable(x: Tensor) -> bool:
-    """Whether strides suit a tensor-memory descriptor: multiples of 16 bytes, the last dimension dense."""
-    strides = [step * x.itemsize for step, size in zip(x.stride()[:-1], x.shape[:-1], strict=True) if size > 1]
-    row = x.shape[-1] * x.itemsize
-    return x.stride(-1) == 1 and row % 16 == 0 and all(step > 0 and step % 16 == 0 for step in strides)
+    return decode_rows(rows, configuration("decode", known, query.dtype, padded(size), False))

@@ -8,12 +8,12 @@ again. Equations and their names: ``docs/kernels/attention.md``.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import attention_call
 from .attention_call import Inputs, Options, wide
 from .reference import attention as reference
 
@@ -160,8 +160,8 @@ def sequences(x: Inputs) -> Iterator[tuple[int, slice, slice]]:
     if x.starts_q is None or x.starts_k is None:
         yield 0, slice(0, x.query.shape[2]), slice(0, x.key.shape[2])
         return
-    for number, (q, k) in enumerate(zip(pairwise(x.starts_q.tolist()), pairwise(x.starts_k.tolist()), strict=True)):
-        yield number, slice(*q), slice(*k)
+    for number, (queries, keys) in enumerate(attention_call.sequences(x.starts_q, x.starts_k)):
+        yield number, queries, keys
 
 
 def forward(x: Inputs, o: Options, out: Tensor, lse: Tensor) -> None:

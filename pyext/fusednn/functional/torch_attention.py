@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention_call import sequences
 from ..reference import attention as reference
 from .attention_request import Request, at_least
 
@@ -52,10 +52,10 @@ def run(request: Request) -> Tensor:
     if request.starts_q is not None and request.starts_k is not None:
         parts = [
             dataclasses.replace(
-                request, starts_q=None, starts_k=None, query=request.query[:, :, slice(*q)],
-                key=request.key[:, :, slice(*k)], value=request.value[:, :, slice(*k)],
+                request, starts_q=None, starts_k=None, query=request.query[:, :, q], key=request.key[:, :, k],
+                value=request.value[:, :, k],
             )
-            for q, k in zip(pairwise(request.starts_q.tolist()), pairwise(request.starts_k.tolist()), strict=True)
+            for q, k in sequences(request.starts_q, request.starts_k)
         ]  # fmt: skip
         return torch.cat([run(part) for part in parts], dim=2)
     by_window = request.window is not None or (
