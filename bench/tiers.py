@@ -28,7 +28,7 @@ class Tier:
 
 
 SMOKE = Tier("smoke", rounds=3, seconds=0.0, limit=0.2, seeds=3, lm_steps=10, window=0.05, patience=5.0)
-STANDARD = Tier("standard", rounds=7, seconds=0.25, limit=2.0, seeds=20, lm_steps=250)
+STANDARD = Tier("standard", rounds=7, seconds=0.2, limit=1.5, seeds=20, lm_steps=250)
 FULL = Tier("full", rounds=15, seconds=1.0, limit=30.0, seeds=20, lm_steps=1000, patience=600.0)
 TIERS = {tier.name: tier for tier in (SMOKE, STANDARD, FULL)}
 

@@ -259,7 +259,8 @@ def memory(cells: Cells) -> Picture | None:
     for test in ("bench_recurrent.py::test_time", "bench_attention.py::test_time"):
         for c in cells.select(test, mode="training"):
             i = c["extra_info"]
-            name = i["impl"] if i["cell"].startswith("attention") else f"{i['cell']}, {i['impl']}"
+            what = "attention" if i["cell"].startswith("attention") else i["cell"]
+            name = f"{what}, {i['impl']}"
             if i["saved_mib"] and (i["impl"] != "torch.nn" or i["cell"] == "LSTM"):
                 lines[name][float(i["T"])] = i["saved_mib"]
     lines = {n: dict(sorted(line.items())) for n, line in lines.items() if len(line) > 1}
@@ -270,10 +271,13 @@ def memory(cells: Cells) -> Picture | None:
         ax = figure.subplots()
         for name, line in lines.items():
             p = exponent({x: [y] for x, y in line.items()}).value
-            ax.plot(list(line), list(line.values()), marker="o", color=colour(name.split(",")[0]),
-                    linestyle=":" if name.endswith("torch.nn") else "-", label=f"{name}  $T^{{{p:.2f}}}$")  # fmt: skip
+            what, impl = name.split(", ")
+            ours = impl.startswith("fusednn")
+            ax.plot(list(line), list(line.values()), marker="o" if ours else "x", color=colour(what),
+                    linestyle="-" if ours else "--" if impl == "sdpa-flash" else ":",
+                    label=f"{name}  $T^{{{p:.2f}}}$")  # fmt: skip
         log_axes(ax, "T", "MiB kept for backward", sorted({x for line in lines.values() for x in line}))
-        ax.legend(fontsize=8)
+        figure.legend(*ax.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
 
     return draw("memory", "Training memory", "Distinct storages that autograd keeps for backward, parameters and "
                 "inputs not counted. Recurrent: B = 8, H = 256; attention: B = 1, 8 heads of 64.", plot)  # fmt: skip
