@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention_truth import EVERYTHING, MODIFIERS, Case, attend, check, naive, small_blocks, tensors
+from attention_truth import EVERYTHING, MODIFIERS, Case, any_case, attend, check, naive, small_blocks, tensors
 from fusednn import cpu_attention
 from fusednn.functional import attention_paths
 from numerics import assert_numerics
@@ -62,29 +62,9 @@ def test_each_modifier_with_the_lse_and_its_gradient(case, dtype):
     check(case, dtype, with_lse=True)
 
 
-sides = st.none() | st.integers(0, 8)
-
-
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
-    case=st.builds(
-        lambda groups, heads, **sizes: Case(N=groups * heads, groups=groups, **sizes),
-        groups=st.integers(1, 3),
-        heads=st.integers(1, 2),
-        B=st.integers(1, 2),
-        M=st.integers(1, 9),
-        K=st.integers(1, 9),
-        E=st.integers(1, 17),
-        Ev=st.none() | st.integers(1, 17),
-        mask=st.sampled_from([None, "bool", "float"]),
-        is_causal=st.booleans(),
-        causal_alignment=st.sampled_from(["top_left", "bottom_right"]),
-        window=st.none() | st.tuples(sides, sides),
-        softcap=st.none() | st.floats(0.5, 50),
-        alibi=st.booleans(),
-        sink=st.booleans(),
-        scale=st.none() | st.floats(-1, 2),
-    ),
+    case=any_case(length=9, batch=2, groups=3, size=17, value_size=17),
     dtype=st.sampled_from(DTYPES),
     with_lse=st.booleans(),
 )
