@@ -9,6 +9,8 @@ Reached by tuning alone (docs/decisions/0009); ``tests/gluon_threads.py`` execut
 al. 2024, FlashAttention-3, section 3.1.
 """
 
+from typing import Any
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -18,6 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .forward import weigh
 from .modifiers import LOG2E, hide_by_position, key_range, unit
@@ -27,6 +30,13 @@ async_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_gl
 
 WARPS = gl.constexpr([4, 1])  # of the second group and of the loader; the first group's are the launch's
 REGISTERS = gl.constexpr([240, 24])  # likewise; the first group has what is left, 240
+
+
+def with_layout(described: Any) -> TensorDescriptor:
+    """Triton's descriptor of a tensor of 16 bits, with how Gluon is to lay its blocks into shared memory."""
+    shape = described.block_shape
+    layout = gl.NVMMASharedLayout.get_default_for(shape, gl.float16)
+    return TensorDescriptor(described.base, described.shape, described.strides, shape, layout)
 
 
 @gluon.jit
