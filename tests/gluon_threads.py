@@ -1,8 +1,8 @@
 """Executes a kernel in Gluon on the CPU: its own source, one thread a group of warps, one of them at a time.
 
-Triton's interpreter cannot run Gluon. Here the plain Python functions behind ``gluon.jit`` and ``triton.jit`` are called
-with torch in the place of Gluon. Who goes on after each operation on a barrier is drawn, and so is when a load arrives;
-a seed replays a run. What hardware leaves open is made hostile:
+Triton's interpreter cannot run Gluon. Here the plain functions behind ``gluon.jit`` and ``triton.jit`` are called with
+torch in the place of Gluon. Who goes on after each operation on a barrier is drawn, and so is when a load arrives; the
+same seed draws the same. What hardware leaves open is made hostile:
 
 * shared memory is NaN before it is written, and from the issue of a load to its arrival;
 * a product in flight is computed when it is issued and when it is waited for, and both must agree;
@@ -10,7 +10,8 @@ a seed replays a run. What hardware leaves open is made hostile:
   errors.
 
 Barriers count phases as the PTX manual has it (mbarrier): a wait for a parity returns while the current phase has the
-other one.
+other one. The warps of a group are one thread: whether they meet before each arrival, ``tools/sass.py`` reads in the
+machine code. Layouts have no meaning here.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Schedule:
             try:
                 self.pause()
                 function()
-            except BaseException as error:  # noqa: BLE001  (raised again below)
+            except BaseException as error:  # raised again below
                 self.error = self.error or error
             del self.ready[threading.current_thread()]
             self.back.release()

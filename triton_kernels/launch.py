@@ -264,10 +264,12 @@ def ping_pong(call: Call, plan: Plan, out: Tensor, lse: Tensor) -> None:
         raise ValueError("the ping-pong kernel needs tiles by descriptors, and no modifiers but position")
     from .ping_pong import ping_pong_kernel, with_layout
 
-    chosen = plan.configuration
+    chosen, programs = plan.configuration, plan.blocks * call.B * call.N
+    if not programs:
+        return
     rows = (chosen.BLOCK_M // 2, chosen.BLOCK_N, chosen.BLOCK_N)
     tiles = [with_layout(descriptor(x, size)) for x, size in zip((call.query, call.key, call.value), rows, strict=True)]
-    ping_pong_kernel[(plan.blocks * call.B * call.N,)](
+    ping_pong_kernel[(programs,)](
         *tiles, lse, out, out.stride(), call.N, call.group, call.M, call.K, call.options,
         EV=call.EV, BLOCK_M=chosen.BLOCK_M, BLOCK_N=chosen.BLOCK_N, STAGES=chosen.stages,
         num_warps=chosen.warps, num_stages=chosen.stages, **COMPILER,

@@ -2,8 +2,9 @@
 
 Each group has half of a block's queries. It issues products only in its turn, and hands the turn over once they are
 issued: the exponentials of one group run while the tensor cores have the products of the other. Keys and values come
-through rings of buffers in shared memory. A barrier is waited for by the parity of a phase: ``wait`` returns if the
-phase that was completed last has it, and lets parity 1 pass before there was one.
+through rings of buffers in shared memory. Blocks are numbered in the order in which they are read: from the end, where
+position hides keys. A barrier is waited for by the parity of a phase: ``wait`` returns if the phase that was completed
+last has it, and lets parity 1 pass before there was one.
 
 Reached by tuning alone (docs/decisions/0009); ``tests/gluon_threads.py`` executes this source on a CPU. Source: Shah et
 al. 2024, FlashAttention-3, section 3.1.
@@ -60,7 +61,9 @@ def given(turn, SIDE: gl.constexpr):
 @gluon.jit
 def make_ring(block, STAGES: gl.constexpr):
     """Buffers for blocks of a descriptor, and barriers a buffer: its block has come, both groups have read it."""
-    tiles = gl.allocate_shared_memory(block.dtype, [STAGES] + block.block_type.shape, block.layout)
+    tiles = gl.allocate_shared_memory(
+        block.dtype, [STAGES, 1, 1, block.block_type.shape[2], block.block_type.shape[3]], block.layout
+    )
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for at in gl.static_range(STAGES):
@@ -81,18 +84,18 @@ def fetch(block, b, n, start, t, ring, STAGES: gl.constexpr):
 
 @gluon.jit
 def load(
-    q, k, v, b, n, key_head, i0, first, blocks, tiles, come, keys, values, ROWS: gl.constexpr, BLOCK_N: gl.constexpr,
+    q, k, v, b, n, key_head, i0, last, blocks, tiles, come, keys, values, ROWS: gl.constexpr, BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
 ):  # fmt: skip
     """Load the queries of both groups, then keys and values in the order in which they are read."""
     mbarrier.expect(come, 2 * q.block_type.nbytes)
     async_load(q, [b, n, i0, 0], come, tiles.index(0))
     async_load(q, [b, n, i0 + ROWS, 0], come, tiles.index(1))
-    fetch(k, b, key_head, first, 0, keys, STAGES)
+    fetch(k, b, key_head, last, 0, keys, STAGES)
     for t in range(1, blocks):
-        fetch(k, b, key_head, first + t * BLOCK_N, t, keys, STAGES)
-        fetch(v, b, key_head, first + (t - 1) * BLOCK_N, t - 1, values, STAGES)
-    fetch(v, b, key_head, first + (blocks - 1) * BLOCK_N, blocks - 1, values, STAGES)
+        fetch(k, b, key_head, last - t * BLOCK_N, t, keys, STAGES)
+        fetch(v, b, key_head, last - (t - 1) * BLOCK_N, t - 1, values, STAGES)
+    fetch(v, b, key_head, last - (blocks - 1) * BLOCK_N, blocks - 1, values, STAGES)
 
 
 @gluon.jit
@@ -127,7 +130,7 @@ def weigh_block(scores, m, l, position, j0, K, settings, LAYOUT: gl.constexpr, B
 
 @gluon.jit
 def walk(
-    p, m, l, acc, tile, keys, values, turns, position, first, start, stop, K, settings,  # noqa: E741
+    p, m, l, acc, tile, keys, values, turns, position, last, start, stop, K, settings,  # noqa: E741
     SIDE: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, LAYOUT: gl.constexpr, SUMS: gl.constexpr,
     BY_POSITION: gl.constexpr,
 ):  # fmt: skip
@@ -142,7 +145,7 @@ def walk(
         scores = warpgroup_mma_wait(1, deps=(scores,))
         release(keys, t, STAGES)
         w, m, l, shrink = weigh_block(  # noqa: E741
-            scores, m, l, position, first + t * BLOCK_N, K, settings, LAYOUT, BY_POSITION
+            scores, m, l, position, last - t * BLOCK_N, K, settings, LAYOUT, BY_POSITION
         )
         acc, p = warpgroup_mma_wait(0, deps=(acc, p))
         release(values, t - 1, STAGES)
@@ -153,7 +156,7 @@ def walk(
 
 @gluon.jit
 def attend(
-    tiles, come, keys, values, turns, lse, out, out_strides, i0, shift, first, full, blocks, M, K, settings,
+    tiles, come, keys, values, turns, lse, out, out_strides, i0, shift, last, hidden, blocks, M, K, settings,
     SIDE: gl.constexpr, EV: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Output and LSE of one group's queries, from i0 on.
@@ -169,8 +172,8 @@ def attend(
         out_strides: see ``ping_pong_kernel``.
         i0: first query.
         shift: query i stands at key i + shift.
-        first: start of the first block of keys.
-        full: blocks before that one are seen by every query, but for the first.
+        last: start of the last block of keys, which is number 0.
+        hidden: from that block on every key is seen by every query.
         blocks: how many there are, one at least.
         M: queries.
         K: keys.
@@ -197,16 +200,18 @@ def attend(
     mbarrier.arrive(turns.index(1 - SIDE))
     scores = warpgroup_mma_wait(0, deps=(scores,))
     release(keys, 0, STAGES)
-    w, m, l, _ = weigh_block(scores, m, l, i + shift, first, K, settings, LAYOUT, True)  # noqa: E741
+    w, m, l, _ = weigh_block(scores, m, l, i + shift, last, K, settings, LAYOUT, True)  # noqa: E741
     p = gl.convert_layout(w.to(key.dtype), gl.DotOperandLayout(0, SUMS, 2))
-    p, m, l, acc = walk(  # noqa: E741
-        p, m, l, acc, tile, keys, values, turns, i + shift, first, 1, full, K, settings,
-        SIDE, BLOCK_N, STAGES, LAYOUT, SUMS, False,
-    )  # fmt: skip
-    p, m, l, acc = walk(  # noqa: E741
-        p, m, l, acc, tile, keys, values, turns, i + shift, first, full, blocks, K, settings,
-        SIDE, BLOCK_N, STAGES, LAYOUT, SUMS, True,
-    )  # fmt: skip
+    if settings[2] is not None or settings[3] is not None:
+        p, m, l, acc = walk(  # noqa: E741
+            p, m, l, acc, tile, keys, values, turns, i + shift, last, 1, hidden, K, settings,
+            SIDE, BLOCK_N, STAGES, LAYOUT, SUMS, True,
+        )  # fmt: skip
+    if settings[2] is None:  # else all are hidden from some
+        p, m, l, acc = walk(  # noqa: E741
+            p, m, l, acc, tile, keys, values, turns, i + shift, last, hidden, blocks, K, settings,
+            SIDE, BLOCK_N, STAGES, LAYOUT, SUMS, False,
+        )  # fmt: skip
     value = take(values, blocks - 1, STAGES)
     mbarrier.wait(turns.index(SIDE), given(blocks, SIDE))
     acc = warpgroup_mma(p, value, acc, is_async=True)
@@ -255,13 +260,13 @@ def ping_pong_kernel(
     b, n = head // N, head % N
     shift = (K - M) * settings[4]
     first, full, last = key_range(i0, M, K, settings, shift, BLOCK_M, BLOCK_N)
-    full = gl.maximum(1, (full - first) // BLOCK_N)
+    hidden = (last - full) // BLOCK_N + 1
     blocks = (last - first) // BLOCK_N + 1
     out = head_of(out, b, n, out_strides)
     lse = lse + gl.cast(head, gl.int64) * M
 
     ROWS: gl.constexpr = BLOCK_M // 2
-    tiles = gl.allocate_shared_memory(q.dtype, [2] + q.block_type.shape, q.layout)
+    tiles = gl.allocate_shared_memory(q.dtype, [2, 1, 1, ROWS, q.block_type.shape[3]], q.layout)
     come = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     mbarrier.init(come, 1)
@@ -271,11 +276,11 @@ def ping_pong_kernel(
     fence_async_shared()  # loads arrive on barriers too
     gl.warp_specialize(
         [
-            (attend, (tiles, come, keys, values, turns, lse, out, out_strides, i0, shift, first, full, blocks,
+            (attend, (tiles, come, keys, values, turns, lse, out, out_strides, i0, shift, last, hidden, blocks,
                       M, K, settings, 0, EV, BLOCK_N, STAGES)),
-            (attend, (tiles, come, keys, values, turns, lse, out, out_strides, i0 + ROWS, shift, first, full, blocks,
+            (attend, (tiles, come, keys, values, turns, lse, out, out_strides, i0 + ROWS, shift, last, hidden, blocks,
                       M, K, settings, 1, EV, BLOCK_N, STAGES)),
-            (load, (q, k, v, b, n, n // GROUP, i0, first, blocks, tiles, come, keys, values, ROWS, BLOCK_N, STAGES)),
+            (load, (q, k, v, b, n, n // GROUP, i0, last, blocks, tiles, come, keys, values, ROWS, BLOCK_N, STAGES)),
         ],
         WARPS, REGISTERS,
     )  # fmt: skip
