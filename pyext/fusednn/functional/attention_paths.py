@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import attention_operators, cpu_attention, triton_kernels  # noqa: F401  (registers the operators)
 from ..attention_call import Inputs, Options
@@ -94,8 +93,7 @@ def _kernel_is_faster(request: Request) -> bool:
     """Than the whole matrix, where that is small: the CPU's kernel, unless one query is all that meets a key head."""
     query, key = request.query, request.key
     alone = query.shape[-2] == 1 and heads(query) == heads(key)
-    forward_mode = forward_ad._current_level >= 0  # our operator has no derivatives of that kind
-    return cpu_attention.available(query.device) and not alone and not forward_mode
+    return cpu_attention.available(query.device) and not alone
 
 
 def _operator(request: Request, path: str) -> tuple[Tensor, Tensor]:
