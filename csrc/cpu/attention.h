@@ -70,17 +70,17 @@ struct Attention {
     return (h.batch * s.heads + h.head) * s.queries + h.first_query + i;
   }
 
+  // {0, 0} where nothing is.
   static Range common(Range a, Range b) {
     const long begin = a.begin > b.begin ? a.begin : b.begin, end = a.end < b.end ? a.end : b.end;
-    return {begin, end < begin ? begin : end};
+    return begin < end ? Range{begin, end} : Range{0, 0};
   }
 
   // Keys that queries from `first` to `last` see.
   Range visible(const AttentionHead& h, long first, long last) const {
     const long from = s.left < 0 ? 0 : first + h.position - s.left;
     const long to = s.right < 0 ? h.keys : last + h.position + s.right + 1;
-    const long begin = from < 0 ? 0 : from > h.keys ? h.keys : from;
-    return {begin, to < begin ? begin : to > h.keys ? h.keys : to};
+    return common({0, h.keys}, {from, to});
   }
 
   static const T* rows_of(const Heads& x, long batch, long head, long row) {
@@ -137,10 +137,7 @@ struct Attention {
     A* factor;      // written, of key 0: the softcap's derivative; null: not wanted
   };
 
-  static Range vectors_of(Range keys) {
-    if (keys.size() == 0) return {0, 0};
-    return {keys.begin / kLanes * kLanes, padded(keys.end)};
-  }
+  static Range vectors_of(Range keys) { return {keys.begin / kLanes * kLanes, padded(keys.end)}; }
 
   A slope(const AttentionHead& h) const {
     return in.slopes == nullptr ? A(0) : static_cast<const A*>(in.slopes)[h.sequence * s.heads + h.head];
