@@ -91,7 +91,7 @@ def _choose_torch(request: Request) -> tuple[str, str]:
 
 
 def _kernel_is_faster(request: Request) -> bool:
-    """Than the whole matrix, where that is small: the CPU's kernel, but for gradients of few queries that share no keys.
+    """Than the whole matrix, where that is small: the CPU's kernel, but for gradients of few queries of heads apart.
 
     In 16 bits the composition converts its tensors, and is slower there too.
     """
