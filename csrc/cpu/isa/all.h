@@ -21,6 +21,7 @@
 #include "cpu/scan.h"
 #include "cpu/additive.h"
 #include "cpu/attention.h"
+#include "cpu/attention_few.h"
 #include "cpu/attention_backward.h"
 // clang-format on
 
