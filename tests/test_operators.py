@@ -53,9 +53,8 @@ def test_opcheck_recurrent(cell, directions, packed):
 @compiled
 @pytest.mark.parametrize("packed", [False, True])
 def test_opcheck_forward_and_backward(cell, packed):
-    x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, sizes, *names = arguments(cell, 2, packed)
-    gates = torch.nn.functional.linear(x, w_ih.flatten(0, 1), b_ih.flatten())
-    call = (gates, h0, c0, w_hh, b_hh, w_hr, sizes, *names, True)
+    call = (*arguments(cell, 2, packed), True)
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, sizes, *names, _ = call
     torch.library.opcheck(torch.ops.fusednn.recurrent_forward.default, call, test_utils=CHECKS)
     y, h_n, c_n, saved = torch.ops.fusednn.recurrent_forward(*call)
     grads = (torch.randn_like(y), torch.randn_like(h_n), torch.randn_like(c_n) if c0 is not None else None)

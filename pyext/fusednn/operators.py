@@ -6,8 +6,8 @@ unit, D directions (1, or 2 with the second one in reverse time). Rows: N = T * 
 
 ``recurrent`` is the operator that everything calls. It is differentiable to any order:
 
-* where a compiled kernel exists for the device, forward is one library GEMM for the input product of all steps and one
-  ``recurrent_forward``; backward is one ``recurrent_backward``, which walks the steps in reverse and yields the
+* where a compiled kernel exists for the device, forward is one ``recurrent_forward``, which on a GPU is one library GEMM
+  for the input product of all steps and the recurrence, and on the CPU does both in one; backward is one ``recurrent_backward``, which walks the steps in reverse and yields the
   gradients of the pre-activations, and library GEMMs over all rows for weights and inputs;
 * where none exists, the plain PyTorch reference is registered for the device, and autograd differentiates that;
 * second-order gradients always differentiate the reference.
@@ -26,20 +26,20 @@ from .reference.cells import CELLS, Cell
 
 LIBRARY = torch.library.Library("fusednn", "DEF")
 
-_WEIGHTS = "Tensor w_hh, Tensor? b_hh, Tensor? w_hr, Tensor? batch_sizes, str cell, str strategy"
 LIBRARY.define(
     "recurrent(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr,"
     " Tensor? batch_sizes, str cell, str strategy) -> (Tensor y, Tensor h_n, Tensor c_n)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 LIBRARY.define(
-    f"recurrent_forward(Tensor gates, Tensor h0, Tensor? c0, {_WEIGHTS}, bool save)"
+    "recurrent_forward(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh,"
+    " Tensor? w_hr, Tensor? batch_sizes, str cell, str strategy, bool save)"
     " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 LIBRARY.define(
     "recurrent_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor y, Tensor saved, Tensor h0,"
-    f" Tensor? c0, {_WEIGHTS})"
+    " Tensor? c0, Tensor w_hh, Tensor? b_hh, Tensor? w_hr, Tensor? batch_sizes, str cell, str strategy)"
     " -> (Tensor d_gates, Tensor d_recurrent, Tensor d_h0, Tensor d_c0, Tensor d_proj)",
     tags=torch.Tag.pt2_compliant_tag,
 )
@@ -52,14 +52,13 @@ def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy):
 
 
 @torch.library.register_fake("fusednn::recurrent_forward", lib=LIBRARY)
-def _(gates, h0, c0, w_hh, b_hh, w_hr, batch_sizes, cell, strategy, save):
-    rows, directions, units = gates.shape[0], h0.shape[0], _units(cell, w_hh)
-    saved = directions * len(CELLS[cell].saved) * units
+def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, save):
+    saved = h0.shape[0] * len(CELLS[cell].saved) * _units(cell, w_hh)
     return (
-        gates.new_empty(rows, directions * h0.shape[2]),
+        x.new_empty(x.shape[0], h0.shape[0] * h0.shape[2]),
         torch.empty_like(h0),
-        gates.new_empty(0) if c0 is None else torch.empty_like(c0),
-        gates.new_empty(rows, saved) if save and saved else gates.new_empty(0),
+        x.new_empty(0) if c0 is None else torch.empty_like(c0),
+        x.new_empty(x.shape[0], saved) if save and saved else x.new_empty(0),
     )
 
 
@@ -126,10 +125,7 @@ class _Recurrent(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *args):
         x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy = args
-        gates = torch.nn.functional.linear(x, w_ih.flatten(0, 1), None if b_ih is None else b_ih.flatten())
-        y, h_n, c_n, saved = torch.ops.fusednn.recurrent_forward(
-            gates, h0, c0, w_hh, b_hh, w_hr, batch_sizes, cell, strategy, True
-        )
+        y, h_n, c_n, saved = torch.ops.fusednn.recurrent_forward(*args, True)
         ctx.save_for_backward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, y, saved)
         ctx.cell, ctx.strategy = cell, strategy
         ctx.set_materialize_grads(False)
