@@ -129,12 +129,12 @@ class Forward {
   long time_of(int i, long s) const { return i == 0 ? s : sizes.steps - 1 - s; }
 
   struct InputStep : Step {
-    Rows<A> inputs;  // the input part, from the first of `rows` on; null: it lies in the tensor
+    Tile<A> inputs;  // the input part, from the first of `rows` and block 0 on; null: it lies in the tensor
   };
 
   void sequence(int i, const Part& part, int row_part, int thread) {
     A* tile = tiles + thread * kTile;
-    Rows<A> inputs{};
+    Tile<A> inputs{};
     for (long s = 0, chunk_end = 0; s < sizes.steps; ++s) {
       if (a.gates == nullptr && s == chunk_end) {
         chunk_end = fill_chunk(i, s, part, row_part, thread);
@@ -282,7 +282,7 @@ class Forward {
   template <int kFrom, int kTo, class Lane>
   FUSEDNN_FN void load_inputs(int i, const InputStep& step, Lane lanes, long block, long b, V* x) const {
     if (step.inputs.data != nullptr) {
-      const A* from = step.inputs.data + (b - step.rows.begin) * step.inputs.row + block * G * kLanes;
+      const A* from = step.inputs.data + (b - step.rows.begin) * step.inputs.row + block * step.inputs.panel;
       for (int g = kFrom; g < kTo; ++g) x[g] = load(from + g * kLanes);
     } else {
       const T* from = gates_at(i, step, block, b);

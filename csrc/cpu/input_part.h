@@ -11,16 +11,15 @@ template <int G, class T>
 class InputPart {
  public:
   using A = AccOf<T>;
-  static constexpr long kLanes = Lanes<A>::kCount;
+  static constexpr long kLanes = Lanes<A>::kCount, kRow = G * kLanes;
 
   void take(Workspace& space, const Sizes<A>& sizes, long inputs, int threads) {
     units = sizes.hidden;
     w = take_panels<A>(space, units, inputs, G);
-    row = sizes.hidden_blocks * G * kLanes + kLanes;
     x_row = Sizes<A>::padded(inputs);
     batch = sizes.batch;
-    bias = take(space, row);
-    data = take(space, (threads * kChunkRows + batch) * row);
+    bias = take(space, w.blocks * kRow);
+    data = take(space, (threads * kChunkRows + batch) * w.blocks * kRow);
     copies = take(space, threads * (kChunkRows + batch) * x_row);
   }
 
@@ -32,7 +31,7 @@ class InputPart {
       const long left = units - block * kLanes;
       const Block<false> lanes{static_cast<int>(left < kLanes ? left : kLanes)};
       for (int g = 0; g < G; ++g) {
-        store(bias + (block * G + g) * kLanes, b ? lanes.load(b + g * units + block * kLanes) : Vec<A>{});
+        store(bias + block * kRow + g * kLanes, b ? lanes.load(b + g * units + block * kLanes) : Vec<A>{});
       }
     }
   }
@@ -40,36 +39,39 @@ class InputPart {
   // Row `at` of a thread's chunk of x.
   void copy(int thread, long at, const T* x) const { widen(copy_of(thread) + at * x_row, x, w.k); }
 
-  // The first row of a group's chunk: [rows, blocks, G] vectors.
-  Rows<A> chunk(const Part& part, int row_part) const {
-    return {data + (row_part * kChunkRows + part.rows.begin) * row, row};
+  // The chunk of a group of threads: [blocks, rows, G] vectors.
+  Tile<A> chunk(const Part& part, int row_part) const {
+    const long most = part.rows.size() > kChunkRows ? part.rows.size() : kChunkRows;
+    return {data + (row_part * kChunkRows + part.rows.begin) * w.blocks * kRow, kRow, most * kRow};
   }
 
-  // `rows` rows of the chunk from the thread's copies of x, for its blocks.
+  // Its first `rows` rows, for the thread's blocks, from the thread's copies of x.
   void multiply(const Part& part, int row_part, int thread, long rows) const {
-    A* const to = data + (row_part * kChunkRows + part.rows.begin) * row;
+    const Tile<A> to = chunk(part, row_part);
     const A* x = copy_of(thread);
     walk_panels<G>(rows, part.blocks, false, [&](long block, long count) {
-      const long width = count * G * kLanes;
       for_row_groups({0, rows}, [&](Range group) {
-        A* c = to + group.begin * row + block * G * kLanes;
-        for (long b = 0; b < group.size(); ++b) {
-          for (long v = 0; v < width; v += kLanes) store(c + b * row + v, load(bias + block * G * kLanes + v));
-        }
-        multiply_group<A, G>(group.size(), {x + group.begin * x_row, x_row}, w, block, count, {c, row, G * kLanes});
+        const Tile<A> c{to.data + block * to.panel + group.begin * kRow, kRow, to.panel};
+        for (long q = 0; q < count; ++q) start(c.data + q * c.panel, bias + (block + q) * kRow, group.size());
+        multiply_group<A, G>(group.size(), {x + group.begin * x_row, x_row}, w, block, count, c);
       });
     });
   }
 
  private:
   static A* take(Workspace& space, long n) { return static_cast<A*>(space.take(sizeof(A) * static_cast<size_t>(n))); }
+  static void start(A* to, const A* bias, long rows) {
+    for (long b = 0; b < rows; ++b) {
+      for (long v = 0; v < kRow; v += kLanes) store(to + b * kRow + v, load(bias + v));
+    }
+  }
   A* copy_of(int thread) const { return copies + thread * (kChunkRows + batch) * x_row; }
 
   Panels<A> w;
   A* bias;    // [blocks, G] vectors
-  A* data;    // [threads * kChunkRows + B, row]
+  A* data;    // [threads * kChunkRows + B] rows of all blocks
   A* copies;  // [threads, kChunkRows + B, x_row]
-  long units, batch, row, x_row;
+  long units, batch, x_row;
 };
 
 }  // namespace fusednn::cpu::FUSEDNN_ISA

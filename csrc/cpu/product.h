@@ -78,14 +78,16 @@ constexpr long kSlice = 64;
 template <class A, int kGates, int kPanels, int kRows = Blocking<kGates>::kRows>
 void multiply_panels(long rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, long k) {
   constexpr long kStep = kGates * Lanes<A>::kCount;
-  const long parts = (rows + kRows - 1) / kRows;
+  // Parts as even as can be, the larger ones first.
+  const unsigned parts = static_cast<unsigned>(rows + kRows - 1) / kRows, least = static_cast<unsigned>(rows) / parts;
+  const long larger = static_cast<long>(static_cast<unsigned>(rows) - least * parts) * (least + 1);
   for (long k0 = 0; k0 < k; k0 += kSlice) {
     const long length = k - k0 < kSlice ? k - k0 : kSlice;
-    for (long part = 0; part < parts; ++part) {
-      const Range r = share_of(rows, part, parts);
-      multiply_rows<A, kGates, kPanels, kRows>(static_cast<int>(r.size()), {a.data + r.begin * a.row + k0, a.row},
-                                               w + k0 * kStep, w_panel, {c.data + r.begin * c.row, c.row, c.panel},
-                                               length);
+    for (long b = 0; b < rows;) {
+      const int count = static_cast<int>(least) + (b < larger);
+      multiply_rows<A, kGates, kPanels, kRows>(count, {a.data + b * a.row + k0, a.row}, w + k0 * kStep, w_panel,
+                                               {c.data + b * c.row, c.row, c.panel}, length);
+      b += count;
     }
   }
 }

@@ -80,9 +80,14 @@ def recurrent(
     )
     if not compiling and _is_transformed():
         chosen = "reference"
-    _check(cell, *tensors, batch_sizes=batch_sizes)
     run = {"reference": _reference, "loop": _loop}.get(chosen, _operator)
-    y, h_n, c_n = run(*tensors, batch_sizes, cell, chosen)
+    if compiling or run is not _operator:
+        _check(cell, *tensors, batch_sizes=batch_sizes)
+    try:
+        y, h_n, c_n = run(*tensors, batch_sizes, cell, chosen)
+    except RuntimeError:  # the kernels refuse what does not fit, at less cost, but know one error and no names
+        _check(cell, *tensors, batch_sizes=batch_sizes)
+        raise
     return y, h_n, c_n if c0 is not None else None
 
 
@@ -103,9 +108,9 @@ def _operator(*args):
     if args[-1] == "step" and args[0].dtype == torch.float32 and _allows_tf32():
         args = (*args[:-1], "step+tf32")
     if torch.compiler.is_compiling() or _differentiates(args):
-        return torch.ops.fusednn.recurrent(*args)
+        return torch.ops.fusednn.recurrent.default(*args)
     with torch._C._AutoDispatchBelowAutograd():  # nothing to record: a third of the time of one small step
-        return torch.ops.fusednn.recurrent(*args)
+        return torch.ops.fusednn.recurrent.default(*args)
 
 
 @torch.compiler.assume_constant_result  # as it stands when a model is compiled
