@@ -167,12 +167,11 @@ class RecurrentLayer(nn.RNNBase):
         return h0, input.new_zeros(stack, batch, self.hidden_size) if self.proj_size else h0
 
     def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, each with its directions in front."""
-        suffixes = ("", "_reverse") if self.bidirectional else ("",)
+        """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, in two directions stacked."""
 
         def directions(name: str) -> Tensor:
-            found = [getattr(self, f"{name}_l{layer}{suffix}") for suffix in suffixes]
-            return found[0].unsqueeze(0) if len(found) == 1 else torch.stack(found)
+            forward = getattr(self, f"{name}_l{layer}")
+            return torch.stack((forward, getattr(self, f"{name}_l{layer}_reverse"))) if self.bidirectional else forward
 
         return (
             directions("weight_ih"),
