@@ -30,12 +30,12 @@ class Forward {
   struct Direction {
     Panels<A> first, second, proj;
     InputPart<G, T> input;  // where the gates are not given
-    A* bias;        // [G, hidden_row]
-    A* h[2];        // [B, proj_row] of this and the next step
-    A* c;           // [B, hidden_row]
-    A* middle;      // [B, hidden_row] what the second product or the projection takes
-    A* kept;        // [B, hidden_blocks, S] vectors, from the first to the second half of a two-product step
-    const T* done;  // where single_step.h has computed the product: [B, its gates * units]; else null
+    A* bias;                // [G, hidden_row]
+    A* h[2];                // [B, proj_row] of this and the next step
+    A* c;                   // [B, hidden_row]
+    A* middle;              // [B, hidden_row] what the second product or the projection takes
+    A* kept;                // [B, hidden_blocks, S] vectors, from the first to the second half of a two-product step
+    const T* done;          // where single_step.h has computed the product: [B, its gates * units]; else null
   };
 
   // ------- memory
@@ -183,8 +183,9 @@ class Forward {
 
   void first_product(int i, const InputStep& step, const Part& part, A* tile) {
     const Direction& d = directions[i];
-    const Factors factors{d.first,     {d.h[step.odd], sizes.proj_row}, d.bias, a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0), d.done,
-                          sizes.hidden};
+    const Factors factors{d.first, {d.h[step.odd], sizes.proj_row},
+                          d.bias,  a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0),
+                          d.done,  sizes.hidden};
     product<kFirst>(factors, step, part.blocks, tile, [&](auto lanes, long block, Range rows, const A* r) {
       first_cells(i, step, lanes, block, rows, r);
     });
@@ -291,7 +292,8 @@ class Forward {
   }
 
   template <class Lane>
-  __attribute__((noinline)) void first_cells(int i, const InputStep& step, Lane lanes, long block, Range rows, const A* r) {
+  __attribute__((noinline)) void first_cells(int i, const InputStep& step, Lane lanes, long block, Range rows,
+                                             const A* r) {
     for (long b = rows.begin; b < rows.end; ++b, r += kFirst * kLanes) {
       V x[G], rec[G], saved[S + 1] = {};
       load_inputs<0, kFirst>(i, step, lanes, block, b, x);
@@ -324,7 +326,8 @@ class Forward {
   }
 
   template <class Lane>
-  __attribute__((noinline)) void second_cells(int i, const InputStep& step, Lane lanes, long block, Range rows, const A* r) {
+  __attribute__((noinline)) void second_cells(int i, const InputStep& step, Lane lanes, long block, Range rows,
+                                              const A* r) {
     for (long b = rows.begin; b < rows.end; ++b, r += kSecond * kLanes) {
       V x[G], rec[G], saved[S + 1] = {};
       load_inputs<kFirst, G>(i, step, lanes, block, b, x);

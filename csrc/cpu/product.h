@@ -77,8 +77,8 @@ void multiply_rows(int rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, lon
 // bits).
 constexpr long kSlice = 64;
 
-// All rows by kPanels panels, slice by slice. kAhead is for weights that outgrow L2: while the rows pass over one slice,
-// the next one arrives.
+// All rows by kPanels panels, slice by slice. kAhead is for weights that outgrow L2: while the rows pass over one
+// slice, the next one arrives.
 template <class A, int kGates, int kPanels, int kRows = Blocking<kGates>::kRows, bool kAhead = false>
 void multiply_panels(long rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, long k) {
   constexpr long kStep = kGates * Lanes<A>::kCount;

@@ -21,8 +21,8 @@ bool built_with_openmp() {
 namespace cpu {
 namespace {
 
-// Some 1 ms: under load a thread is off its processor for a few, and who sleeps at each meeting gets no further than one
-// step a slice of the scheduler. Where the threads of a team share processors, some 10 us.
+// Some 1 ms: under load a thread is off its processor for a few, and who sleeps at each meeting gets no further than
+// one step a slice of the scheduler. Where the threads of a team share processors, some 10 us.
 constexpr int kSpins = 20000, kBriefSpins = 200;
 std::atomic<int> spins_allowed = kSpins;
 

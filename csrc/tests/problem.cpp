@@ -313,8 +313,9 @@ ForwardCall::ForwardCall(const Problem& p, const CellInfo& cell, Dtype dtype, in
   const size_t rows = static_cast<size_t>(p.rows() * p.directions);
   const auto input = [&](const Values& values) { return Tensor(dtype, values, gpu); };
   const auto output = [&](size_t n) { return Tensor(dtype, n, gpu); };
-  parts_.reset(new Parts{input(p.gates), input(p.x), input(p.w_ih), input(p.b_ih), input(p.h0), input(p.c0), input(p.w_hh), input(p.b_hh), input(p.w_hr),
-                         output(rows * static_cast<size_t>(p.proj)), output(p.h0.size()), output(p.c0.size()),
+  parts_.reset(new Parts{input(p.gates), input(p.x), input(p.w_ih), input(p.b_ih), input(p.h0), input(p.c0),
+                         input(p.w_hh), input(p.b_hh), input(p.w_hr), output(rows * static_cast<size_t>(p.proj)),
+                         output(p.h0.size()), output(p.c0.size()),
                          output(save ? rows * static_cast<size_t>(cell.saved * p.hidden) : 0), nullptr});
   Parts& t = *parts_;
   RecurrentForward a{};

@@ -135,8 +135,12 @@ TEST(a_single_step_by_library_gemm_agrees_with_plain_loops) {
 
 // Chunks of several steps and of one, their ends, packed rows, both directions, and widths on either side of a vector.
 const std::pair<Size, long> kInputs[] = {
-    {{1, 1, 1, 0, 1}, 1},           {{3, 100, 7, 0, 2}, 17},           {{130, 3, 20, 0, 1}, 5},
-    {{9, 40, 33, 0, 2, true}, 130}, {{1, 300, 16, 0, 1, false, false}, 4}, {{40, 7, 18, 0, 1, true}, 70},
+    {{1, 1, 1, 0, 1}, 1},
+    {{3, 100, 7, 0, 2}, 17},
+    {{130, 3, 20, 0, 1}, 5},
+    {{9, 40, 33, 0, 2, true}, 130},
+    {{1, 300, 16, 0, 1, false, false}, 4},
+    {{40, 7, 18, 0, 1, true}, 70},
 };
 
 TEST(the_input_part_of_a_sequence_agrees_with_plain_loops) {
@@ -161,8 +165,7 @@ TEST(the_input_part_has_the_same_bits_with_any_number_of_threads_and_in_any_batc
   if (cuda_strategy() != nullptr) return;
   for_each_cell([](const CellInfo& cell) {
     for (const auto& [size, inputs] : kInputs) {
-      const Problem p =
-          with_inputs(make_problem(size, cell, Dtype::kFloat32, 7), inputs, cell, Dtype::kFloat32, 8);
+      const Problem p = with_inputs(make_problem(size, cell, Dtype::kFloat32, 7), inputs, cell, Dtype::kFloat32, 8);
       const Outputs one = run_forward(p, cell, Dtype::kFloat32, 1);
       for (int threads : {2, 3, 5}) {
         CHECK(same(run_forward(p, cell, Dtype::kFloat32, threads), one), cell.name << text(size) << threads);

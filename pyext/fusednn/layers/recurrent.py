@@ -107,10 +107,11 @@ class RecurrentLayer(nn.RNNBase):
         else:
             self.check_forward_args(input, hx, None)
         x = input.transpose(0, 1) if self.batch_first else input
-        if x.shape[0] == 0:
+        steps, batch, _ = x.shape
+        if steps == 0:
             raise RuntimeError(f"Expected sequence length to be larger than 0 in {self._get_name()}")
         y, hidden = self._run(x.flatten(0, 1), hx, None)
-        y = y.view(*x.shape[:2], -1) if x.shape[1] else y.new_empty(*x.shape[:2], y.shape[1])
+        y = y.view(steps, batch, -1) if batch else y.new_empty(steps, batch, y.shape[1])
         y = y.transpose(0, 1) if self.batch_first else y
         if not batched:
             y = y.squeeze(0 if self.batch_first else 1)
@@ -170,8 +171,8 @@ class RecurrentLayer(nn.RNNBase):
         """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, in two directions stacked."""
 
         def directions(name: str) -> Tensor:
-            forward = getattr(self, f"{name}_l{layer}")
-            return torch.stack((forward, getattr(self, f"{name}_l{layer}_reverse"))) if self.bidirectional else forward
+            forward = self._weight(f"{name}_l{layer}")
+            return torch.stack((forward, self._weight(f"{name}_l{layer}_reverse"))) if self.bidirectional else forward
 
         return (
             directions("weight_ih"),
@@ -180,6 +181,11 @@ class RecurrentLayer(nn.RNNBase):
             directions("bias_hh") if self.bias else None,
             directions("weight_hr") if self.proj_size else None,
         )
+
+    def _weight(self, name: str) -> Tensor:
+        """A parameter, or what torch.nn.utils.parametrize put in its place."""
+        found = self._parameters.get(name)
+        return getattr(self, name) if found is None else found
 
     def _run(self, x: Tensor, hx: Hidden, batch_sizes: Tensor | None) -> tuple[Tensor, Hidden]:
         """All layers over rows ``[N, I]``."""
@@ -193,9 +199,7 @@ class RecurrentLayer(nn.RNNBase):
             if self.num_layers > 1:
                 part = slice(layer * directions, (layer + 1) * directions)
                 start_h, start_c = h0[part], None if c0 is None else c0[part]
-            x, h_n, c_n = recurrent(
-                self.cell, x, start_h, start_c, *self._weights(layer), batch_sizes, self.strategy
-            )
+            x, h_n, c_n = recurrent(self.cell, x, start_h, start_c, *self._weights(layer), batch_sizes, self.strategy)
             last_h.append(h_n)
             last_c.append(c_n)
         h_n = last_h[0] if len(last_h) == 1 else torch.cat(last_h)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +38,7 @@ def _direction(
     return outputs, h, c
 
 
-def with_directions(w_ih: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+def with_directions(w_ih: Tensor, *others: Tensor | None) -> list[Any]:
     """Weights and biases with D in front, which the operator takes without it where D is 1."""
     weights = (w_ih, *others)
     return list(weights) if w_ih.dim() == 3 else [None if t is None else t.unsqueeze(0) for t in weights]
