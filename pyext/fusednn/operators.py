@@ -7,8 +7,8 @@ unit, D directions (1, or 2 with the second one in reverse time). Rows: N = T * 
 ``recurrent`` is the operator that everything calls. It is differentiable to any order:
 
 * where a compiled kernel exists for the device, forward is one ``recurrent_forward``, which computes the input product
-  with the recurrence on the CPU and has a library GEMM before it on a GPU; backward is one ``recurrent_backward``, which
-  walks the steps in reverse and yields the gradients of the pre-activations, and library GEMMs over all rows for
+  with the recurrence on the CPU and has a library GEMM before it on a GPU; backward is one ``recurrent_backward``,
+  which walks the steps in reverse and yields the gradients of the pre-activations, and library GEMMs over all rows for
   weights and inputs;
 * where none exists, the plain PyTorch reference is registered for the device, and autograd differentiates that;
 * second-order gradients always differentiate the reference.
