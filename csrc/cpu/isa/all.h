@@ -15,6 +15,7 @@
 #include "cpu/panels.h"
 #include "cpu/product.h"
 #include "cpu/sequence.h"
+#include "cpu/input_part.h"
 #include "cpu/forward.h"
 #include "cpu/backward.h"
 #include "cpu/single_step.h"
