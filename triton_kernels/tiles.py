@@ -28,7 +28,7 @@ def load_tile(source, start, end, ROWS: tl.constexpr, UPCAST: tl.constexpr):
 
     Args:
         source: (pointer, b, n, strides, size, padded size) of a tensor [B, N, T, size]; or a descriptor of blocks
-            [1, 1, ROWS, padded size] in the pointer's place, and None for the strides.
+            [1, 1, ROWS, padded size], or [ROWS, padded size] of the head, in the pointer's place, and None for strides.
         start: first row.
         end: T.
         ROWS: rows of the tile.
@@ -37,11 +37,13 @@ def load_tile(source, start, end, ROWS: tl.constexpr, UPCAST: tl.constexpr):
     pointer, b, n, strides = source[0], source[1], source[2], source[3]
     SIZE: tl.constexpr = source[4]
     COLS: tl.constexpr = source[5]
-    if strides is None:
-        tile = tl.reshape(pointer.load([b, n, tl.cast(start, tl.int32), 0]), [ROWS, COLS])
-    else:
+    if strides is not None:
         at, inside = places(head_of(pointer, b, n, strides), start, end, strides, SIZE, ROWS, COLS)
         tile = tl.load(at, mask=inside, other=0.0)
+    elif len(pointer.block_shape) == 2:
+        tile = pointer.load([tl.cast(start, tl.int32), 0])
+    else:
+        tile = tl.reshape(pointer.load([b, n, tl.cast(start, tl.int32), 0]), [ROWS, COLS])
     if UPCAST:
         tile = tile.to(tl.float32)
     return tile
