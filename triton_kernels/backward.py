@@ -63,8 +63,9 @@ def walk_queries(
     """
     M = rules[0]
     j = j0 + tl.arange(0, keys.shape[0])
-    # Keys beyond K are zero and reach no row but their own, which is not written.
-    BY_POSITION: tl.constexpr = rules[5][2] is not None or rules[5][3] is not None
+    # Keys beyond K are zero and reach no row but their own, which is not written; but for dQ, where an infinite weight
+    # times zero would be NaN.
+    BY_POSITION: tl.constexpr = dq[0] is not None or rules[5][2] is not None or rules[5][3] is not None
     for i0 in tl.range(start, stop, BLOCK_M):
         i = i0 + tl.arange(0, BLOCK_M)
         queries = load_tile(q, i0, M, BLOCK_M, UPCAST)
