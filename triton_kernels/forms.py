@@ -12,7 +12,7 @@ from .dropout import drop
 from .forward import attend, serve
 from .modifiers import modify, unit
 from .softmax import begin, finish, weigh
-from .tiles import head_of, load_tile
+from .tiles import head_of, inner, load_tile
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def attend_specialized(
     m, l, acc = begin(sink, i.shape[0], values[5], ACC)  # noqa: E741
     for j0 in tl.range(first, last + BLOCK_N, BLOCK_N, warp_specialize=True):
         block = load_tile(keys, j0, rules[1], BLOCK_N, UPCAST)
-        scores = tl.dot(tile, tl.trans(block), input_precision=PRECISION, out_dtype=ACC)
+        scores = inner(tile, block, PRECISION, ACC)
         j = j0 + tl.arange(0, BLOCK_N)
         scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, True)
         p, m, l, shrink = weigh(scores, m, l, unit(rules[5], FOLD))  # noqa: E741

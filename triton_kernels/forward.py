@@ -13,7 +13,7 @@ from .dropout import drop
 from .modifiers import key_range, modify, unit
 from .sequences import from_row, place, row_terms
 from .softmax import begin, finish, weigh
-from .tiles import head_of, load_tile, store_tile
+from .tiles import again, head_of, inner, load_tile, store_tile
 
 
 @triton.jit
@@ -35,11 +35,8 @@ def walk(
         p, m, l, shrink = weigh(scores, m, l, unit(rules[5], FOLD))  # noqa: E741
         p = drop(p, rules[7], i, j0, BLOCK_N)
         block = load_tile(keys, j0 + BLOCK_N, K, BLOCK_N, UPCAST)
-        if i0 is None or keys[3] is None or keys[5] <= 128:
-            scores = tl.dot(tile, tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
-        else:  # wide rows of queries do not fit into registers, where products without descriptors would keep them
-            again = load_tile(queries, i0, rules[0], i.shape[0], UPCAST)
-            scores = tl.dot(again, tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
+        rows = again(tile, queries, i0, rules[0], PRECISION, UPCAST)
+        scores = inner(rows, block, PRECISION, acc.dtype)
         block = load_tile(values, j0, K, BLOCK_N, UPCAST)
         acc = tl.dot(p.to(block.dtype), block, acc * shrink[:, None], input_precision=PRECISION, out_dtype=acc.dtype)
     return scores, m, l, acc
@@ -75,7 +72,7 @@ def attend(
     """
     m, l, acc = begin(sink, i.shape[0], values[5], ACC)  # noqa: E741
     block = load_tile(keys, first, rules[1], BLOCK_N, UPCAST)
-    scores = tl.dot(tile, tl.trans(block), input_precision=PRECISION, out_dtype=ACC)
+    scores = inner(tile, block, PRECISION, ACC)
     scores, m, l, acc = walk(  # noqa: E741
         scores, m, l, acc, tile, queries, i0, keys, values, i, rules, first, full,
         BLOCK_N, FOLD, False, PRECISION, UPCAST,

@@ -35,6 +35,5 @@ def finish(m, l, acc, draw):  # noqa: E741
     """Output, with the factor of dropout (``draw`` as for ``kept``, None for none), and natural LSE."""
     empty = l == 0.0
     total = tl.where(empty, 1.0, l)
-    if draw is not None:
-        acc *= draw[2]
-    return acc / total[:, None], tl.where(empty, float("-inf"), (m + tl.log2(total)) / LOG2E)
+    factor = 1.0 / total if draw is None else draw[2] / total
+    return acc * factor[:, None], tl.where(empty, float("-inf"), (m + tl.log2(total)) / LOG2E)

@@ -50,6 +50,41 @@ def load_tile(source, start, end, ROWS: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
+def halves(x):
+    """The left and the right half of a tile's columns."""
+    return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), (0, 2, 1)))
+
+
+@triton.jit
+def inner(a, b, PRECISION: tl.constexpr, ACC: tl.constexpr):
+    """Inner products of the rows of a with the rows of b.
+
+    Products of fp32 without TF32 take whole rows into registers, so they are taken by halves.
+    """
+    if a.dtype == tl.float32 and PRECISION == "ieee" and a.shape[1] > 32:
+        a0, a1 = halves(a)
+        b0, b1 = halves(b)
+        part = tl.dot(a0, tl.trans(b0), input_precision=PRECISION, out_dtype=ACC)
+        return tl.dot(a1, tl.trans(b1), part, input_precision=PRECISION, out_dtype=ACC)
+    else:
+        return tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=ACC)
+
+
+@triton.jit
+def again(tile, source, start, end, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """A tile that every turn of a loop multiplies, loaded anew where products would keep all of it in registers.
+
+    Those of fp32 without TF32 do, and others where it is wide and comes by addresses. Arguments as for ``load_tile``,
+    which gave it; a ``start`` of None keeps it.
+    """
+    KEPT: tl.constexpr = tile.dtype == tl.float32 and PRECISION == "ieee" and tile.shape[1] > 32
+    if start is not None and (KEPT or (source[3] is not None and tile.shape[1] > 128)):
+        return load_tile(source, start, end, tile.shape[0], UPCAST)
+    else:
+        return tile
+
+
+@triton.jit
 def store_tile(pointer, tile, start, end, strides, SIZE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Write what lies within [end, SIZE] of a tile whose first row is ``start``."""
     at, inside = places(pointer, start, end, strides, SIZE, ROWS, COLS)
