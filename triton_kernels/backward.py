@@ -57,9 +57,10 @@ def walk_queries(
     dk, dv, dq, key_tile, value_tile, k, v, q, grad_out, lse, delta, j0, rules, start, stop,
     BLOCK_M: tl.constexpr, FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Add what the queries from start up to stop give to dK and dV of a block of keys. Tiles are [keys, queries].
+    """Add what the queries from start up to stop give to dK and dV of a block of keys. Scores are [keys, queries].
 
     And what the block gives to their dQ, without the scale, to memory: ``dq`` as for ``add_tile``, or of pointer None.
+    The tiles of the keys from j0 on and of their values come with their sources, k and v, for ``again``.
     """
     M = rules[0]
     ROWS: tl.constexpr = key_tile.shape[0]
@@ -158,10 +159,14 @@ def key_value_kernel(
 
 @triton.jit
 def walk_keys(
-    dq, dslope, query_tile, grad_tile, q, grad_out, i0, k, v, row_lse, row_delta, dmask, dmask_strides, i, rules, start, stop,
+    dq, dslope, query_tile, grad_tile, q, grad_out, i0, k, v, row_lse, row_delta, dmask, dmask_strides, i, rules,
+    start, stop,
     BLOCK_N: tl.constexpr, FOLD: tl.constexpr, SLOPES: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Add what the key blocks from start up to stop give to dQ of a block of queries; write their dmask."""
+    """Add what the key blocks from start up to stop give to dQ of a block of queries; write their dmask.
+
+    The tiles of the queries from i0 on and of their dO come with their sources, q and grad_out, for ``again``.
+    """
     M, K = rules[0], rules[1]
     for j0 in tl.range(start, stop, BLOCK_N):
         j = j0 + tl.arange(0, BLOCK_N)

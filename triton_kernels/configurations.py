@@ -81,21 +81,21 @@ TABLE: dict[tuple[str, int | str], dict[int, tuple[Configuration, Configuration,
     },
     # fp32 without TF32: products without tensor cores, whose rows are read from shared memory into registers.
     ("forward", "ieee"): {
-        80: (Configuration(64, 32, 8, 2), Configuration(32, 32, 8, 2), Configuration(16, 16, 8, 2)),
-        90: (Configuration(64, 32, 8, 2), Configuration(32, 32, 8, 2), Configuration(32, 16, 8, 1)),
+        80: (Configuration(64, 32, 8, 2), Configuration(32, 32, 8, 1), Configuration(16, 16, 8, 2)),
+        90: (Configuration(64, 32, 8, 2), Configuration(32, 32, 8, 2), Configuration(16, 16, 8, 2)),
         100: (Configuration(32, 32, 8, 2), Configuration(32, 32, 8, 2), Configuration(16, 16, 8, 2)),
         120: (Configuration(64, 32, 8, 2), Configuration(32, 32, 8, 1), Configuration(16, 16, 8, 2)),
     },
     ("key_value", "ieee"): {
-        80: (Configuration(32, 32, 8, 1), Configuration(16, 32, 8, 1), Configuration(16, 16, 8, 1)),
+        80: (Configuration(16, 32, 8, 2), Configuration(16, 16, 8, 1), Configuration(16, 16, 8, 1)),
         90: (Configuration(32, 32, 8, 1), Configuration(16, 32, 8, 1), Configuration(16, 16, 8, 1)),
         100: (Configuration(32, 32, 8, 1), Configuration(16, 32, 8, 1), Configuration(16, 16, 8, 1)),
         120: (Configuration(16, 32, 8, 2), Configuration(16, 16, 8, 1), Configuration(16, 16, 8, 1)),
     },
     ("query", "ieee"): {
-        80: (Configuration(64, 32, 8, 1), Configuration(32, 32, 8, 2), Configuration(16, 16, 8, 1)),
-        90: (Configuration(32, 32, 8, 2), Configuration(32, 32, 8, 2), Configuration(32, 16, 8, 1)),
-        100: (Configuration(32, 32, 8, 2), Configuration(32, 32, 8, 2), Configuration(32, 16, 8, 1)),
+        80: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 2), Configuration(16, 16, 8, 1)),
+        90: (Configuration(32, 32, 8, 2), Configuration(32, 32, 8, 1), Configuration(32, 16, 8, 1)),
+        100: (Configuration(32, 32, 8, 2), Configuration(32, 32, 8, 1), Configuration(32, 16, 8, 1)),
         120: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 2), Configuration(16, 16, 8, 1)),
     },
     # BLOCK_M is the most rows, in tiles of 16 or of that. Reading keys and values is all it costs: about 32 KiB in
@@ -113,10 +113,10 @@ TABLE: dict[tuple[str, int | str], dict[int, tuple[Configuration, Configuration,
         120: (Configuration(16, 32, 4, 2), Configuration(16, 16, 4, 2), Configuration(16, 16, 8, 2)),
     },
     ("decode", "ieee"): {
-        80: (Configuration(16, 32, 4, 2), Configuration(16, 16, 4, 2), Configuration(16, 16, 8, 2)),
-        90: (Configuration(16, 32, 4, 2), Configuration(16, 16, 4, 2), Configuration(16, 16, 8, 2)),
-        100: (Configuration(16, 32, 4, 2), Configuration(16, 16, 4, 2), Configuration(16, 16, 8, 2)),
-        120: (Configuration(16, 32, 4, 2), Configuration(16, 16, 4, 2), Configuration(16, 16, 8, 2)),
+        80: (Configuration(16, 32, 4, 2), Configuration(16, 16, 8, 2), Configuration(16, 16, 8, 2)),
+        90: (Configuration(16, 32, 4, 2), Configuration(16, 16, 8, 2), Configuration(16, 16, 8, 2)),
+        100: (Configuration(16, 32, 4, 2), Configuration(16, 16, 8, 2), Configuration(16, 16, 8, 2)),
+        120: (Configuration(16, 32, 4, 2), Configuration(16, 16, 8, 2), Configuration(16, 16, 8, 2)),
     },
 }
 # Where position hides keys, comparisons need registers: rows that would spill have another there.

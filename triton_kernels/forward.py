@@ -23,8 +23,8 @@ def walk(
 ):  # fmt: skip
     """Absorb the key blocks from start up to stop, and leave the products of the block at stop in ``scores``.
 
-    ``tile`` holds the queries from i0 on; i0 and ``queries`` are None if it is never loaded again. ``queries``,
-    ``keys`` and ``values`` are sources of ``load_tile``; ``rules`` as for ``modify``.
+    ``tile`` holds the queries from i0 on and comes with its source, ``queries``, for ``again``; None for
+    i0 and ``queries`` keeps it. ``keys`` and ``values`` are sources of ``load_tile``; ``rules`` as for ``modify``.
     """
     K = rules[1]
     # Under a causal mask the second walk has a turn or none: a pipeline of loads would only cost registers.

@@ -56,18 +56,23 @@ def halves(x):
 
 
 @triton.jit
-def inner(a, b, PRECISION: tl.constexpr, ACC: tl.constexpr):
-    """Inner products of the rows of a with the rows of b.
+def add_inner(a, b, acc, PRECISION: tl.constexpr):
+    """``acc`` and the inner products of the rows of a with the rows of b.
 
-    Products of fp32 without TF32 take whole rows into registers, so they are taken by halves.
+    Products of fp32 without TF32 take whole rows into registers: they are made of those of the halves.
     """
     if a.dtype == tl.float32 and PRECISION == "ieee" and a.shape[1] > 32:
         a0, a1 = halves(a)
         b0, b1 = halves(b)
-        part = tl.dot(a0, tl.trans(b0), input_precision=PRECISION, out_dtype=ACC)
-        return tl.dot(a1, tl.trans(b1), part, input_precision=PRECISION, out_dtype=ACC)
+        return add_inner(a1, b1, add_inner(a0, b0, acc, PRECISION), PRECISION)
     else:
-        return tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=ACC)
+        return tl.dot(a, tl.trans(b), acc, input_precision=PRECISION, out_dtype=acc.dtype)
+
+
+@triton.jit
+def inner(a, b, PRECISION: tl.constexpr, ACC: tl.constexpr):
+    """Inner products of the rows of a with the rows of b."""
+    return add_inner(a, b, tl.zeros([a.shape[0], b.shape[0]], ACC), PRECISION)
 
 
 @triton.jit
