@@ -101,6 +101,22 @@ def test_both_forms_of_the_backward_pass_agree():
         assert agree(one, other)
 
 
+@interpreted
+@pytest.mark.parametrize("form", FORMS["backward"])
+def test_keys_beyond_the_last_reach_no_gradient_even_where_all_scores_are_far_below_zero(form):
+    from fusednn.triton_kernels import launch
+
+    inputs = made(M=20, K=40)
+    # Scores so low that the weight of a key of zeros would be infinite.
+    inputs = inputs._replace(query=inputs.query.abs() + 30, key=-inputs.key.abs() - 30)
+    chosen = options("triton", 20, 40, deterministic=False)
+    out, lse = torch.empty_like(inputs.query), inputs.query.new_empty(inputs.query.shape[:3])
+    launch.forward(inputs, chosen, out, lse)
+    grads = [torch.full_like(x, torch.nan) for x in inputs[:3]]
+    launch.backward(torch.randn_like(out), None, inputs, chosen, out, lse, [*grads, None, None, None], Candidate(form))
+    assert all(grad.isfinite().all() for grad in grads)
+
+
 @pytest.mark.parametrize("known", ARCHITECTURES)
 @pytest.mark.parametrize("way", FORMS)
 def test_the_default_comes_first_and_nothing_twice(way, known):

@@ -57,6 +57,7 @@ class Attention(NamedTuple):
     tf32: bool = False
     skew: int = 0
     dropout: bool = False
+    mask: bool = False
     sequences: bool = False
     queries: int = T
     deterministic: bool = True
@@ -73,7 +74,8 @@ class Attention(NamedTuple):
         key, value = (empty(batch, HEADS, rows, self.size, dtype=self.dtype, skew=self.skew) for _ in range(2))
         starts = empty(B + 1, dtype=torch.int32) if self.sequences else None
         seed = empty(1, dtype=torch.int64) if self.dropout else None
-        inputs = Inputs(query, key, value, starts_q=starts, starts_k=starts, seed=seed)
+        mask = empty(B, 1, 1, T, dtype=torch.bool) if self.mask else None
+        inputs = Inputs(query, key, value, mask, starts_q=starts, starts_k=starts, seed=seed)
         options = Options(self.size**-0.5, None, None, 0 if self.causal else None, False, 0.1 if self.dropout else 0.0,
                           T, T, self.deterministic, "triton")  # fmt: skip
         lse = empty(batch, N, query.shape[2])
@@ -93,12 +95,15 @@ def attention() -> Iterator[Call]:
             then = ", causal" if causal else ""
             yield Call("attention", f"fp16, {size}{then}", Attention(half, size, causal).run)
             yield Call("attention", f"tf32, {size}{then}", Attention(torch.float32, size, causal, tf32=True).run)
+            yield Call("attention", f"fp32, {size}{then}", Attention(torch.float32, size, causal).run)
             yield Call("attention", f"fp16, {size}{then}, addresses", Attention(half, size, causal, skew=1).run,
                        WITH_DESCRIPTORS)  # fmt: skip
             if size == 64:
                 one = Attention(half, size, causal, deterministic=False, forward=False)
                 yield Call("attention", f"fp16, {size}{then}, one kernel", one.run)
         yield Call("attention", f"fp16, {size}, causal, dropout", Attention(half, size, True, dropout=True).run)
+        yield Call("attention", f"fp16, {size}, causal, mask",
+                   Attention(half, size, True, mask=True, backward=False).run, (90,))  # fmt: skip
         yield Call("attention", f"fp16, {size}, causal, sequences", Attention(half, size, True, sequences=True).run,
                    (80, 90))  # fmt: skip
         for rows, queries, capabilities in (
@@ -106,6 +111,8 @@ def attention() -> Iterator[Call]:
         ):  # fmt: skip
             few = Attention(half, size, queries=queries, backward=False)
             yield Call("attention", f"fp16, {size}, {rows} rows", few.run, capabilities)
+        few = Attention(torch.float32, size, queries=1, backward=False)
+        yield Call("attention", f"fp32, {size}, 16 rows", few.run)
 
 
 def tried() -> Iterator[Call]:

@@ -12,7 +12,7 @@ import triton.language as tl
 from .dropout import kept
 from .modifiers import LOG2E, key_range, modify, query_range, soften_gradient, unit
 from .sequences import from_row, place, row_terms
-from .tiles import add_tile, head_of, load_tile, store_tile
+from .tiles import add_tile, again, head_of, inner, load_tile, store_tile
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -54,31 +54,36 @@ def score_gradient(p, grad_p, delta, softened, softcap):
 
 @triton.jit
 def walk_queries(
-    dk, dv, dq, keys, values, q, grad_out, lse, delta, j0, rules, start, stop,
+    dk, dv, dq, key_tile, value_tile, k, v, q, grad_out, lse, delta, j0, rules, start, stop,
     BLOCK_M: tl.constexpr, FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Add what the queries from start up to stop give to dK and dV of a block of keys. Tiles are [keys, queries].
+    """Add what the queries from start up to stop give to dK and dV of a block of keys. Scores are [keys, queries].
 
     And what the block gives to their dQ, without the scale, to memory: ``dq`` as for ``add_tile``, or of pointer None.
+    The tiles of the keys from j0 on and of their values come with their sources, k and v, for ``again``.
     """
     M = rules[0]
-    j = j0 + tl.arange(0, keys.shape[0])
-    # Keys beyond K are zero and reach no row but their own, which is not written.
-    BY_POSITION: tl.constexpr = rules[5][2] is not None or rules[5][3] is not None
+    ROWS: tl.constexpr = key_tile.shape[0]
+    j = j0 + tl.arange(0, ROWS)
+    # Keys beyond K are zero and reach no row but their own, which is not written; but for dQ, where an infinite weight
+    # times zero would be NaN.
+    BY_POSITION: tl.constexpr = dq[0] is not None or rules[5][2] is not None or rules[5][3] is not None
     for i0 in tl.range(start, stop, BLOCK_M):
         i = i0 + tl.arange(0, BLOCK_M)
         queries = load_tile(q, i0, M, BLOCK_M, UPCAST)
         row_lse, row_delta = load_row_terms(lse, delta, i, M)
-        scores = tl.dot(keys, tl.trans(queries), input_precision=PRECISION, out_dtype=dk.dtype)
+        keys = again(key_tile, k, j0, rules[1], PRECISION, UPCAST)
+        scores = inner(keys, queries, PRECISION, dk.dtype)
         scores, softened = modify(scores, i[None, :], j[:, None], rules, FOLD, BY_POSITION)
         p = tl.exp2(scores * unit(rules[5], FOLD) - row_lse[None, :])
         g = load_tile(grad_out, i0, M, BLOCK_M, UPCAST)
         weights = p
         if rules[7] is not None:
-            keep = kept(rules[7], i, j0, keys.shape[0], True)
+            keep = kept(rules[7], i, j0, ROWS, True)
             weights = tl.where(keep, p, 0.0)
         dv = tl.dot(weights.to(g.dtype), g, dv, input_precision=PRECISION, out_dtype=dv.dtype)
-        grad_p = tl.dot(values, tl.trans(g), input_precision=PRECISION, out_dtype=dk.dtype)
+        values = again(value_tile, v, j0, rules[1], PRECISION, UPCAST)
+        grad_p = inner(values, g, PRECISION, dk.dtype)
         if rules[7] is not None:
             grad_p = tl.where(keep, grad_p * rules[7][2], 0.0)
         _, ds = score_gradient(p, grad_p, row_delta[None, :], softened, rules[5][1])
@@ -134,6 +139,8 @@ def key_value_kernel(
             dk_sum, dv_sum,
             (dq, b, n, dq_strides, E, BLOCK_E),
             keys, values,
+            (k, b, h, k_strides, E, BLOCK_E),
+            (v, b, h, v_strides, EV, BLOCK_V),
             (q, b, n, q_strides, E, BLOCK_E),
             (grad_out, b, n, grad_out_strides, EV, BLOCK_V),
             row_terms(lse, sequences, head, n, M, q0), row_terms(delta, sequences, head, n, M, q0),
@@ -152,19 +159,25 @@ def key_value_kernel(
 
 @triton.jit
 def walk_keys(
-    dq, dslope, queries, g, k, v, row_lse, row_delta, dmask, dmask_strides, i, rules, start, stop,
+    dq, dslope, query_tile, grad_tile, q, grad_out, i0, k, v, row_lse, row_delta, dmask, dmask_strides, i, rules,
+    start, stop,
     BLOCK_N: tl.constexpr, FOLD: tl.constexpr, SLOPES: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Add what the key blocks from start up to stop give to dQ of a block of queries; write their dmask."""
+    """Add what the key blocks from start up to stop give to dQ of a block of queries; write their dmask.
+
+    The tiles of the queries from i0 on and of their dO come with their sources, q and grad_out, for ``again``.
+    """
     M, K = rules[0], rules[1]
     for j0 in tl.range(start, stop, BLOCK_N):
         j = j0 + tl.arange(0, BLOCK_N)
         keys = load_tile(k, j0, K, BLOCK_N, UPCAST)
-        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION, out_dtype=dq.dtype)
+        queries = again(query_tile, q, i0, M, PRECISION, UPCAST)
+        scores = inner(queries, keys, PRECISION, dq.dtype)
         scores, softened = modify(scores, i[:, None], j[None, :], rules, FOLD, True)
         p = tl.exp2(scores * unit(rules[5], FOLD) - row_lse[:, None])
         values = load_tile(v, j0, K, BLOCK_N, UPCAST)
-        grad_p = tl.dot(g, tl.trans(values), input_precision=PRECISION, out_dtype=dq.dtype)
+        g = again(grad_tile, grad_out, i0, M, PRECISION, UPCAST)
+        grad_p = inner(g, values, PRECISION, dq.dtype)
         if rules[7] is not None:
             grad_p = tl.where(kept(rules[7], i, j0, BLOCK_N, False), grad_p * rules[7][2], 0.0)
         after, before = score_gradient(p, grad_p, row_delta[:, None], softened, rules[5][1])
@@ -222,6 +235,9 @@ def query_kernel(
     dslope = tl.zeros([BLOCK_M], ACC)
     sums, dslope = walk_keys(
         sums, dslope, queries, g,
+        (q, b, n, q_strides, E, BLOCK_E),
+        (grad_out, b, n, grad_out_strides, EV, BLOCK_V),
+        i0,
         (k, b, n // GROUP, k_strides, E, BLOCK_E),
         (v, b, n // GROUP, v_strides, EV, BLOCK_V),
         row_lse, row_delta, dmask, dmask_strides, i,

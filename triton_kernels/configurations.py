@@ -36,13 +36,13 @@ ARCHITECTURES = (80, 90, 100, 120)
 WITH_DESCRIPTORS = (90, 100)  # tiles come by tensor-memory descriptors there, where strides allow it, else as on 80
 HEAD_SIZES = (64, 128, 256)  # a row serves the sizes up to its own
 INTERPRETER = Configuration(64, 32, 4, 1)  # small, so that short sequences have several blocks
-ROW_TERM = Configuration(64, 1, 4, 1)
+ROW_TERM = Configuration(32, 1, 4, 1)
 DECODE_KEYS = 256  # of a part, at least, where the keys of few queries are split among programs
 DECODE_FROM = 2 * DECODE_KEYS  # keys, for a call to be split
 MERGE_WARPS = 1
 
-# (kernel, bytes an element): architecture: one configuration a head size.
-TABLE: dict[tuple[str, int], dict[int, tuple[Configuration, Configuration, Configuration]]] = {
+# (kernel, bytes an element; "ieee" for fp32 without TF32): architecture: one configuration a head size.
+TABLE: dict[tuple[str, int | str], dict[int, tuple[Configuration, Configuration, Configuration]]] = {
     ("forward", 2): {
         80: (Configuration(128, 64, 8, 3), Configuration(128, 32, 8, 3), Configuration(64, 16, 8, 2)),
         90: (Configuration(128, 128, 8, 2), Configuration(128, 128, 8, 2), Configuration(128, 32, 8, 2)),
@@ -79,12 +79,31 @@ TABLE: dict[tuple[str, int], dict[int, tuple[Configuration, Configuration, Confi
         100: (Configuration(64, 32, 4, 2), Configuration(64, 32, 4, 2), Configuration(64, 16, 4, 1)),
         120: (Configuration(64, 32, 8, 2), Configuration(32, 32, 8, 2), Configuration(32, 16, 8, 1)),
     },
-    # BLOCK_M is the most rows, in tiles of 16 or of that with twice the warps. Reading keys and values is all it costs:
-    # about 32 KiB in flight a multiprocessor hide the memory's latency.
+    # fp32 without TF32: products without tensor cores, whose rows are read from shared memory into registers.
+    ("forward", "ieee"): {
+        80: (Configuration(64, 32, 8, 2), Configuration(32, 32, 8, 1), Configuration(16, 16, 8, 2)),
+        90: (Configuration(64, 32, 8, 2), Configuration(32, 32, 8, 2), Configuration(16, 16, 8, 2)),
+        100: (Configuration(32, 32, 8, 2), Configuration(32, 32, 8, 2), Configuration(16, 16, 8, 2)),
+        120: (Configuration(64, 32, 8, 2), Configuration(32, 32, 8, 1), Configuration(16, 16, 8, 2)),
+    },
+    ("key_value", "ieee"): {
+        80: (Configuration(16, 32, 8, 2), Configuration(16, 16, 8, 1), Configuration(16, 16, 8, 1)),
+        90: (Configuration(32, 32, 8, 1), Configuration(16, 32, 8, 1), Configuration(16, 16, 8, 1)),
+        100: (Configuration(32, 32, 8, 1), Configuration(16, 32, 8, 1), Configuration(16, 16, 8, 1)),
+        120: (Configuration(16, 32, 8, 2), Configuration(16, 16, 8, 1), Configuration(16, 16, 8, 1)),
+    },
+    ("query", "ieee"): {
+        80: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 2), Configuration(16, 16, 8, 1)),
+        90: (Configuration(32, 32, 8, 2), Configuration(32, 32, 8, 1), Configuration(32, 16, 8, 1)),
+        100: (Configuration(32, 32, 8, 2), Configuration(32, 32, 8, 1), Configuration(32, 16, 8, 1)),
+        120: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 2), Configuration(16, 16, 8, 1)),
+    },
+    # BLOCK_M is the most rows, in tiles of 16 or of that. Reading keys and values is all it costs: about 32 KiB in
+    # flight a multiprocessor hide the memory's latency.
     ("decode", 2): {
         80: (Configuration(64, 64, 4, 3), Configuration(16, 64, 4, 3), Configuration(16, 32, 4, 2)),
         90: (Configuration(64, 128, 4, 3), Configuration(64, 64, 4, 3), Configuration(64, 32, 4, 3)),
-        100: (Configuration(64, 128, 4, 3), Configuration(64, 32, 4, 3), Configuration(64, 32, 4, 3)),
+        100: (Configuration(64, 128, 4, 3), Configuration(64, 32, 4, 3), Configuration(64, 32, 8, 3)),
         120: (Configuration(64, 64, 4, 3), Configuration(16, 32, 4, 3), Configuration(16, 16, 4, 3)),
     },
     ("decode", 4): {
@@ -92,6 +111,12 @@ TABLE: dict[tuple[str, int], dict[int, tuple[Configuration, Configuration, Confi
         90: (Configuration(16, 32, 4, 2), Configuration(16, 16, 4, 2), Configuration(16, 16, 8, 2)),
         100: (Configuration(16, 32, 4, 2), Configuration(16, 16, 4, 2), Configuration(16, 16, 8, 2)),
         120: (Configuration(16, 32, 4, 2), Configuration(16, 16, 4, 2), Configuration(16, 16, 8, 2)),
+    },
+    ("decode", "ieee"): {
+        80: (Configuration(16, 32, 4, 2), Configuration(16, 16, 8, 2), Configuration(16, 16, 8, 2)),
+        90: (Configuration(16, 32, 4, 2), Configuration(16, 16, 8, 2), Configuration(16, 16, 8, 2)),
+        100: (Configuration(16, 32, 4, 2), Configuration(16, 16, 8, 2), Configuration(16, 16, 8, 2)),
+        120: (Configuration(16, 32, 4, 2), Configuration(16, 16, 8, 2), Configuration(16, 16, 8, 2)),
     },
 }
 # Where position hides keys, comparisons need registers: rows that would spill have another there.
@@ -107,9 +132,9 @@ ONE_KERNEL = {
 # Random words need registers too.
 DROPPED = {
     ("forward", 2, 80, 64): Configuration(128, 32, 8, 3),
-    ("forward", 2, 90, 64): Configuration(128, 64, 8, 3),
+    ("forward", 2, 90, 64): Configuration(64, 64, 4, 3),
     ("forward", 2, 90, 128): Configuration(128, 64, 8, 3),
-    ("forward", 2, 90, 256): Configuration(64, 32, 8, 2),
+    ("forward", 2, 90, 256): Configuration(64, 16, 4, 2),
     ("forward", 2, 100, 128): Configuration(128, 64, 8, 2),
     ("forward", 2, 100, 256): Configuration(128, 32, 8, 2),
     ("forward", 2, 120, 64): Configuration(128, 32, 8, 3),
@@ -119,6 +144,18 @@ DROPPED = {
     ("key_value", 2, 100, 128): Configuration(32, 64, 8, 2),
     ("key_value", 2, 120, 64): Configuration(16, 128, 8, 2),
     ("query", 2, 120, 64): Configuration(128, 32, 8, 2),
+    ("decode", 2, 90, 64): Configuration(64, 64, 4, 3),
+    ("decode", 2, 90, 128): Configuration(64, 64, 8, 3),
+    ("decode", 2, 90, 256): Configuration(64, 32, 8, 3),
+}
+# So do masks.
+MASKED = {
+    ("forward", 2, 90, 64): Configuration(64, 64, 4, 3),
+    ("forward", 2, 90, 128): Configuration(128, 32, 8, 3),
+    ("forward", 2, 90, 256): Configuration(64, 16, 4, 2),
+    ("decode", 2, 90, 64): Configuration(64, 64, 4, 3),
+    ("decode", 2, 90, 128): Configuration(64, 64, 8, 3),
+    ("decode", 2, 90, 256): Configuration(64, 32, 8, 3),
 }
 # Tiles by addresses where descriptors are the rule: the rows of sm_80, but for those that would spill.
 ADDRESSED = {
@@ -160,8 +197,9 @@ def architecture(capability: tuple[int, int]) -> int:
 
 
 def configuration(
-    kernel: str, known: int, dtype: torch.dtype, size: int, hidden: bool, dropout: bool = False, described: bool = True
-) -> Configuration:
+    kernel: str, known: int, dtype: torch.dtype, size: int, hidden: bool, *,
+    dropout: bool = False, masked: bool = False, described: bool = True, exact: bool = False,
+) -> Configuration:  # fmt: skip
     """Row of the table.
 
     Args:
@@ -171,16 +209,21 @@ def configuration(
         size: padded size of a head or of a value, the larger.
         hidden: whether a causal mask or a window hides keys.
         dropout: whether weights are dropped.
+        masked: whether there is a mask.
         described: whether tiles come by descriptors, where the architecture has them.
+        exact: whether products of fp32 are without TF32.
     """
     limit = next(limit for limit in HEAD_SIZES if size <= limit)
     foreign = known in WITH_DESCRIPTORS and not described
-    at = (kernel, dtype.itemsize, 80 if foreign else known, limit)
+    number = "ieee" if exact else dtype.itemsize
+    at = (kernel, number, 80 if foreign else known, limit)
     row = TABLE[at[:2]][at[2]][HEAD_SIZES.index(limit)]
     if hidden:
         row = HIDDEN.get(at, row)
     if foreign:
-        row = ADDRESSED.get((kernel, dtype.itemsize, known, limit), row)
+        row = ADDRESSED.get((kernel, number, known, limit), row)
+    if masked:
+        row = MASKED.get(at, row)
     return DROPPED.get(at, row) if dropout else row
 
 

@@ -9,93 +9,34 @@ import triton
 import triton.language as tl
 
 from .dropout import drop
-from .forward import attend, weigh
-from .modifiers import LOG2E, key_range, modify, unit
-from .tiles import head_of, load_tile, store_tile
+from .forward import attend, serve
+from .modifiers import modify, unit
+from .softmax import begin, finish, weigh
+from .tiles import head_of, inner, load_tile
 
 
 @triton.jit
 def attend_specialized(
-    tile, keys, values, i, rules, sink, first, last, BLOCK_N: tl.constexpr, FOLD: tl.constexpr,
+    tile, queries, i0, keys, values, i, rules, sink, first, full, last, BLOCK_N: tl.constexpr, FOLD: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """As ``attend``, in one loop whose loads and products are given to warps of their own.
 
     The compiler divides a single loop, and none that is shifted: every block is compared with its position, and what
-    runs under one group's exponentials are the other group's products. Arguments as there; ``tile`` holds the queries.
+    runs under one group's exponentials are the other group's products. Arguments as there; ``queries``, ``i0`` and
+    ``full`` are not used.
     """
-    ROWS: tl.constexpr = i.shape[0]
-    if sink is None:
-        m = tl.full([ROWS], float("-inf"), ACC)
-        l = tl.zeros([ROWS], ACC)  # noqa: E741
-    else:
-        m = tl.zeros([ROWS], ACC) + sink * LOG2E
-        l = tl.where(m == float("-inf"), 0.0, tl.zeros([ROWS], ACC) + 1.0)  # noqa: E741
-    acc = tl.zeros([ROWS, values[5]], ACC)
+    m, l, acc = begin(sink, i.shape[0], values[5], ACC)  # noqa: E741
     for j0 in tl.range(first, last + BLOCK_N, BLOCK_N, warp_specialize=True):
         block = load_tile(keys, j0, rules[1], BLOCK_N, UPCAST)
-        scores = tl.dot(tile, tl.trans(block), input_precision=PRECISION, out_dtype=ACC)
+        scores = inner(tile, block, PRECISION, ACC)
         j = j0 + tl.arange(0, BLOCK_N)
         scores, _ = modify(scores, i[:, None], j[None, :], rules, FOLD, True)
         p, m, l, shrink = weigh(scores, m, l, unit(rules[5], FOLD))  # noqa: E741
         p = drop(p, rules[7], i, j0, BLOCK_N)
         block = load_tile(values, j0, rules[1], BLOCK_N, UPCAST)
         acc = tl.dot(p.to(block.dtype), block, acc * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
-    empty = l == 0.0
-    total = tl.where(empty, 1.0, l)
-    if rules[7] is not None:
-        acc *= rules[7][2]
-    return acc / total[:, None], tl.where(empty, float("-inf"), (m + tl.log2(total)) / LOG2E)
-
-
-@triton.jit
-def serve(
-    q, k, v, mask, slopes, sink, lse, out,
-    q_strides, k_strides, v_strides, mask_strides, slopes_strides, out_strides,
-    head, i0, N, GROUP, M, K, settings, dropout,
-    E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, SPECIALIZED: tl.constexpr,
-):  # fmt: skip
-    """Output and LSE of the queries from i0 on of a head, which is b * N + n. Other arguments: ``forward_kernel``."""
-    b, n = head // N, head % N
-    shift = (K - M) * settings[4]
-    if mask is not None:
-        mask = head_of(mask, b, n, mask_strides)
-    if slopes is not None:
-        slopes = tl.load(head_of(slopes, b, n, slopes_strides))
-    if sink is not None:
-        sink = tl.load(sink + n)
-    i = i0 + tl.arange(0, BLOCK_M)
-    first, full, last = key_range(i0, M, K, settings, shift, BLOCK_M, BLOCK_N)
-    if SPECIALIZED:
-        # The tile is divided between two groups of warps; a descriptor that the host made would keep its whole size.
-        rows = tl.make_tensor_descriptor(head_of(q, b, n, q_strides), [M, E], [q_strides[2], 1], [BLOCK_M, BLOCK_E])
-        tile = rows.load([i0, 0])
-        if UPCAST:
-            tile = tile.to(tl.float32)
-        result, natural = attend_specialized(
-            tile,
-            (k, b, n // GROUP, k_strides, E, BLOCK_E),
-            (v, b, n // GROUP, v_strides, EV, BLOCK_V),
-            i,
-            (M, K, mask, mask_strides, slopes, settings, shift,
-             None if dropout is None else (tl.load(dropout[0]), dropout[1], dropout[2], head)),
-            sink, first, last, BLOCK_N, FOLD, PRECISION, UPCAST, lse.dtype.element_ty,
-        )  # fmt: skip
-    else:
-        tile = load_tile((q, b, n, q_strides, E, BLOCK_E), i0, M, BLOCK_M, UPCAST)
-        result, natural = attend(
-            tile, (q, b, n, q_strides, E, BLOCK_E), i0,
-            (k, b, n // GROUP, k_strides, E, BLOCK_E),
-            (v, b, n // GROUP, v_strides, EV, BLOCK_V),
-            i,
-            (M, K, mask, mask_strides, slopes, settings, shift,
-             None if dropout is None else (tl.load(dropout[0]), dropout[1], dropout[2], head)),
-            sink, first, full, last, BLOCK_N, FOLD, PRECISION, UPCAST, lse.dtype.element_ty,
-        )  # fmt: skip
-    store_tile(head_of(out, b, n, out_strides), result, i0, M, out_strides, EV, BLOCK_M, BLOCK_V)
-    tl.store(lse + tl.cast(head, tl.int64) * M + i, natural, mask=i < M)
+    return finish(m, l, acc, rules[7])
 
 
 @triton.jit(do_not_specialize=["M", "K", "HEADS"])
@@ -121,8 +62,8 @@ def persistent_kernel(
         serve(
             q, k, v, mask, slopes, sink, lse, out,
             q_strides, k_strides, v_strides, mask_strides, slopes_strides, out_strides,
-            item % HEADS, i0, N, GROUP, M, K, settings, dropout,
-            E, EV, BLOCK_E, BLOCK_V, BLOCK_M, BLOCK_N, FOLD, PRECISION, UPCAST, False,
+            item % HEADS, i0, N, GROUP, M, K, settings, dropout, sequences,
+            E, EV, BLOCK_E, BLOCK_V, BLOCK_M, BLOCK_N, FOLD, PRECISION, UPCAST, attend,
         )  # fmt: skip
 
 
@@ -142,9 +83,13 @@ def specialized_kernel(
     """
     blocks = tl.cdiv(M, BLOCK_M)
     i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M
+    head = tl.program_id(0) // blocks
+    # The tile is divided between two groups of warps; a descriptor that the host made would keep its whole size.
+    own = head_of(q, head // N, head % N, q_strides)
+    q = tl.make_tensor_descriptor(own, [M, E], [q_strides[2], 1], [BLOCK_M, BLOCK_E])
     serve(
         q, k, v, mask, slopes, sink, lse, out,
-        q_strides, k_strides, v_strides, mask_strides, slopes_strides, out_strides,
-        tl.program_id(0) // blocks, i0, N, GROUP, M, K, settings, dropout,
-        E, EV, BLOCK_E, BLOCK_V, BLOCK_M, BLOCK_N, FOLD, PRECISION, UPCAST, True,
+        None, k_strides, v_strides, mask_strides, slopes_strides, out_strides,
+        head, i0, N, GROUP, M, K, settings, dropout, sequences,
+        E, EV, BLOCK_E, BLOCK_V, BLOCK_M, BLOCK_N, FOLD, PRECISION, UPCAST, attend_specialized,
     )  # fmt: skip

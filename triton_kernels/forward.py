@@ -10,19 +10,10 @@ import triton
 import triton.language as tl
 
 from .dropout import drop
-from .modifiers import LOG2E, key_range, modify, unit
+from .modifiers import key_range, modify, unit
 from .sequences import from_row, place, row_terms
-from .tiles import head_of, load_tile, store_tile
-
-
-@triton.jit
-def weigh(scores, m, l, to_log2):  # noqa: E741
-    """Weights of a block of scores, and maximum and sum of the rows seen so far with the factor of what they held."""
-    grown = tl.maximum(m, tl.max(scores, 1) * to_log2)
-    finite = tl.where(grown == float("-inf"), 0.0, grown)  # a row that has seen nothing yet
-    p = tl.exp2(scores * to_log2 - finite[:, None])
-    shrink = tl.exp2(m - finite)
-    return p, grown, l * shrink + tl.sum(p, 1), shrink
+from .softmax import begin, finish, weigh
+from .tiles import again, head_of, inner, load_tile, store_tile
 
 
 @triton.jit
@@ -32,8 +23,8 @@ def walk(
 ):  # fmt: skip
     """Absorb the key blocks from start up to stop, and leave the products of the block at stop in ``scores``.
 
-    ``tile`` holds the queries from i0 on; i0 and ``queries`` are None if it is never loaded again. ``queries``,
-    ``keys`` and ``values`` are sources of ``load_tile``; ``rules`` as for ``modify``.
+    ``tile`` holds the queries from i0 on and comes with its source, ``queries``, for ``again``; None for
+    i0 and ``queries`` keeps it. ``keys`` and ``values`` are sources of ``load_tile``; ``rules`` as for ``modify``.
     """
     K = rules[1]
     # Under a causal mask the second walk has a turn or none: a pipeline of loads would only cost registers.
@@ -44,11 +35,8 @@ def walk(
         p, m, l, shrink = weigh(scores, m, l, unit(rules[5], FOLD))  # noqa: E741
         p = drop(p, rules[7], i, j0, BLOCK_N)
         block = load_tile(keys, j0 + BLOCK_N, K, BLOCK_N, UPCAST)
-        if i0 is None or keys[3] is None or keys[5] <= 128:
-            scores = tl.dot(tile, tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
-        else:  # wide rows of queries do not fit into registers, where products without descriptors would keep them
-            again = load_tile(queries, i0, rules[0], i.shape[0], UPCAST)
-            scores = tl.dot(again, tl.trans(block), input_precision=PRECISION, out_dtype=acc.dtype)
+        rows = again(tile, queries, i0, rules[0], PRECISION, UPCAST)
+        scores = inner(rows, block, PRECISION, acc.dtype)
         block = load_tile(values, j0, K, BLOCK_N, UPCAST)
         acc = tl.dot(p.to(block.dtype), block, acc * shrink[:, None], input_precision=PRECISION, out_dtype=acc.dtype)
     return scores, m, l, acc
@@ -82,17 +70,9 @@ def attend(
     Returns:
         output and natural LSE, in the dtype of sums.
     """
-    ROWS: tl.constexpr = i.shape[0]
-    if sink is None:
-        m = tl.full([ROWS], float("-inf"), ACC)
-        l = tl.zeros([ROWS], ACC)  # noqa: E741
-    else:  # one more score, without a value
-        m = tl.zeros([ROWS], ACC) + sink * LOG2E
-        l = tl.where(m == float("-inf"), 0.0, tl.zeros([ROWS], ACC) + 1.0)  # noqa: E741
-    acc = tl.zeros([ROWS, values[5]], ACC)
-
+    m, l, acc = begin(sink, i.shape[0], values[5], ACC)  # noqa: E741
     block = load_tile(keys, first, rules[1], BLOCK_N, UPCAST)
-    scores = tl.dot(tile, tl.trans(block), input_precision=PRECISION, out_dtype=ACC)
+    scores = inner(tile, block, PRECISION, ACC)
     scores, m, l, acc = walk(  # noqa: E741
         scores, m, l, acc, tile, queries, i0, keys, values, i, rules, first, full,
         BLOCK_N, FOLD, False, PRECISION, UPCAST,
@@ -108,12 +88,55 @@ def attend(
     p, m, l, shrink = weigh(scores, m, l, unit(rules[5], FOLD))  # noqa: E741
     p = drop(p, rules[7], i, last, BLOCK_N)
     acc = tl.dot(p.to(block.dtype), block, acc * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
+    return finish(m, l, acc, rules[7])
 
-    empty = l == 0.0
-    total = tl.where(empty, 1.0, l)
-    if rules[7] is not None:
-        acc *= rules[7][2]
-    return acc / total[:, None], tl.where(empty, float("-inf"), (m + tl.log2(total)) / LOG2E)
+
+@triton.jit
+def serve(
+    q, k, v, mask, slopes, sink, lse, out,
+    q_strides, k_strides, v_strides, mask_strides, slopes_strides, out_strides,
+    head, i0, N, GROUP, M, K, settings, dropout, sequences,
+    E: tl.constexpr, EV: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FOLD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, ATTEND: tl.constexpr,
+):  # fmt: skip
+    """Output and LSE of the queries from i0 on of a head, which is b * N + n, by ``attend`` or a function of its kind.
+
+    Other arguments: ``forward_kernel``.
+    """
+    number, n = head // N, head % N
+    b, q0, k0, M, K, shift = place(sequences, number, M, K, settings[4])
+    if sequences is not None:  # noqa: SIM102  (decided when it is compiled, the next when it runs)
+        if i0 >= M:
+            return
+    if mask is not None:
+        mask = head_of(mask, b, n, mask_strides)
+    if slopes is not None:
+        slopes = tl.load(head_of(slopes, number, n, slopes_strides))
+    if sink is not None:
+        sink = tl.load(sink + n)
+    k = from_row(k, k0, k_strides, sequences)
+    v = from_row(v, k0, v_strides, sequences)
+    q = from_row(q, q0, q_strides, sequences)
+
+    i = i0 + tl.arange(0, BLOCK_M)
+    first, full, last = key_range(i0, M, K, settings, shift, BLOCK_M, BLOCK_N)
+    tile = load_tile((q, b, n, q_strides, E, BLOCK_E), i0, M, BLOCK_M, UPCAST)
+    # Tuples are written where they are used: members of a named one become tensors, absent ones too, and one that is
+    # annotated as constant cannot hold tensors in Triton 3.6, nor can a tuple in a tuple hold constants. And no
+    # function gives them: 3.6 cannot return what is absent, nor 3.9 put it into a tuple.
+    result, natural = ATTEND(
+        tile, (q, b, n, q_strides, E, BLOCK_E), i0,
+        (k, b, n // GROUP, k_strides, E, BLOCK_E),
+        (v, b, n // GROUP, v_strides, EV, BLOCK_V),
+        i,
+        (M, K, mask, mask_strides, slopes, settings, shift,
+         None if dropout is None else (tl.load(dropout[0]), dropout[1], dropout[2], head)),
+        sink, first, full, last, BLOCK_N, FOLD, PRECISION, UPCAST, lse.dtype.element_ty,
+    )  # fmt: skip
+    out = head_of(from_row(out, q0, out_strides, sequences), b, n, out_strides)
+    store_tile(out, result, i0, M, out_strides, EV, BLOCK_M, BLOCK_V)
+    tl.store(row_terms(lse, sequences, head, n, M, q0) + i, natural, mask=i < M)
 
 
 @triton.jit(do_not_specialize=["M", "K"])  # a growing cache compiles nothing anew
@@ -161,36 +184,9 @@ def forward_kernel(
     """
     blocks = tl.cdiv(M, BLOCK_M)
     i0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M  # under a causal mask the longest first
-    head = tl.program_id(0) // blocks
-    number, n = head // N, head % N
-    b, q0, k0, M, K, shift = place(sequences, number, M, K, settings[4])
-    if sequences is not None:  # noqa: SIM102  (decided when it is compiled, the next when it runs)
-        if i0 >= M:
-            return
-    if mask is not None:
-        mask = head_of(mask, b, n, mask_strides)
-    if slopes is not None:
-        slopes = tl.load(head_of(slopes, number, n, slopes_strides))
-    if sink is not None:
-        sink = tl.load(sink + n)
-    k = from_row(k, k0, k_strides, sequences)
-    v = from_row(v, k0, v_strides, sequences)
-    q = from_row(q, q0, q_strides, sequences)
-
-    i = i0 + tl.arange(0, BLOCK_M)
-    first, full, last = key_range(i0, M, K, settings, shift, BLOCK_M, BLOCK_N)
-    tile = load_tile((q, b, n, q_strides, E, BLOCK_E), i0, M, BLOCK_M, UPCAST)
-    # Tuples are written where they are used: members of a named one become tensors, absent ones too, and one that is
-    # annotated as constant cannot hold tensors in Triton 3.6, nor can a tuple in a tuple hold constants.
-    result, natural = attend(
-        tile, (q, b, n, q_strides, E, BLOCK_E), i0,
-        (k, b, n // GROUP, k_strides, E, BLOCK_E),
-        (v, b, n // GROUP, v_strides, EV, BLOCK_V),
-        i,
-        (M, K, mask, mask_strides, slopes, settings, shift,
-         None if dropout is None else (tl.load(dropout[0]), dropout[1], dropout[2], head)),
-        sink, first, full, last, BLOCK_N, FOLD, PRECISION, UPCAST, lse.dtype.element_ty,
+    serve(
+        q, k, v, mask, slopes, sink, lse, out,
+        q_strides, k_strides, v_strides, mask_strides, slopes_strides, out_strides,
+        tl.program_id(0) // blocks, i0, N, GROUP, M, K, settings, dropout, sequences,
+        E, EV, BLOCK_E, BLOCK_V, BLOCK_M, BLOCK_N, FOLD, PRECISION, UPCAST, attend,
     )  # fmt: skip
-    out = head_of(from_row(out, q0, out_strides, sequences), b, n, out_strides)
-    store_tile(out, result, i0, M, out_strides, EV, BLOCK_M, BLOCK_V)
-    tl.store(row_terms(lse, sequences, head, n, M, q0) + i, natural, mask=i < M)

@@ -66,12 +66,12 @@ class Call:
             self.B, self.M, self.K = starts_q.shape[0] - 1, longest_q, longest_k
         self.group = self.N // max(1, self.heads)
         self.query, self.key, self.value = query, key, value
-        exact = wide(query.dtype)
+        sums = wide(query.dtype)
         self.mask = None if mask is None else mask.expand(self.B, self.N, self.M, self.K)
         if self.mask is not None and self.mask.dtype == torch.bool:
             self.mask = self.mask.view(torch.uint8)
-        self.slopes = None if slopes is None else slopes.to(exact).expand(self.B, self.N)
-        self.sink = None if sink is None else sink.to(exact).contiguous()
+        self.slopes = None if slopes is None else slopes.to(sums).expand(self.B, self.N)
+        self.sink = None if sink is None else sink.to(sums).contiguous()
         # Alignment is told only where it matters, and never the shift, which grows with a cache: fewer compilations.
         self.options = (scale, softcap, left, right, int(bottom_right and by_distance))
         self.dropout = None
@@ -106,8 +106,9 @@ class Call:
         known = architecture(torch.cuda.get_device_capability(self.query.device))
         described = known in WITH_DESCRIPTORS and self.describable(tiles)
         chosen = configuration(
-            name, known, self.query.dtype, self.size, self.hidden, self.dropout is not None, described
-        )
+            name, known, self.query.dtype, self.size, self.hidden, dropout=self.dropout is not None,
+            masked=self.mask is not None, described=described, exact=exact(self.query),
+        )  # fmt: skip
         return self.planned((candidate and candidate.row) or chosen, name, described, form)
 
     def plan_of_one_kernel(self, tiles: tuple, candidate: Candidate | None = None) -> Plan | None:
@@ -212,6 +213,11 @@ def precision(query: Tensor) -> str:
     return "tf32" if allowed else "ieee"
 
 
+def exact(query: Tensor) -> bool:
+    """Whether products are those of fp32 without TF32."""
+    return query.dtype == torch.float32 and precision(query) == "ieee"
+
+
 def on_device(x: Tensor):
     """Triton launches on the current device: make it the tensor's."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
@@ -296,7 +302,7 @@ def decode(call: Call, plan: Plan, rows: int, out: Tensor, lse: Tensor) -> None:
         call.query.stride(), *strides,
         *(None if x is None else x.stride() for x in (call.mask, call.slopes, part_lse, parts)),
         call.N, call.group, call.M, call.K, call.options, call.dropout, splits,
-        ROWS=rows, BLOCK_N=chosen.BLOCK_N, num_warps=chosen.warps * (1 if rows == 16 else 2), num_stages=chosen.stages,
+        ROWS=rows, BLOCK_N=chosen.BLOCK_N, num_warps=chosen.warps, num_stages=chosen.stages,
         **call.constants, **COMPILER,
     )  # fmt: skip
     if splits > 1:

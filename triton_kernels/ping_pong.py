@@ -23,8 +23,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .forward import weigh
 from .modifiers import LOG2E, hide_by_position, key_range, unit
+from .softmax import weigh
 from .tiles import head_of
 
 async_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared  # as Triton 3.6 calls it

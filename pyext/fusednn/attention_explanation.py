@@ -51,10 +51,10 @@ def _triton_lines(query: Tensor, key: Tensor, value: Tensor, call: Mapping[str, 
         lines.append("kernel     Triton's interpreter: no machine code; an H200 would run:")
     gpu = gpu_like(torch.cuda.get_device_name(query.device)) if query.is_cuda else gpu_like("H200")
     dtype = str(query.dtype).removeprefix("torch.")
-    tf32 = query.dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32
+    tf32 = torch.backends.cuda.matmul.allow_tf32
     version, found = passports()
     names = None
-    if gpu is not None and tf32:
+    if gpu is not None:
         known = architecture(divmod(int(gpu.capability.replace(".", "")), 10))
         described = known not in WITH_DESCRIPTORS or all(map(strides_suit, (query, key, value)))
         size = max(query.shape[-1], value.shape[-1])
@@ -62,11 +62,12 @@ def _triton_lines(query: Tensor, key: Tensor, value: Tensor, call: Mapping[str, 
             hidden = bool(call.get("is_causal")) or call.get("window") is not None
             dropout = call.get("dropout_p", 0.0) > 0.0
             single = not call.get("deterministic") and one_kernel(known, query.dtype, padded(size), dropout, described)
-            names = attention(dtype, size, hidden, described, bool(single), _rows(query, key, known, size))
+            rows = _rows(query, key, known, size, not tf32)
+            names = attention(dtype, size, hidden, described, bool(single), rows, tf32)
         if not described:
             lines.append("kernel     strides do not suit tensor-memory descriptors: tiles come by addresses")
     if gpu is None or names is None or not all(name in found for name in names):
-        return [*lines, f"kernel     no passport for {dtype}{'' if tf32 else ' without TF32'} on this device"]
+        return [*lines, f"kernel     no passport for {dtype} on this device"]
     for name in names:
         passport = found[name].on(gpu)
         line = f"kernel     {name}"
@@ -80,10 +81,11 @@ def _triton_lines(query: Tensor, key: Tensor, value: Tensor, call: Mapping[str, 
     return [*lines, f"passports  Triton {version}, calls without modifiers; forward, then the gradients"]
 
 
-def _rows(query: Tensor, key: Tensor, known: int, size: int) -> int | None:
+def _rows(query: Tensor, key: Tensor, known: int, size: int, exact: bool) -> int | None:
     """Rows of the tile that holds all queries of a key head, where the launcher splits the keys; else None."""
     heads = [x.shape[-3] if x.dim() > 2 else 1 for x in (query, key)]
     rows = query.shape[-2] * (heads[0] // max(1, heads[1]))
     if key.shape[-2] < DECODE_FROM:
         return None
-    return decode_rows(rows, configuration("decode", known, query.dtype, padded(size), False))
+    exact = exact and query.dtype == torch.float32
+    return decode_rows(rows, configuration("decode", known, query.dtype, padded(size), False, exact=exact))

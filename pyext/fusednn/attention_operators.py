@@ -131,16 +131,13 @@ def compose(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     """The reference with the operator's arguments."""
     parts = []
     for number, queries, keys in blocked_attention.sequences(inputs):
-        slopes = inputs.slopes
-        if inputs.starts_q is not None and slopes is not None and slopes.shape[0] > 1:
-            slopes = slopes[number : number + 1]
         parts.append(
             reference.attention(
                 inputs.query[:, :, queries], inputs.key[:, :, keys], inputs.value[:, :, keys], inputs.mask,
                 options.dropout_p, scale=options.scale, window=(options.left, options.right), softcap=options.softcap,
-                alibi_slopes=slopes, sink=inputs.sink, return_lse=True, seed=inputs.seed,
+                alibi_slopes=blocked_attention.slopes(inputs, number), sink=inputs.sink, return_lse=True,
+                seed=inputs.seed, first_head=number * inputs.query.shape[1],
                 causal_alignment="bottom_right" if options.bottom_right else "top_left",
-                first_head=number * inputs.query.shape[1],
             )
         )  # fmt: skip
     out, lse = (list(results) for results in zip(*parts, strict=True))

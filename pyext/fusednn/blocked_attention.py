@@ -69,10 +69,8 @@ class Sequences:
         self.first_head = number * self.N
         self.shift = self.K - self.M if o.bottom_right else 0
         self.mask = None if x.mask is None else x.mask.expand(self.B, self.N, self.M, self.K)
-        self.slopes = None
-        if x.slopes is not None:
-            own = x.slopes[number : number + 1] if x.starts_q is not None and x.slopes.shape[0] > 1 else x.slopes
-            self.slopes = own.to(self.exact).expand(self.B, self.N)
+        own = slopes(x, number)
+        self.slopes = None if own is None else own.to(self.exact).expand(self.B, self.N)
         self.sink = None if x.sink is None else x.sink.to(self.exact)
 
     def blocks(self) -> Iterator[Block]:
@@ -162,6 +160,13 @@ def sequences(x: Inputs) -> Iterator[tuple[int, slice, slice]]:
         return
     for number, (queries, keys) in enumerate(attention_call.sequences(x.starts_q, x.starts_k)):
         yield number, queries, keys
+
+
+def slopes(x: Inputs, number: int) -> Tensor | None:
+    """ALiBi's slopes of a sequence by its number, [1, N]; without sequences those of all batch rows."""
+    if x.slopes is None or x.starts_q is None or x.slopes.shape[0] == 1:
+        return x.slopes
+    return x.slopes[number : number + 1]
 
 
 def forward(x: Inputs, o: Options, out: Tensor, lse: Tensor) -> None:

@@ -149,23 +149,25 @@ def every() -> list[Kernel]:
 
 
 def attention(
-    dtype: str, size: int, hidden: bool, described: bool, one_kernel: bool = False, rows: int | None = None
-) -> list[str] | None:
+    dtype: str, size: int, hidden: bool, described: bool, one_kernel: bool = False, rows: int | None = None,
+    tf32: bool = True,
+) -> list[str] | None:  # fmt: skip
     """Names of the kernels of an attention call without modifiers, or None where they have no passports.
 
     Args:
-        dtype: ``float16``, ``bfloat16`` (the same code but for the types of its products), ``float32`` with TF32.
+        dtype: ``float16``, ``bfloat16`` (the same code but for the types of its products), ``float32``.
         size: of a head or of a value, the larger.
         hidden: whether a causal mask or a window hides keys.
         described: whether strides suit descriptors.
         one_kernel: whether one kernel computes all gradients.
         rows: of the tile that holds the queries, where they are so few that their keys are split.
+        tf32: whether products of float32 may be those of TF32.
 
     Returns:
         Names of forward (one, or split and merge), row term, and the gradients. A name stands for the head sizes up to
         its own.
     """
-    number = {"float16": "fp16", "bfloat16": "fp16", "float32": "tf32"}.get(dtype)
+    number = {"float16": "fp16", "bfloat16": "fp16", "float32": "tf32" if tf32 else "fp32"}.get(dtype)
     limit = next((limit for limit in HEAD_SIZES if size <= limit), None)
     if number is None or limit is None:
         return None
