@@ -39,8 +39,10 @@ def test_every_attention_call_finds_its_passports(version):
     kernels = passport_tables()[version]
     for size in HEAD_SIZES:
         for hidden in (False, True):
-            for dtype, described in (("bfloat16", True), ("bfloat16", False), ("float32", True)):
-                for name in attention(dtype, size - 1, hidden, described):
+            for dtype, described, tf32 in (
+                ("bfloat16", True, True), ("bfloat16", False, True), ("float32", True, True), ("float32", True, False),
+            ):  # fmt: skip
+                for name in attention(dtype, size - 1, hidden, described, tf32=tf32):
                     assert {"sm_90", "sm_100"} <= kernels[name].code.keys()
                     assert not described or {"sm_80", "sm_120"} <= kernels[name].code.keys()
 
@@ -74,6 +76,13 @@ def test_a_passport_within_the_figures_passes():
 def test_every_gate_closes(broken, said):
     (fault,) = gates.faults({MAIN: {"sm_90": {**GOOD, **broken}}}, "3.9.0")
     assert said in fault
+
+
+def test_products_of_fp32_without_tf32_use_no_tensor_cores():
+    name = "attention_forward<fp32, 128>"
+    (fault,) = gates.faults({name: {"sm_90": GOOD}}, "3.9.0")
+    assert "round fp32" in fault
+    assert gates.faults({name: {"sm_90": {**GOOD, "mma": {}}}}, "3.9.0") == []
 
 
 def test_a_kernel_that_does_not_compile_is_a_fault():

@@ -14,20 +14,19 @@ _HOPPER = re.compile(rf"attention_({'|'.join(WAITS)})<(?:fp16|bf16), \d+(?:, cau
 # Kernels that may spill: bytes, stores and loads together; on which Triton, if not on all; why they are shipped so.
 OLD = "3.6"
 MAY_SPILL = {
-    r"one kernel 64x128, stages 1> sm_90": (192, OLD, "a candidate, which tuning may choose"),
+    r"one kernel 64x128, stages 1> sm_90": (200, OLD, "a candidate, which tuning may choose"),
     r"addresses>": (1500, "", "strides that neither descriptors nor wide loads can follow: served, not tuned"),
     r"attention_forward<fp16, 256, causal> sm_120": (36, OLD, "the newest has none"),
     r"attention_forward<fp16, 128, causal, dropout> sm_80": (8, OLD, "the newest has none"),
-    r"attention_forward<tf32, 256> sm_100": (68, OLD, "the newest has none"),
+    r"attention_forward<tf32, (128|256)> sm_100": (68, OLD, "the newest has none"),
+    r"attention_forward<fp16, 256, causal, (dropout|mask)> sm_90": (80, "", "wider tiles serialise their products"),
+    r"attention_query<fp32, 64, causal> sm_80": (24, "", "one of twelve rows that serve every architecture"),
+    r"attention_key_value<fp32, 256.*>": (116, "", "the smallest tiles, 16 x 16: wide heads without TF32"),
+    r"attention_decode<fp32, 256, 16 rows>": (1000, "", "the smallest tile: reading keys and values is its cost"),
     r"attention_key_value<tf32, 128, causal> sm_(90|100)": (24, OLD, "the newest has none"),
     r"attention_key_value<fp16, 128, causal, dropout> sm_90": (48, OLD, "the newest has none"),
     r"attention_key_value<fp16, (64|128).*> sm_80": (28, OLD, "the newest has none"),
     r"attention_key_value<fp16, (64|128).*> sm_100": (1900, OLD, "the newest has none"),
-}
-# Kernels whose products ptxas may serialise, and why they are shipped so.
-MAY_SERIALISE = {
-    r"attention_decode<": "reading keys and values is all that such a call costs",
-    r"attention_forward<fp16, (64|256), causal, dropout> sm_90": "words of dropout between the products; not tuned yet",
 }
 
 
@@ -54,14 +53,17 @@ def _faults(name: str, known: str, fact: dict, version: str) -> list[str]:
         said.append(f"{fact['spills']} bytes of spills")
     if fact["shared"] > limit:
         said.append(f"{fact['shared']} bytes of shared memory, the device has {limit}")
-    if fact["serialised"] and not any(re.search(pattern, f"{name} {known}") for pattern in MAY_SERIALISE):
+    if fact["serialised"]:
         said.append("ptxas serialised its products")
     if fact["seconds"] > SECONDS:
         said.append(f"{fact['seconds']} s to compile")
     if fact.get("in_turns") is False:
         said.append("groups of warps do not take turns")
-    if re.match(r"attention_(?!row|merge)", name) and not fact["mma"]:
-        said.append("no tensor-core instruction")
+    if product := re.match(r"attention_(?!row|merge)\w+<(fp32)?", name):
+        if product[1] and fact["mma"]:
+            said.append("tensor-core instructions, which round fp32")
+        elif not product[1] and not fact["mma"]:
+            said.append("no tensor-core instruction")
     if hopper := _HOPPER.fullmatch(f"{name} {known}"):
         if fact["waits"] > WAITS[hopper[1]]:
             said.append(f"{fact['waits']} waits for {fact['products']} products a turn")

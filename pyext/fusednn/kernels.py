@@ -176,7 +176,7 @@ def attention(
     names = [f"attention_forward<{label}>"]
     if rows is not None:
         names = [f"attention_{kernel}<{number}, {limit}, {rows} rows>" for kernel in ("decode", "merge")]
-    names.append(f"attention_row<{plain}>")
+    names.append(f"attention_row<{plain.replace('fp32', 'tf32')}>")  # it has no products: one passport for both
     if one_kernel and by == "":
         return [*names, f"attention_key_value<{label}, one kernel>"]
     return [*names, f"attention_key_value<{label}>", f"attention_query<{label}>"]
