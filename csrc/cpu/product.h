@@ -82,6 +82,7 @@ constexpr long kSlice = 64;
 template <class A, int kGates, int kPanels, int kRows = Blocking<kGates>::kRows, bool kAhead = false>
 void multiply_panels(long rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, long k) {
   constexpr long kStep = kGates * Lanes<A>::kCount;
+  if (rows == 0) return;
   // Parts as even as can be, the larger ones first.
   const unsigned parts = static_cast<unsigned>(rows + kRows - 1) / kRows, least = static_cast<unsigned>(rows) / parts;
   const long larger = static_cast<long>(static_cast<unsigned>(rows) - least * parts) * (least + 1);
