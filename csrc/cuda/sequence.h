@@ -24,9 +24,16 @@ class Workspace {
   size_t used_ = 0;
 };
 
+// The rungs that take many launches.
 const char* run_forward(const RecurrentForward& args);
 const char* run_backward(const RecurrentBackward& args);
 size_t forward_workspace(const RecurrentForward& args);
 size_t backward_workspace(const RecurrentBackward& args);
+
+// The rungs that take one.
+const char* run_persistent_forward(const RecurrentForward& args);
+const char* run_persistent_backward(const RecurrentBackward& args);
+size_t persistent_workspace(const RecurrentForward& args);
+size_t persistent_workspace(const RecurrentBackward& args);
 
 }  // namespace fusednn::cuda

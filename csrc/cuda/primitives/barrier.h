@@ -38,7 +38,7 @@ FUSEDNN_DEVICE u32 shared_address(const void* p) {
 #endif
 }
 
-#if defined(FUSEDNN_EMULATE) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#if defined(FUSEDNN_CLUSTERS)
 
 FUSEDNN_DEVICE void mbarrier_init(u64* barrier, unsigned arrivals) {
 #if defined(FUSEDNN_EMULATE)

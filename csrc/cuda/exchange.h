@@ -1,0 +1,186 @@
+// How a message of all units reaches every warp of a group that multiplies it: the one thing in which `block`,
+// `cluster` and `grid` differ. docs/kernels/recurrent_cuda.md says why each wait is there.
+//
+// A message lies in the order of residence.h, 16 bytes a piece. Messages of a column are numbered from 0 and alternate
+// between two buffers: message n + 2 can overwrite n, because nobody sends it before all have sent n + 1, and nobody
+// sends that before its whole block has read n.
+#pragma once
+
+#include "cuda/geometry.h"
+#include "cuda/primitives/cluster.h"
+#include "cuda/primitives/warp.h"
+#include "cuda/residence.h"
+
+namespace fusednn::cuda {
+
+template <class Form>
+class Exchange {
+ public:
+  using T = typename Form::T;
+
+  FUSEDNN_DEVICE Exchange(const Geometry& z, const Seat& at) : z_(z), at_(at), shared_(shared_memory<Bytes16>()) {}
+
+  // By all threads, before the first message. Places of k that no unit has stay zero.
+  FUSEDNN_DEVICE void open() {
+    if (z_.rung == Rung::kGrid) return;
+    for (int i = static_cast<int>(threadIdx.x); i < 2 * z_.columns * z_.message * 32; i += static_cast<int>(blockDim.x)) {
+      shared_[i] = Bytes16{{0, 0, 0, 0}};
+    }
+#if defined(FUSEDNN_CLUSTERS)
+    if (z_.rung == Rung::kCluster) {
+      if (threadIdx.x == 0 && at_.works) {
+        for (int column = 0; column < z_.columns; ++column) {
+          for (u32 n = 0; n < 2; ++n) {
+            mbarrier_init(barrier(n, column), 1);
+            mbarrier_expect(barrier(n, column), bytes_of(n));
+          }
+        }
+        mbarrier_init_fence();
+      }
+      return cluster_sync();
+    }
+#endif
+    block_sync();
+  }
+
+  // By all threads: a block ends when no peer stores to it any more.
+  FUSEDNN_DEVICE void close() {
+#if defined(FUSEDNN_CLUSTERS)
+    if (z_.rung == Rung::kCluster) cluster_sync();
+#endif
+  }
+
+  // Where this warp's chunks of message n lie, once they are there.
+  FUSEDNN_DEVICE const Bytes16* receive(u32 n, int column, const Round& round) {
+    const int first = at_.slice * round.run;
+    if (z_.rung == Rung::kGrid) return fetch(n, column, round, first);
+#if defined(FUSEDNN_CLUSTERS)
+    if (z_.rung == Rung::kCluster) {
+      await([&] { return mbarrier_try(barrier(n, column), n / 2 % 2); });
+      if (threadIdx.x == 0 && !lost_) mbarrier_expect(barrier(n, column), bytes_of(n + 2));
+      return inbox(n, column) + first * 32;
+    }
+#endif
+    block_sync();
+    return inbox(n, column) + first * 32;
+  }
+
+  // The value of this lane's i-th item, for the message that is sent next.
+  FUSEDNN_DEVICE void put(int part, int i, T value) { staged<T>()[((part * at_.items + i) * 4 + at_.t) * 8 + at_.g] = value; }
+
+  // By each warp that finishes units: its pieces of message n.
+  template <int kParts>
+  FUSEDNN_DEVICE void send(u32 n, int column) {
+    constexpr int kPiecesOfRow = 8 / Form::kVector;  // 8 units
+    const int pieces = kParts * at_.items * 4 * kPiecesOfRow;
+    const int power = (kParts > 2 ? 4 : kParts) * at_.items * 4 * kPiecesOfRow, lanes = power < 32 ? power : 32;
+    const int team = at_.lane / lanes, teams = 32 / lanes;
+    warp_sync();
+    for (int piece = at_.lane % lanes; piece < pieces; piece += 32) {
+      const int i = piece / (4 * kPiecesOfRow) % at_.items, part = piece / (4 * kPiecesOfRow * at_.items);
+      const int row = piece / kPiecesOfRow % 4 * 2 + at_.element(i) % 2;
+      const int unit = at_.unit_tile * kTileUnits + at_.element(i) / 2 * 8 + piece % kPiecesOfRow * Form::kVector;
+      const int k = part * z_.unit_tiles * kTileUnits + unit;
+      const int place = k / kSpan<Form> * 32 + row * 4 + k % kSpan<Form> / Form::kVector;
+      deliver(n, column, place, staged<Bytes16>()[piece], team, teams);
+    }
+    warp_sync();
+    if (z_.rung == Rung::kGrid && at_.lane == 0) {
+      store_release(flags(column) + at_.unit_tile * at_.finishers + at_.finisher, n + 1);
+    }
+  }
+
+  // Whether a wait of this lane took longer than the patience: what it received is not what was sent.
+  FUSEDNN_DEVICE bool lost() const { return lost_; }
+
+ private:
+  FUSEDNN_DEVICE Bytes16* inbox(u32 n, int column) const {
+    return shared_ + (static_cast<int>(n % 2) * z_.columns + column) * z_.message * 32;
+  }
+  template <class U>
+  FUSEDNN_DEVICE U* staged() const {
+    const int number = at_.tile * at_.finishers + at_.finisher;
+    return reinterpret_cast<U*>(shared_ + z_.staged + number * z_.staged_of_warp);
+  }
+  FUSEDNN_DEVICE long group() const { return static_cast<long>(at_.direction) * gridDim.y + at_.group; }
+  FUSEDNN_DEVICE Bytes16* mail(u32 n, int column) const {
+    return z_.mail + ((group() * 2 + n % 2) * z_.columns + column) * z_.message * 32;
+  }
+  FUSEDNN_DEVICE u32* flags(int column) const {
+    return z_.flags + (group() * z_.columns + column) * z_.unit_tiles * at_.finishers;
+  }
+  FUSEDNN_DEVICE unsigned bytes_of(u32 n) const {
+    const int parts = z_.round[n % static_cast<u32>(z_.rounds)].parts;
+    return static_cast<unsigned>(parts * z_.unit_tiles * kTileUnits * kColumnRows) * sizeof(T);
+  }
+
+  // One piece to all blocks of the group; lanes of `teams` teams have it, and share the peers.
+  FUSEDNN_DEVICE void deliver(u32 n, int column, int place, Bytes16 piece, int team, int teams) {
+    if (z_.rung == Rung::kGrid) {
+      if (team == 0) store_relaxed(mail(n, column) + place, piece);
+      return;
+    }
+    Bytes16* to = inbox(n, column) + place;
+#if defined(FUSEDNN_CLUSTERS)
+    if (z_.rung == Rung::kCluster) {
+      const u32 here = shared_address(to), counted = shared_address(barrier(n, column));
+      for (int i = team; i < z_.blocks; i += teams) {
+        const unsigned peer = static_cast<unsigned>(at_.rank + i < z_.blocks ? at_.rank + i : at_.rank + i - z_.blocks);
+        store_async(remote_address(here, peer), piece, remote_address(counted, peer));
+      }
+      return;
+    }
+#endif
+    if (team == 0) *to = piece;
+  }
+
+  // `grid`: waits for the warps that finish this warp's chunks, and copies the chunks.
+  FUSEDNN_DEVICE const Bytes16* fetch(u32 n, int column, const Round& round, int first) {
+    const int last = first + round.run < round.chunks ? first + round.run : round.chunks;
+    constexpr int kTilesOfChunk = kSpan<Form> / kTileUnits;
+    const int begin = first * kTilesOfChunk;
+    const int end = last * kTilesOfChunk < round.parts * z_.unit_tiles ? last * kTilesOfChunk : round.parts * z_.unit_tiles;
+    const u32* sent = flags(column);
+    await([&] {
+      for (int i = at_.lane; i < (end - begin) * at_.finishers; i += 32) {
+        const int tile = (begin + i / at_.finishers) % z_.unit_tiles;
+        if (load_acquire(sent + tile * at_.finishers + i % at_.finishers) <= n) return false;
+      }
+      return true;
+    });
+    Bytes16* to = shared_ + at_.warp * z_.fetched * 32;
+    const Bytes16* from = mail(n, column) + first * 32;
+    for (int i = at_.lane; i < (last - first) * 32; i += 32) copy_async<16>(to + i, from + i);
+    copy_commit();
+    copy_wait<0>();
+    warp_sync();
+    return to;
+  }
+
+  // Until arrived() or the end of patience, which the host learns of.
+  template <class Arrived>
+  FUSEDNN_DEVICE void await(Arrived arrived) {
+    u64 begin = 0;
+    while (!lost_ && !arrived()) {
+      spin("a message");
+      const u64 now = nanoseconds();
+      if (begin == 0) begin = now;
+      lost_ = now - begin > z_.patience;
+      if (lost_) store_to_host(z_.fault, 1);
+    }
+    warp_sync();
+  }
+
+#if defined(FUSEDNN_CLUSTERS)
+  FUSEDNN_DEVICE u64* barrier(u32 n, int column) const {
+    return reinterpret_cast<u64*>(shared_ + z_.barriers) + static_cast<int>(n % 2) * z_.columns + column;
+  }
+#endif
+
+  const Geometry& z_;
+  const Seat& at_;
+  Bytes16* shared_;
+  bool lost_ = false;
+};
+
+}  // namespace fusednn::cuda
