@@ -1,4 +1,5 @@
-// Cells as CUDA kernels take them: a value, whose fields are what a kernel learns when it runs. Fewer kernels to compile.
+// Cells as CUDA kernels take them: a value, whose fields are what a kernel learns when it runs. Fewer kernels to
+// compile.
 #pragma once
 
 #include "cells/registry.h"

@@ -14,22 +14,22 @@
 namespace fusednn::cuda {
 
 template <class Form>
-class Exchange {
+class Exchange : public Seat {
  public:
   using T = typename Form::T;
 
-  FUSEDNN_DEVICE Exchange(const Geometry& z, const Seat& at) : z_(z), at_(at), shared_(shared_memory<Bytes16>()) {}
+  FUSEDNN_DEVICE explicit Exchange(const Geometry& z) : Seat(z), z(z), shared(shared_memory<Bytes16>()) {}
 
   // By all threads, before the first message. Places of k that no unit has stay zero.
   FUSEDNN_DEVICE void open() {
-    if (z_.rung == Rung::kGrid) return;
-    for (int i = static_cast<int>(threadIdx.x); i < 2 * z_.columns * z_.message * 32; i += static_cast<int>(blockDim.x)) {
-      shared_[i] = Bytes16{{0, 0, 0, 0}};
+    if (z.rung == Rung::kGrid) return;
+    for (int i = static_cast<int>(threadIdx.x); i < 2 * z.columns * z.message * 32; i += static_cast<int>(blockDim.x)) {
+      shared[i] = Bytes16{{0, 0, 0, 0}};
     }
 #if defined(FUSEDNN_CLUSTERS)
-    if (z_.rung == Rung::kCluster) {
-      if (threadIdx.x == 0 && at_.works) {
-        for (int column = 0; column < z_.columns; ++column) {
+    if (z.rung == Rung::kCluster) {
+      if (threadIdx.x == 0 && works) {
+        for (int column = 0; column < z.columns; ++column) {
           for (u32 n = 0; n < 2; ++n) {
             mbarrier_init(barrier(n, column), 1);
             mbarrier_expect(barrier(n, column), bytes_of(n));
@@ -46,16 +46,16 @@ class Exchange {
   // By all threads: a block ends when no peer stores to it any more.
   FUSEDNN_DEVICE void close() {
 #if defined(FUSEDNN_CLUSTERS)
-    if (z_.rung == Rung::kCluster) cluster_sync();
+    if (z.rung == Rung::kCluster) cluster_sync();
 #endif
   }
 
   // Where this warp's chunks of message n lie, once they are there.
   FUSEDNN_DEVICE const Bytes16* receive(u32 n, int column, const Round& round) {
-    const int first = at_.slice * round.run;
-    if (z_.rung == Rung::kGrid) return fetch(n, column, round, first);
+    const int first = slice * round.run;
+    if (z.rung == Rung::kGrid) return fetch(n, column, round, first);
 #if defined(FUSEDNN_CLUSTERS)
-    if (z_.rung == Rung::kCluster) {
+    if (z.rung == Rung::kCluster) {
       await([&] { return mbarrier_try(barrier(n, column), n / 2 % 2); });
       if (threadIdx.x == 0 && !lost_) mbarrier_expect(barrier(n, column), bytes_of(n + 2));
       return inbox(n, column) + first * 32;
@@ -66,27 +66,28 @@ class Exchange {
   }
 
   // The value of this lane's i-th item, for the message that is sent next.
-  FUSEDNN_DEVICE void put(int part, int i, T value) { staged<T>()[((part * at_.items + i) * 4 + at_.t) * 8 + at_.g] = value; }
+  FUSEDNN_DEVICE void put(int part, int i, T value) { staged<T>()[((part * items + i) * 4 + t) * 8 + g] = value; }
 
-  // By each warp that finishes units: its pieces of message n.
+  // The pieces of message n that this warp has, where it finishes units.
   template <int kParts>
   FUSEDNN_DEVICE void send(u32 n, int column) {
     constexpr int kPiecesOfRow = 8 / Form::kVector;  // 8 units
-    const int pieces = kParts * at_.items * 4 * kPiecesOfRow;
-    const int power = (kParts > 2 ? 4 : kParts) * at_.items * 4 * kPiecesOfRow, lanes = power < 32 ? power : 32;
-    const int team = at_.lane / lanes, teams = 32 / lanes;
+    if (items == 0) return;
+    const int pieces = kParts * items * 4 * kPiecesOfRow;
+    const int power = (kParts > 2 ? 4 : kParts) * items * 4 * kPiecesOfRow, lanes = power < 32 ? power : 32;
+    const int team = lane / lanes, teams = 32 / lanes;
     warp_sync();
-    for (int piece = at_.lane % lanes; piece < pieces; piece += 32) {
-      const int i = piece / (4 * kPiecesOfRow) % at_.items, part = piece / (4 * kPiecesOfRow * at_.items);
-      const int row = piece / kPiecesOfRow % 4 * 2 + at_.element(i) % 2;
-      const int unit = at_.unit_tile * kTileUnits + at_.element(i) / 2 * 8 + piece % kPiecesOfRow * Form::kVector;
-      const int k = part * z_.unit_tiles * kTileUnits + unit;
+    for (int piece = lane % lanes; piece < pieces; piece += 32) {
+      const int i = piece / (4 * kPiecesOfRow) % items, part = piece / (4 * kPiecesOfRow * items);
+      const int row = piece / kPiecesOfRow % 4 * 2 + element(i) % 2;
+      const int unit = unit_tile * kTileUnits + element(i) / 2 * 8 + piece % kPiecesOfRow * Form::kVector;
+      const int k = part * z.unit_tiles * kTileUnits + unit;
       const int place = k / kSpan<Form> * 32 + row * 4 + k % kSpan<Form> / Form::kVector;
       deliver(n, column, place, staged<Bytes16>()[piece], team, teams);
     }
     warp_sync();
-    if (z_.rung == Rung::kGrid && at_.lane == 0) {
-      store_release(flags(column) + at_.unit_tile * at_.finishers + at_.finisher, n + 1);
+    if (z.rung == Rung::kGrid && lane == 0) {
+      store_release(flags(column) + unit_tile * finishers + slice, n + 1);
     }
   }
 
@@ -95,37 +96,37 @@ class Exchange {
 
  private:
   FUSEDNN_DEVICE Bytes16* inbox(u32 n, int column) const {
-    return shared_ + (static_cast<int>(n % 2) * z_.columns + column) * z_.message * 32;
+    return shared + (static_cast<int>(n % 2) * z.columns + column) * z.message * 32;
   }
   template <class U>
   FUSEDNN_DEVICE U* staged() const {
-    const int number = at_.tile * at_.finishers + at_.finisher;
-    return reinterpret_cast<U*>(shared_ + z_.staged + number * z_.staged_of_warp);
+    const int number = tile * finishers + slice;
+    return reinterpret_cast<U*>(shared + z.staged + number * z.staged_of_warp);
   }
-  FUSEDNN_DEVICE long group() const { return static_cast<long>(at_.direction) * gridDim.y + at_.group; }
+  FUSEDNN_DEVICE long group_of_all() const { return static_cast<long>(direction) * gridDim.y + group; }
   FUSEDNN_DEVICE Bytes16* mail(u32 n, int column) const {
-    return z_.mail + ((group() * 2 + n % 2) * z_.columns + column) * z_.message * 32;
+    return z.mail + ((group_of_all() * 2 + n % 2) * z.columns + column) * z.message * 32;
   }
   FUSEDNN_DEVICE u32* flags(int column) const {
-    return z_.flags + (group() * z_.columns + column) * z_.unit_tiles * at_.finishers;
+    return z.flags + (group_of_all() * z.columns + column) * z.unit_tiles * finishers;
   }
   FUSEDNN_DEVICE unsigned bytes_of(u32 n) const {
-    const int parts = z_.round[n % static_cast<u32>(z_.rounds)].parts;
-    return static_cast<unsigned>(parts * z_.unit_tiles * kTileUnits * kColumnRows) * sizeof(T);
+    const int parts = z.round[n % static_cast<u32>(z.rounds)].parts;
+    return static_cast<unsigned>(parts * z.unit_tiles * kTileUnits * kColumnRows) * sizeof(T);
   }
 
   // One piece to all blocks of the group; lanes of `teams` teams have it, and share the peers.
   FUSEDNN_DEVICE void deliver(u32 n, int column, int place, Bytes16 piece, int team, int teams) {
-    if (z_.rung == Rung::kGrid) {
+    if (z.rung == Rung::kGrid) {
       if (team == 0) store_relaxed(mail(n, column) + place, piece);
       return;
     }
     Bytes16* to = inbox(n, column) + place;
 #if defined(FUSEDNN_CLUSTERS)
-    if (z_.rung == Rung::kCluster) {
+    if (z.rung == Rung::kCluster) {
       const u32 here = shared_address(to), counted = shared_address(barrier(n, column));
-      for (int i = team; i < z_.blocks; i += teams) {
-        const unsigned peer = static_cast<unsigned>(at_.rank + i < z_.blocks ? at_.rank + i : at_.rank + i - z_.blocks);
+      for (int i = team; i < z.blocks; i += teams) {
+        const unsigned peer = static_cast<unsigned>(rank + i < z.blocks ? rank + i : rank + i - z.blocks);
         store_async(remote_address(here, peer), piece, remote_address(counted, peer));
       }
       return;
@@ -139,18 +140,19 @@ class Exchange {
     const int last = first + round.run < round.chunks ? first + round.run : round.chunks;
     constexpr int kTilesOfChunk = kSpan<Form> / kTileUnits;
     const int begin = first * kTilesOfChunk;
-    const int end = last * kTilesOfChunk < round.parts * z_.unit_tiles ? last * kTilesOfChunk : round.parts * z_.unit_tiles;
+    const int end =
+        last * kTilesOfChunk < round.parts * z.unit_tiles ? last * kTilesOfChunk : round.parts * z.unit_tiles;
     const u32* sent = flags(column);
     await([&] {
-      for (int i = at_.lane; i < (end - begin) * at_.finishers; i += 32) {
-        const int tile = (begin + i / at_.finishers) % z_.unit_tiles;
-        if (load_acquire(sent + tile * at_.finishers + i % at_.finishers) <= n) return false;
+      for (int i = lane; i < (end - begin) * finishers; i += 32) {
+        const int tile = (begin + i / finishers) % z.unit_tiles;
+        if (load_acquire(sent + tile * finishers + i % finishers) <= n) return false;
       }
       return true;
     });
-    Bytes16* to = shared_ + at_.warp * z_.fetched * 32;
+    Bytes16* to = shared + warp * z.fetched * 32;
     const Bytes16* from = mail(n, column) + first * 32;
-    for (int i = at_.lane; i < (last - first) * 32; i += 32) copy_async<16>(to + i, from + i);
+    for (int i = lane; i < (last - first) * 32; i += 32) copy_async<16>(to + i, from + i);
     copy_commit();
     copy_wait<0>();
     warp_sync();
@@ -165,22 +167,23 @@ class Exchange {
       spin("a message");
       const u64 now = nanoseconds();
       if (begin == 0) begin = now;
-      lost_ = now - begin > z_.patience;
-      if (lost_) store_to_host(z_.fault, 1);
+      lost_ = now - begin > z.patience;
+      if (lost_) store_to_host(z.fault, 1);
     }
     warp_sync();
   }
 
 #if defined(FUSEDNN_CLUSTERS)
   FUSEDNN_DEVICE u64* barrier(u32 n, int column) const {
-    return reinterpret_cast<u64*>(shared_ + z_.barriers) + static_cast<int>(n % 2) * z_.columns + column;
+    return reinterpret_cast<u64*>(shared + z.barriers) + static_cast<int>(n % 2) * z.columns + column;
   }
 #endif
 
-  const Geometry& z_;
-  const Seat& at_;
-  Bytes16* shared_;
   bool lost_ = false;
+
+ protected:
+  const Geometry& z;
+  Bytes16* const shared;
 };
 
 }  // namespace fusednn::cuda

@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(kThreads) gemm_forward(Cell math, Sizes z, Any
 }
 
 template <class Cell, class A, bool kLate>
-__global__ void __launch_bounds__(kThreads) gemm_backward(Cell math, Sizes z, AnyStored<A> io, Both<BackwardStep> both) {
+__global__ void __launch_bounds__(kThreads)
+    gemm_backward(Cell math, Sizes z, AnyStored<A> io, Both<BackwardStep> both) {
   const BackwardStep& s = both.step[blockIdx.y];
   const At at(z.hidden);
   const BackwardCell<Cell, AnyStored<A>> cell{math, io, z, s};

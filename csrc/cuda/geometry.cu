@@ -98,7 +98,8 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
   const std::string what = std::string(s.cell) + " with H = " + std::to_string(s.hidden);
   int launched = 1;  // blocks of a group
   if (z.rung == Rung::kBlock) {
-    if (z.unit_tiles > kMostWarps) return refuse("one block holds at most 128 units, got H = " + std::to_string(s.hidden));
+    if (z.unit_tiles > kMostWarps)
+      return refuse("one block holds at most 128 units, got H = " + std::to_string(s.hidden));
     z.tiles = z.unit_tiles, z.blocks = 1;
   } else if (z.rung == Rung::kCluster) {
     if (cluster == 0) return refuse("clusters need a GPU of compute capability 9.0 or later");
@@ -127,8 +128,10 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
   shape.shared_bytes = place(z, needs);
   const auto fits = [&] { return shape.shared_bytes <= static_cast<size_t>(gpu.shared_bytes); };
   if (!fits()) {
-    return refuse(what + ": " + kib(shape.shared_bytes) + " of shared memory a block for weights beyond the registers, "
-                  "this GPU has " + kib(static_cast<size_t>(gpu.shared_bytes)));
+    return refuse(what + ": " + kib(shape.shared_bytes) +
+                  " of shared memory a block for weights beyond the registers, "
+                  "this GPU has " +
+                  kib(static_cast<size_t>(gpu.shared_bytes)));
   }
   const int rows = up(std::max(z.batch, 1), kColumnRows), active = gpu.active(needs, shape);
   const int together = z.rung == Rung::kGrid ? active / launched : active;  // groups

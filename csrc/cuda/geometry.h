@@ -13,7 +13,7 @@ namespace fusednn::cuda {
 
 enum class Rung : int { kBlock, kCluster, kGrid };
 
-constexpr int kTileUnits = 16, kColumnRows = 8, kMostWarps = 8, kMostItems = 4, kMostCluster = 16;
+constexpr int kTileUnits = 16, kColumnRows = 8, kMostWarps = 8, kMostItems = 4, kItemsAtOnce = 2, kMostCluster = 16;
 
 // A step has a round for each of its products. The message that a round waits for holds `parts` values of each unit.
 struct Round {
@@ -47,13 +47,13 @@ struct Geometry {
 
 // Who a warp, and a lane of it, is.
 struct Seat {
-  int lane, g, t;               // lane (g, t) of mma.h
-  int warp, tile, slice;        // tile of the block
-  int rank, group, direction;   // block in its group
-  int unit_tile;                // of the layer
-  bool works;                   // the unit tile exists
-  int finishers, finisher;      // warps that finish a tile's units, and which of them this is
-  int items;                    // units that each lane of it finishes; 0: this warp finishes none
+  int lane, g, t;              // lane (g, t) of mma.h
+  int warp, tile, slice;       // tile of the block
+  int rank, group, direction;  // block in its group
+  int unit_tile;               // of the layer
+  bool works;                  // the unit tile exists
+  int finishers;               // warps that finish a tile's units: its first ones, by number of slice
+  int items;                   // units and rows that each of their lanes finishes; 0: this warp finishes none
 
   FUSEDNN_DEVICE explicit Seat(const Geometry& z)
       : lane(static_cast<int>(lane_of_warp())),
@@ -68,21 +68,12 @@ struct Seat {
         unit_tile(rank * z.tiles + tile),
         works(unit_tile < z.unit_tiles),
         finishers(z.slices < kMostItems ? z.slices : kMostItems),
-        finisher(slice),
         items(works && slice < finishers ? kMostItems / finishers : 0) {}
 
-  // Which of a tile's four sums of a lane the i-th item is, and so where it lies (mma.h).
-  FUSEDNN_DEVICE int element(int i) const { return finisher * items + i; }
+  // Which of the four sums of a lane the i-th item is; that says its unit and row (mma.h).
+  FUSEDNN_DEVICE int element(int i) const { return slice * items + i; }
   FUSEDNN_DEVICE int unit(int i) const { return unit_tile * kTileUnits + element(i) / 2 * 8 + g; }
   FUSEDNN_DEVICE int row(int i) const { return 2 * t + element(i) % 2; }
-
-  template <class Body>
-  FUSEDNN_DEVICE void each_item(Body body) const {
-#pragma unroll
-    for (int i = 0; i < kMostItems; ++i) {
-      if (i < items) body(i);
-    }
-  }
 };
 
 // ------- on the host

@@ -17,7 +17,8 @@ struct Lengths {
 
 // A thread a time: a row has had min(length, t) steps before t.
 template <int kRows>
-__global__ void __launch_bounds__(kThreads) lengths_kernel(Lengths<kRows> part, int times, int* lengths, int64_t* offsets) {
+__global__ void __launch_bounds__(kThreads)
+    lengths_kernel(Lengths<kRows> part, int times, int* lengths, int64_t* offsets) {
   const int t = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (t < part.count) lengths[part.first + t] = part.length[t];
   if (t >= times) return;

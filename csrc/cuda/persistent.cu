@@ -41,7 +41,8 @@ struct Persistent {
   int* lengths = nullptr;
   int64_t* offsets = nullptr;
 
-  Persistent(const RecurrentShape& shape, const Needs& needs) : s(shape), refused(lay_out(shape, needs, layout)), space(shape.workspace) {
+  Persistent(const RecurrentShape& shape, const Needs& needs)
+      : s(shape), refused(lay_out(shape, needs, layout)), space(shape.workspace) {
     if (refused != nullptr) return;
     exchanged = layout.mail_bytes + layout.flag_count * sizeof(u32);
     if (exchanged > 0) zeroed = static_cast<float*>(space.take(exchanged));

@@ -6,6 +6,8 @@
 // warp's run of chunks the first ones stay in registers, the rest in shared memory.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/primitives/warp.h"
 #include "cuda/product.h"
 
@@ -35,6 +37,9 @@ struct Stays<Float32> {
 };
 
 template <class Form>
+constexpr bool kPlain = std::is_same_v<Form, Float32>;
+
+template <class Form>
 constexpr int kSpan = 4 * Form::kVector;  // k of a chunk
 
 // The sums of a warp while it walks through its chunks. Tensor cores: where tiles are few, sums for several places of k
@@ -43,12 +48,15 @@ template <class Form, int kTiles>
 struct Sums {
   static constexpr int kChains = kTiles == 1 ? 4 : kTiles == 2 ? 2 : 1;
 
+  using State = Bytes16;  // what a lane reads of a chunk
+
   float d[kChains][kTiles][4] = {};
+
+  static FUSEDNN_DEVICE State read(const Bytes16* chunk, int lane) { return chunk[lane]; }
 
   // kTurn: parity of the chunk.
   template <int kTurn>
-  FUSEDNN_DEVICE void add(const Bytes16 (&w)[kTiles][2], const Bytes16* states, int lane) {
-    const Bytes16 h = states[lane];
+  FUSEDNN_DEVICE void add(const Bytes16 (&w)[kTiles][2], const State& h) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -77,13 +85,17 @@ struct Sums {
 // four lanes of a group add up at the end.
 template <int kTiles>
 struct Sums<Float32, kTiles> {
+  using State = const Bytes16*;
+
   float d[kTiles][2][8] = {};
 
+  static FUSEDNN_DEVICE State read(const Bytes16* chunk, int lane) { return chunk + lane % 4; }
+
   template <int>
-  FUSEDNN_DEVICE void add(const Bytes16 (&w)[kTiles][2], const Bytes16* states, int lane) {
+  FUSEDNN_DEVICE void add(const Bytes16 (&w)[kTiles][2], State states) {
 #pragma unroll
     for (int row = 0; row < 8; ++row) {
-      const Bytes16 h = states[row * 4 + lane % 4];
+      const Bytes16 h = states[row * 4];
 #pragma unroll
       for (int q = 0; q < kTiles; ++q) {
 #pragma unroll
@@ -131,21 +143,38 @@ class Residence {
   template <class Fetch>
   FUSEDNN_DEVICE void load(Bytes16* shared, int first, int chunks, int lane, Fetch fetch) {
     rest_ = shared + lane, chunks_ = chunks, lane_ = lane;
-    const auto piece_of = [&](int c, int q, int i) {
-      const int k = (first + c) * kSpan<Form> + lane % 4 * Form::kVector;
-      return Stays<Form>::weights(fetch(q, lane / 4 + 8 * i, k));
-    };
+    constexpr int kBatch = kTiles == 1 ? 2 : 1;  // chunks on their way together
+    for (int c = 0; c < chunks || c < kKept; c += kBatch) {
+      Bytes16 got[kBatch][kTiles][2];
 #pragma unroll
-    for (int c = 0; c < kKept; ++c) {
+      for (int b = 0; b < kBatch; ++b) {
+        const int k = (first + c + b) * kSpan<Form> + lane % 4 * Form::kVector;
 #pragma unroll
-      for (int q = 0; q < kTiles; ++q) {
+        for (int q = 0; q < kTiles; ++q) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) kept_[c][q][i] = c < chunks ? piece_of(c, q, i) : Bytes16{{0, 0, 0, 0}};
+          for (int i = 0; i < 2; ++i) {
+            const bool mine = c + b < chunks;
+            got[b][q][i] = mine ? Stays<Form>::weights(fetch(q, lane / 4 + 8 * i, k)) : Bytes16{{0, 0, 0, 0}};
+          }
+        }
       }
-    }
-    for (int c = kKept; c < chunks; ++c) {
-      for (int q = 0; q < kTiles; ++q) {
-        for (int i = 0; i < 2; ++i) rest_[place(c, q, i)] = piece_of(c, q, i);
+#pragma unroll
+      for (int kept = 0; kept < kKept; ++kept) {
+        if (c != kept / kBatch * kBatch) continue;
+#pragma unroll
+        for (int q = 0; q < kTiles; ++q) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) kept_[kept][q][i] = got[kept % kBatch][q][i];
+        }
+      }
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        if (c + b < kKept || c + b >= chunks) continue;
+#pragma unroll
+        for (int q = 0; q < kTiles; ++q) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) rest_[place(c + b, q, i)] = got[b][q][i];
+        }
       }
     }
   }
@@ -153,7 +182,7 @@ class Residence {
   // states: those of the warp's first chunk.
   FUSEDNN_DEVICE void multiply(const Bytes16* states, float (&sum)[kTiles][4]) const {
     Sums<Form, kTiles> sums;
-    multiply_kept<0>(sums, states);
+    if (chunks_ > 0) multiply_kept<0>(sums, states, sums.read(states, lane_));
     for (int c = kKept; c < chunks_; c += 2) {
       add_rest<kKept % 2>(sums, states, c);
       if (c + 1 < chunks_) add_rest<1 - kKept % 2>(sums, states, c + 1);
@@ -162,12 +191,17 @@ class Residence {
   }
 
  private:
+  using State = typename Sums<Form, kTiles>::State;
+
+  // From chunk kChunk on, which exists; the state of the next one is read before this one is multiplied.
   template <int kChunk>
-  FUSEDNN_DEVICE void multiply_kept(Sums<Form, kTiles>& sums, const Bytes16* states) const {
-    if constexpr (kChunk < kKept) {
-      if (kChunk >= chunks_) return;
-      sums.template add<kChunk % 2>(kept_[kChunk], states + kChunk * 32, lane_);
-      multiply_kept<kChunk + 1>(sums, states);
+  FUSEDNN_DEVICE void multiply_kept(Sums<Form, kTiles>& sums, const Bytes16* states, State now) const {
+    const bool more = kChunk + 1 < kKept && kChunk + 1 < chunks_;
+    State next = now;
+    if (more) next = sums.read(states + (kChunk + 1) * 32, lane_);
+    sums.template add<kChunk % 2>(kept_[kChunk], now);
+    if constexpr (kChunk + 1 < kKept) {
+      if (more) multiply_kept<kChunk + 1>(sums, states, next);
     }
   }
 
@@ -179,7 +213,7 @@ class Residence {
 #pragma unroll
       for (int i = 0; i < 2; ++i) w[q][i] = rest_[place(c, q, i)];
     }
-    sums.template add<kTurn>(w, states + c * 32, lane_);
+    sums.template add<kTurn>(w, sums.read(states + c * 32, lane_));
   }
 
   static FUSEDNN_DEVICE int place(int c, int q, int i) { return (((c - kKept) * kTiles + q) * 2 + i) * 32; }

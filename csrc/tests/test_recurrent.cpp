@@ -148,10 +148,10 @@ TEST(a_single_step_by_library_gemm_agrees_with_plain_loops) {
 }
 
 TEST(any_number_of_threads_gives_the_same_bits) {
+  if (cuda_strategy() != nullptr) return;
   for_each_isa([](const char* isa) {
     for_each_cell([&](const CellInfo& cell) {
       for (const Size& size : {Size{2, 6, 70, 0, 2, true}, Size{33, 3, 40, 0, 1}, Size{1, 4, 200, 0, 1}}) {
-        if (!serves(Dtype::kFloat32, size)) continue;
         const Problem p = make_problem(size, cell, Dtype::kFloat32, 3);
         const Outputs one = run_forward(p, cell, Dtype::kFloat32, 1);
         const Gradients back = run_backward(p, one, cell, Dtype::kFloat32, 1);
