@@ -43,10 +43,14 @@ class Exchange : public Seat {
     block_sync();
   }
 
-  // By all threads: a block ends when no peer stores to it any more.
+  // By all threads: a block ends when nothing is under way to it. Whoever received all messages knows; whoever lost one
+  // stays long enough for what its peers, which have all come here, have sent.
   FUSEDNN_DEVICE void close() {
 #if defined(FUSEDNN_CLUSTERS)
-    if (z.rung == Rung::kCluster) cluster_sync();
+    if (z.rung != Rung::kCluster) return;
+    cluster_sync();
+    const u64 begin = nanoseconds();
+    while (lost_ && nanoseconds() - begin < kLinger) spin("stores under way");
 #endif
   }
 
@@ -95,6 +99,8 @@ class Exchange : public Seat {
   FUSEDNN_DEVICE bool lost() const { return lost_; }
 
  private:
+  static constexpr u64 kLinger = 100'000;  // nanoseconds; a store takes about one thousand
+
   FUSEDNN_DEVICE Bytes16* inbox(u32 n, int column) const {
     return shared + (static_cast<int>(n % 2) * z.columns + column) * z.message * 32;
   }

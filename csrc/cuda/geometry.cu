@@ -134,6 +134,7 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
                   kib(static_cast<size_t>(gpu.shared_bytes)));
   }
   const int rows = up(std::max(z.batch, 1), kColumnRows), active = gpu.active(needs, shape);
+  shape.resident = static_cast<unsigned>(active);
   const int together = z.rung == Rung::kGrid ? active / launched : active;  // groups
   if (together < 1) {
     if (launched > 2 && z.rung == Rung::kCluster) return lay_out_within(launched / 2, s, needs, out);

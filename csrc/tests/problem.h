@@ -41,6 +41,7 @@ class ForwardCall {
   ~ForwardCall();
   void run();
   Outputs read() const;
+  const RecurrentForward& arguments() const;
 
  private:
   struct Parts;
@@ -65,6 +66,9 @@ Gradients run_backward(const Problem& p, const Outputs& forward, const CellInfo&
 
 Outputs naive_forward(const Problem& p, const CellInfo& cell, Dtype dtype);
 Gradients naive_backward(const Problem& p, const CellInfo& cell, Dtype dtype);
+
+// The largest difference, in units of eps times the largest true value.
+double distance(const Values& got, const Values& truth, double eps);
 
 // From here on fp32 products of CUDA kernels may use TF32.
 void allow_tf32(bool allow);

@@ -25,17 +25,6 @@ const Size kSizes[] = {
 };
 const Size kProjected[] = {{3, 4, 20, 5, 1}, {5, 4, 9, 12, 2, true}, {1, 3, 33, 17, 1}, {49, 2, 7, 1, 1}};
 
-// The largest difference, in units of eps times the largest true value.
-double distance(const Values& got, const Values& truth, double eps) {
-  if (got.size() != truth.size()) return std::numeric_limits<double>::infinity();
-  double error = 0, largest = 1e-30;
-  for (size_t i = 0; i < got.size(); ++i) {
-    if (!(std::fabs(got[i] - truth[i]) <= error)) error = std::fabs(got[i] - truth[i]);
-    largest = std::max(largest, std::fabs(truth[i]));
-  }
-  return error / (eps * largest);
-}
-
 // In the low precisions a state that falls on the other side of a rounding boundary moves everything after it by one
 // rounding; relu's derivative can jump there.
 double allowed(const CellInfo& cell, Dtype dtype) {
