@@ -99,7 +99,7 @@ class Exchange : public Seat {
   FUSEDNN_DEVICE bool lost() const { return lost_; }
 
  private:
-  static constexpr u64 kLinger = 100'000;  // nanoseconds; a store takes about one thousand
+  static constexpr u64 kLinger = 1'000'000;  // nanoseconds; a store takes about one thousand
 
   FUSEDNN_DEVICE Bytes16* inbox(u32 n, int column) const {
     return shared + (static_cast<int>(n % 2) * z.columns + column) * z.message * 32;

@@ -50,7 +50,9 @@ FUSEDNN_DEVICE void mbarrier_init(u64* barrier, unsigned arrivals) {
 
 // Makes initialised barriers visible to the cluster; a cluster barrier must follow.
 FUSEDNN_DEVICE void mbarrier_init_fence() {
-#if !defined(FUSEDNN_EMULATE)
+#if defined(FUSEDNN_EMULATE)
+  emulation::mbarrier_init_fence();
+#else
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
