@@ -75,16 +75,16 @@ class Exchange : public Seat {
   // The pieces of message n that this warp has, where it finishes units.
   template <int kParts>
   FUSEDNN_DEVICE void send(u32 n, int column) {
-    constexpr int kPiecesOfRow = 8 / Form::kVector;  // 8 units
     if (items == 0) return;
-    const int pieces = kParts * items * 4 * kPiecesOfRow;
-    const int power = (kParts > 2 ? 4 : kParts) * items * 4 * kPiecesOfRow, lanes = power < 32 ? power : 32;
-    const int team = lane / lanes, teams = 32 / lanes;
+    constexpr int kRowBits = Form::kVector == 8 ? 0 : 1, kPartBits = kParts > 2 ? 2 : kParts - 1;  // of pieces
+    const int pieces = kParts * items << (2 + kRowBits), bits = kPartBits + item_bits + 2 + kRowBits;
+    const int lane_bits = bits < 5 ? bits : 5, team = lane >> lane_bits, teams = 32 >> lane_bits;
     warp_sync();
-    for (int piece = lane % lanes; piece < pieces; piece += 32) {
-      const int i = piece / (4 * kPiecesOfRow) % items, part = piece / (4 * kPiecesOfRow * items);
-      const int row = piece / kPiecesOfRow % 4 * 2 + element(i) % 2;
-      const int unit = unit_tile * kTileUnits + element(i) / 2 * 8 + piece % kPiecesOfRow * Form::kVector;
+    for (int piece = lane & ((1 << lane_bits) - 1); piece < pieces; piece += 32) {
+      const int i = piece >> (2 + kRowBits) & (items - 1), part = piece >> (2 + kRowBits + item_bits);
+      const int row = (piece >> kRowBits & 3) * 2 + element(i) % 2;
+      const int of_row = piece & ((1 << kRowBits) - 1);
+      const int unit = unit_tile * kTileUnits + element(i) / 2 * 8 + of_row * Form::kVector;
       const int k = part * z.unit_tiles * kTileUnits + unit;
       const int place = k / kSpan<Form> * 32 + row * 4 + k % kSpan<Form> / Form::kVector;
       deliver(n, column, place, staged<Bytes16>()[piece], team, teams);
@@ -151,8 +151,8 @@ class Exchange : public Seat {
     const u32* sent = flags(column);
     await([&] {
       for (int i = lane; i < (end - begin) * finishers; i += 32) {
-        const int tile = (begin + i / finishers) % z.unit_tiles;
-        if (load_acquire(sent + tile * finishers + i % finishers) <= n) return false;
+        const int of = begin + (i >> (2 - item_bits)), sender = of % z.unit_tiles;
+        if (load_acquire(sent + sender * finishers + (i & (finishers - 1))) <= n) return false;
       }
       return true;
     });

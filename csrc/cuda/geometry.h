@@ -52,8 +52,9 @@ struct Seat {
   int rank, group, direction;  // block in its group
   int unit_tile;               // of the layer
   bool works;                  // the unit tile exists
-  int finishers;               // warps that finish a tile's units: its first ones, by number of slice
-  int items;                   // units and rows that each of their lanes finishes; 0: this warp finishes none
+  int item_bits;  // of a tile's four sums a lane finishes 1 << item_bits, so that several warps share them:
+  int finishers;  // the first ones, by number of slice
+  int items;      // that this lane finishes, each a unit of a row; 0: its warp finishes none
 
   FUSEDNN_DEVICE explicit Seat(const Geometry& z)
       : lane(static_cast<int>(lane_of_warp())),
@@ -67,8 +68,9 @@ struct Seat {
         direction(static_cast<int>(blockIdx.z) + z.first_direction),
         unit_tile(rank * z.tiles + tile),
         works(unit_tile < z.unit_tiles),
-        finishers(z.slices < kMostItems ? z.slices : kMostItems),
-        items(works && slice < finishers ? kMostItems / finishers : 0) {}
+        item_bits(z.slices >= 4 ? 0 : 3 - z.slices),
+        finishers(kMostItems >> item_bits),
+        items(works && slice < finishers ? 1 << item_bits : 0) {}
 
   // Which of the four sums of a lane the i-th item is; that says its unit and row (mma.h).
   FUSEDNN_DEVICE int element(int i) const { return slice * items + i; }

@@ -73,9 +73,10 @@ float value_of(int n, int column, int part, int unit, int row) {
   return static_cast<float>(((n * 3 + column) * 5 + part) * 4096 + unit * 8 + row);
 }
 
-// What a kernel does between messages: the warps of a tile read n, meet, and those that finish units send n + 1.
+// What a kernel does between messages: the warps of a tile read n, meet, and those that finish units send n + 1. Block
+// 1 begins late by so many turns.
 template <int kParts>
-__global__ void pass_messages(cuda::Geometry z, int messages, int* wrong) {
+__global__ void pass_messages(cuda::Geometry z, int messages, cuda::u64 late, int* wrong) {
   cuda::Exchange<Words> mail(z);
   mail.open();
   if (mail.rank >= z.blocks) return mail.close();
@@ -88,6 +89,8 @@ __global__ void pass_messages(cuda::Geometry z, int messages, int* wrong) {
     }
     mail.template send<kParts>(static_cast<cuda::u32>(n), column);
   };
+  const cuda::u64 begin = cuda::nanoseconds();
+  while (mail.rank == 1 && cuda::nanoseconds() - begin < late) cuda::spin("a late block");
   for (int column = 0; column < z.columns; ++column) send(0, column);
   for (int n = 0; n < messages; ++n) {
     for (int column = 0; column < z.columns; ++column) {
@@ -117,7 +120,8 @@ struct Passed {
 };
 
 template <int kParts>
-Passed pass(const char* rung, int hidden, int batch, int messages, cuda::u64 patience = cuda::wait_patience()) {
+Passed pass(const char* rung, int hidden, int batch, int messages, cuda::u64 patience = cuda::wait_patience(),
+            cuda::u64 late = 0) {
   RecurrentShape s{};
   s.cell = "lstm", s.strategy = rung, s.dtype = Dtype::kFloat32;
   s.batch = batch, s.steps = messages, s.hidden = hidden, s.directions = 1;
@@ -130,7 +134,7 @@ Passed pass(const char* rung, int hidden, int batch, int messages, cuda::u64 pat
   cuda::Geometry z = layout.geometry;
   z.mail = mail.data(), z.flags = flags.data(), z.patience = patience;
   CHECK(cuda::wait_fault(&z.fault) == nullptr, "no memory for the fault");
-  error = cuda::launch<pass_messages<kParts>>(layout.shape, nullptr, z, messages, &wrong);
+  error = cuda::launch<pass_messages<kParts>>(layout.shape, nullptr, z, messages, late, &wrong);
   CHECK(error == nullptr, error);
   error = finish();
   CHECK(error == nullptr, error);
@@ -162,6 +166,7 @@ TEST(ten_thousand_messages_of_each_rung_arrive_whole_and_in_time) {
 TEST(messages_that_are_not_waited_for_end_the_kernel_with_a_fault) {
   for (const char* rung : {"cluster", "grid"}) {
     for_seeds(10, [&](uint64_t seed) { CHECK(pass<1>(rung, 40, 1, 6, 0).fault, rung << " seed " << seed); });
+    CHECK(pass<1>(rung, 40, 1, 6, 1000, 5'000'000).fault, rung << " with a late block");
   }
 }
 
