@@ -36,6 +36,7 @@ test: build emulated ## the tests
 
 test-full: build emulated mutants sanitize ## all tests, mutants, sanitizers, every passport, and the built module under the oldest and the newest torch
 	$(PY) -m pytest tests
+	FUSEDNN_TEST_ALL_FLOATS=1 build/cpp/test_math every_float
 	$(PY) tools/passports.py --all
 	$(PY) tools/torch_versions.py
 

@@ -31,6 +31,7 @@ struct RecurrentShape {
   const char* cell;  // a name of cells/registry.h
   Dtype dtype;
   int64_t batch, steps, rows, hidden, proj, directions;  // B, T, N, H, P, D
+  int64_t inputs;                                        // I, where forward is given x
   const int64_t* batch_sizes;                            // [T] on the host, non-increasing; null: padded
   int threads;                                           // at most this many (cpu)
   void (*gemm)(const Gemm&);  // a library GEMM; null: the provider does without (cpu), or cannot serve `gemm`
@@ -43,7 +44,10 @@ struct RecurrentShape {
 
 struct RecurrentForward {
   RecurrentShape shape;
-  const void* gates;  // [N, D*G*H] W_ih x + b_ih
+  const void* gates;  // [N, D*G*H] W_ih x + b_ih; null (cpu, T > 1): computed from the next three
+  const void* x;      // [N, I]
+  const void* w_ih;   // [D, G*H, I]
+  const void* b_ih;   // [D, G*H] or null
   const void* h0;     // [D, B, P]
   const void* c0;     // [D, B, H]; null where the cell has no c
   const void* w_hh;   // [D, G*H, P]

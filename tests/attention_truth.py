@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -64,6 +65,29 @@ class Case:
         """Arguments of the call other than tensors."""
         names = ("is_causal", "scale", "window", "softcap", "causal_alignment")
         return {name: getattr(self, name) for name in names} | {"enable_gqa": self.groups > 1}
+
+
+def any_case(length: int, batch: int, groups: int, size: int, value_size: int) -> st.SearchStrategy[Case]:
+    """Random combinations of all modifiers, of at most so many queries and keys, batch rows, and so on."""
+    side = st.none() | st.integers(0, length)
+    return st.builds(
+        lambda groups, heads, **sizes: Case(N=groups * heads, groups=groups, **sizes),
+        groups=st.integers(1, groups),
+        heads=st.integers(1, 2),
+        B=st.integers(1, batch),
+        M=st.integers(1, length),
+        K=st.integers(1, length),
+        E=st.integers(1, size),
+        Ev=st.none() | st.integers(1, value_size),
+        mask=st.sampled_from([None, "bool", "float"]),
+        is_causal=st.booleans(),
+        causal_alignment=st.sampled_from(["top_left", "bottom_right"]),
+        window=st.none() | st.tuples(side, side),
+        softcap=st.none() | st.floats(0.5, 50),
+        alibi=st.booleans(),
+        sink=st.booleans(),
+        scale=st.none() | st.floats(-1, 2),
+    )
 
 
 def tensors(case: Case, dtype: torch.dtype, requires_grad: bool = False) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from attention_truth import EVERYTHING, MODIFIERS, Case, attend, small_blocks, tensors
 from fusednn.functional.attention import choose_backend
@@ -51,6 +52,32 @@ def test_first_order_gradients_are_right(case):
 def test_second_order_gradients_are_right(case):
     run, inputs = as_function(case)
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+
+
+@small
+def test_forward_mode_derivatives_are_right(case):
+    run, inputs = as_function(case)
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True, check_forward_ad=True, check_backward_ad=False)
+
+
+@pytest.mark.parametrize("case", [SMALL["plain"], SMALL["softcap"]], ids=["torch_sdpa", "blocked"])
+def test_jvp_is_the_gradient_along_the_tangent(case):
+    run, inputs = as_function(case)
+    tangents = tuple(torch.randn_like(t) for t in inputs)
+    _, found = torch.func.jvp(lambda *x: run(*x)[0].square().sum(), tuple(t.detach() for t in inputs), tangents)
+    grads = torch.autograd.grad(run(*inputs)[0].square().sum(), inputs)
+    torch.testing.assert_close(found, sum((g * t).sum() for g, t in zip(grads, tangents, strict=True)))
+
+
+def test_a_gradient_carries_its_tangent_back():
+    """The gradient is linear in that of the output, so its tangent is the gradient of the tangent."""
+    run, inputs = as_function(SMALL["softcap"])
+    out = run(*inputs)[0]
+    weight, tangent = torch.randn_like(out), torch.randn_like(out)
+    with forward_ad.dual_level():
+        found = torch.autograd.grad(out, inputs, forward_ad.make_dual(weight, tangent), retain_graph=True)
+        tangents = [forward_ad.unpack_dual(g).tangent for g in found]
+    torch.testing.assert_close(tangents, list(torch.autograd.grad(out, inputs, tangent)))
 
 
 EMPTY_ROWS = {

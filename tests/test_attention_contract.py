@@ -58,16 +58,34 @@ def test_both_paths_agree():
             torch.testing.assert_close(attend(**x, **case.options), attend(**x, **(case.options | {"softcap": 1e9})))
 
 
-def test_few_scores_are_held_as_a_whole(monkeypatch):
-    """Where no compiled kernel is faster: there is none, or each key head has one query."""
+def test_few_scores_are_held_as_a_whole_where_there_is_no_kernel(monkeypatch):
     x = q()
-    one = x[:, :, :1]
-    path, reason = choose_backend(one, x, x, softcap=1.0)
-    assert path == "composition" and "few enough" in reason
     monkeypatch.setattr(cpu_attention, "available", lambda device: True)
-    assert choose_backend(x, x, x, softcap=1.0)[0] == "blocked"
+    assert choose_backend(x, x, x, softcap=1.0)[0] == choose_backend(x[:, :, :1], x, x, softcap=1.0)[0] == "blocked"
     monkeypatch.setattr(cpu_attention, "available", lambda device: False)
-    assert choose_backend(x, x, x, softcap=1.0)[0] == "composition"
+    path, reason = choose_backend(x, x, x, softcap=1.0)
+    assert path == "composition" and "few enough" in reason
+
+
+@pytest.mark.parametrize(
+    ("more", "path"),
+    [
+        ({}, "composition"),
+        ({"requires_grad": False}, "blocked"),
+        ({"dtype": torch.bfloat16}, "blocked"),
+        ({"N": 8}, "blocked"),
+        ({"M": 17}, "blocked"),
+        ({"K": 255}, "blocked"),
+    ],
+    ids=str,
+)
+def test_gradients_of_few_queries_are_left_to_the_composition(more, path, monkeypatch):
+    """In fp32, where each key head has one query head: there the kernel was measured to be slower."""
+    monkeypatch.setattr(cpu_attention, "available", lambda device: True)
+    case = {"N": 4, "M": 16, "K": 256, "dtype": torch.float32, "requires_grad": True} | more
+    query, key = q(1, case["N"], case["M"], 8, dtype=case["dtype"]), q(1, 4, case["K"], 8, dtype=case["dtype"])
+    query.requires_grad_(case["requires_grad"])
+    assert choose_backend(query, key, key, softcap=1.0, enable_gqa=True)[0] == path
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])

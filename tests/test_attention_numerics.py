@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention_truth import EVERYTHING, MODIFIERS, Case, attend, check, naive, small_blocks, tensors
+from attention_truth import EVERYTHING, MODIFIERS, Case, any_case, attend, check, copy, naive, small_blocks, tensors
 from fusednn import cpu_attention
 from fusednn.functional import attention_paths
 from numerics import assert_numerics
@@ -56,35 +56,52 @@ def test_each_modifier_in_blocks_of_the_size_that_runs(case, monkeypatch):
     check(replace(case, M=113, K=131, E=33), torch.float32)
 
 
+@dtypes
+@modifiers
+def test_few_queries_over_keys_in_two_parts(case, dtype):
+    """Output and LSE: a kernel of its own, for up to eight queries a key head."""
+    case = replace(case, M=2, K=603, E=33, Ev=73)
+    x = tensors(case, dtype)
+    wide = {n: copy(t, torch.float64) for n, t in x.items()}
+    found, baseline, truth = attend(**x, **case.options, return_lse=True), naive(case, x), naive(case, wide)
+    assert torch.equal(torch.isneginf(found[1]), torch.isneginf(truth[1]))
+    for name, *results in zip(("output", "LSE"), found, baseline, truth, strict=True):
+        assert_numerics(*(r.masked_fill(torch.isneginf(truth[1]), 0) if name == "LSE" else r for r in results), name)
+
+
+@pytest.mark.parametrize(
+    ("seen", "options"),
+    [
+        (slice(603), {"window": (None, 602)}),
+        (slice(603, None), {"window": (696, None), "causal_alignment": "bottom_right"}),
+    ],
+    ids=["right", "left"],
+)
+def test_one_query_does_not_read_what_position_hides(seen, options):
+    """NaN before and behind the window, beside what it sees in one part of the keys."""
+    x = tensors(Case(M=1, K=1300, E=33), torch.float32)
+    alone = attend(x["query"], x["key"][:, :, seen], x["value"][:, :, seen], softcap=3.0)
+    for name in ("key", "value"):
+        kept = x[name][:, :, seen].clone()
+        x[name].fill_(torch.nan)[:, :, seen] = kept
+    torch.testing.assert_close(attend(**x, **options, softcap=3.0), alone)
+
+
+def test_a_block_of_which_some_queries_see_nothing(monkeypatch):
+    """Queries that stand so far behind the last key that the window holds none, after some that see a few."""
+    monkeypatch.setattr(cpu_attention, "ROWS", 0)
+    check(Case(B=1, M=200, K=100, E=16, window=(1, None), softcap=5.0), torch.float32, with_lse=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @modifiers
 def test_each_modifier_with_the_lse_and_its_gradient(case, dtype):
     check(case, dtype, with_lse=True)
 
 
-sides = st.none() | st.integers(0, 8)
-
-
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
-    case=st.builds(
-        lambda groups, heads, **sizes: Case(N=groups * heads, groups=groups, **sizes),
-        groups=st.integers(1, 3),
-        heads=st.integers(1, 2),
-        B=st.integers(1, 2),
-        M=st.integers(1, 9),
-        K=st.integers(1, 9),
-        E=st.integers(1, 17),
-        Ev=st.none() | st.integers(1, 17),
-        mask=st.sampled_from([None, "bool", "float"]),
-        is_causal=st.booleans(),
-        causal_alignment=st.sampled_from(["top_left", "bottom_right"]),
-        window=st.none() | st.tuples(sides, sides),
-        softcap=st.none() | st.floats(0.5, 50),
-        alibi=st.booleans(),
-        sink=st.booleans(),
-        scale=st.none() | st.floats(-1, 2),
-    ),
+    case=any_case(length=9, batch=2, groups=3, size=17, value_size=17),
     dtype=st.sampled_from(DTYPES),
     with_lse=st.booleans(),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 
@@ -53,9 +54,8 @@ def test_opcheck_recurrent(cell, directions, packed):
 @compiled
 @pytest.mark.parametrize("packed", [False, True])
 def test_opcheck_forward_and_backward(cell, packed):
-    x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, sizes, *names = arguments(cell, 2, packed)
-    gates = torch.nn.functional.linear(x, w_ih.flatten(0, 1), b_ih.flatten())
-    call = (gates, h0, c0, w_hh, b_hh, w_hr, sizes, *names, True)
+    call = (*arguments(cell, 2, packed), True)
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, sizes, *names, _ = call
     torch.library.opcheck(torch.ops.fusednn.recurrent_forward.default, call, test_utils=CHECKS)
     y, h_n, c_n, saved = torch.ops.fusednn.recurrent_forward(*call)
     grads = (torch.randn_like(y), torch.randn_like(h_n), torch.randn_like(c_n) if c0 is not None else None)
@@ -106,6 +106,16 @@ def test_every_instruction_set_meets_the_rule(cell, isa, dtype):
     torchs, truth = everything(torch_twin(layer), x, hx), everything(retyped(layer, torch.float64, "reference"), x, hx)
     for name in truth:
         assert_numerics(ours[name], torchs[name], truth[name], name, "rows" if name.startswith("d_weight") else "rule")
+
+
+@pytest.mark.parametrize("strategy", ["auto", "loop", "reference"])
+def test_weights_of_one_direction_may_come_without_it(cell, strategy):
+    x, h0, c0, *weights = arguments(cell, 1, False, grad=True)[:7]
+    run = functools.partial(fusednn.functional.recurrent, cell, x, h0, c0, strategy=strategy)
+    with_one, without = run(*weights)[0], run(*(w.squeeze(0) for w in weights))[0]
+    torch.testing.assert_close(without, with_one, rtol=0, atol=0)
+    grads = [torch.autograd.grad(y.square().sum(), weights) for y in (with_one, without)]
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
 
 
 @compiled

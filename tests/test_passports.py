@@ -62,6 +62,7 @@ FAULTS = [
     ({"waits": 2}, "2 waits for 16 products"),
     ({"in_flight": 53}, "53 of 66 exponentials"),
     ({"seconds": 10.1}, "10.1 s to compile"),
+    ({"in_turns": False}, "groups of warps do not take turns"),
 ]
 
 
@@ -97,6 +98,28 @@ def test_exponentials_between_issue_and_wait_are_in_flight():
     loop = sass.main_loop(LISTING)
     assert sass.pipeline(loop) == {"products": 1, "waits": 1, "exponentials": 3, "in_flight": 2}
     assert sass.products(LISTING) == {"HGMMA.64x128x16.F32": 1}
+
+
+IN_TURNS = ["SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR7], R2", "HGMMA.64x128x16.F32 R24, R4, gdesc[UR8], R24",
+            "BAR.SYNC.DEFER_BLOCKING 0x0, 0x80", "@!P0 SYNCS.ARRIVE.TRANS64.A1T0 RZ, [UR7], RZ",
+            "WARPGROUP.DEPBAR.LE gsb0, 0x0", "BAR.SYNC.DEFER_BLOCKING 0x0, 0x80",
+            "@!P0 SYNCS.ARRIVE.TRANS64.A1T0 RZ, [UR7+0x8], RZ", "MUFU.EX2 R0, R0"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("order", "taken"),
+    [
+        ((0, 1, 2, 3, 4, 5, 6, 7), True),
+        ((1, 0, 2, 3, 4, 5, 6, 7), False),  # the turn is waited for after the product
+        ((0, 7, 1, 2, 3, 4, 5, 6), False),  # exponentials before it
+        ((0, 1, 4, 2, 3, 5, 6, 7), False),  # the turn is kept until the product is done
+        ((0, 1, 2, 3, 5, 6, 4, 7), False),  # a buffer is given back before that
+        ((0, 1, 2, 3, 4, 6, 7), False),  # and one before the warps have met
+    ],
+)
+def test_groups_of_warps_take_turns_or_not(order, taken):
+    loop = "".join(f"        {IN_TURNS[at]} ;\n" for at in order)
+    assert sass.in_turns(f".L_x_0:\n{loop}   @P1  BRA `(.L_x_0) ;\n") is taken
 
 
 @pytest.mark.skipif(triton_kernels.unavailable("cpu") is not None, reason=str(triton_kernels.unavailable("cpu")))

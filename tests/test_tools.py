@@ -131,7 +131,8 @@ def test_explain_attention_names_the_path():
     q = torch.randn(1, 2, 4, 8)
     sdpa = fusednn.functional.scaled_dot_product_attention
     assert "torch_sdpa" in fusednn.explain(sdpa, q, q, q)
-    assert "composition" in fusednn.explain(sdpa, q[:, :, :1], q, q, softcap=5.0)
+    keys = torch.randn(1, 2, 256, 8, requires_grad=True)
+    assert "composition" in fusednn.explain(sdpa, q, keys, keys, softcap=5.0)
 
 
 def test_command_line_report_names_the_facts(capsys):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusednn
-from attention_truth import EVERYTHING, MODIFIERS, Case, attend, check, tensors
+from attention_truth import EVERYTHING, MODIFIERS, Case, any_case, attend, check, tensors
 from fusednn import triton_kernels
 from fusednn.functional.attention import choose_backend
 from numerics import assert_numerics
@@ -65,28 +65,9 @@ def test_wide_heads_and_values_of_another_width(sizes):
     check(Case(B=1, N=1, M=5, K=34, **sizes), torch.bfloat16, backend="triton")
 
 
-sides = st.none() | st.integers(0, 50)
-
-
 @settings(max_examples=7, deadline=None, derandomize=True)
 @given(
-    case=st.builds(
-        lambda groups, heads, **sizes: Case(B=1, N=groups * heads, groups=groups, **sizes),
-        groups=st.integers(1, 2),
-        heads=st.integers(1, 2),
-        M=st.integers(1, 70),
-        K=st.integers(1, 70),
-        E=st.integers(1, 20),
-        Ev=st.none() | st.integers(1, 40),
-        mask=st.sampled_from([None, "bool", "float"]),
-        is_causal=st.booleans(),
-        causal_alignment=st.sampled_from(["top_left", "bottom_right"]),
-        window=st.none() | st.tuples(sides, sides),
-        softcap=st.none() | st.floats(0.5, 50),
-        alibi=st.booleans(),
-        sink=st.booleans(),
-        scale=st.none() | st.floats(-1, 2),
-    ),
+    case=any_case(length=70, batch=1, groups=2, size=20, value_size=40),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
 )
 def test_any_combination(case, dtype):

@@ -91,6 +91,8 @@ def passport(kernel: Kernel) -> dict:
         "serialised": bool(_SERIALISED.search(said)),
         "seconds": round(seconds, 1),
     }
+    if kernel.function.is_gluon():
+        facts["in_turns"] = sass.in_turns(listing)
     return facts
 
 

@@ -8,8 +8,9 @@ from fusednn.occupancy import CAPABILITIES
 
 SECONDS = 10.0  # of CPU time that one kernel may take to compile
 OVERLAP = 54 / 66  # of the exponentials of Hopper's forward kernel run while a product is in flight
-WAITS = {"forward": 1, "persistent": 1, "key_value": 2, "query": 2}  # for products in a turn of Hopper's loops, at most
-_HOPPER = re.compile(r"attention_(forward|persistent|key_value|query)<(?:fp16|bf16), \d+(?:, causal)?> sm_90")
+# Waits for products in a turn of Hopper's loops, at most.
+WAITS = {"forward": 1, "persistent": 1, "ping_pong": 2, "key_value": 2, "query": 2}
+_HOPPER = re.compile(rf"attention_({'|'.join(WAITS)})<(?:fp16|bf16), \d+(?:, causal)?> sm_90")
 # Kernels that may spill: bytes, stores and loads together; on which Triton, if not on all; why they are shipped so.
 OLD = "3.6"
 MAY_SPILL = {
@@ -57,6 +58,8 @@ def _faults(name: str, known: str, fact: dict, version: str) -> list[str]:
         said.append("ptxas serialised its products")
     if fact["seconds"] > SECONDS:
         said.append(f"{fact['seconds']} s to compile")
+    if fact.get("in_turns") is False:
+        said.append("groups of warps do not take turns")
     if re.match(r"attention_(?!row|merge)", name) and not fact["mma"]:
         said.append("no tensor-core instruction")
     if hopper := _HOPPER.fullmatch(f"{name} {known}"):

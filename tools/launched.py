@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton import JITFunction, knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime import driver
 
 
@@ -42,7 +43,8 @@ class Kernel:
     @property
     def source(self) -> ASTSource:
         """What ``triton.compile`` takes."""
-        return ASTSource(self.function, self.signature, self.constants, self.attributes)
+        kind = GluonASTSource if self.function.is_gluon() else ASTSource
+        return kind(self.function, self.signature, self.constants, self.attributes)
 
     @property
     def fingerprint(self) -> str:

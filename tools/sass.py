@@ -8,6 +8,14 @@ from collections import Counter
 _MMA = re.compile(r"\b((?:H|D|I|Q|HG|QG|UTCH|UTCQ)MMA[.\w]*)")
 _LABEL = re.compile(r"^\s*(\.L_x_\d+):")
 _BRANCH = re.compile(r"\bBRA\b.*?(\.L_x_\d+)")
+_EVENTS = {  # on Hopper: wait for a barrier, product, arrival, meeting of warps, wait for products
+    "SYNCS.PHASECHK": "b",
+    "GMMA": "p",
+    "SYNCS.ARRIVE": "a",
+    "BAR.SYNC": "m",
+    "WARPGROUP.DEPBAR": "w",
+    "MUFU.EX2": "e",
+}
 _WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x[0-9a-f]+)")
 
 
@@ -54,3 +62,17 @@ def pipeline(loop: list[str]) -> dict[str, int]:
                 counted["exponentials"] += 1
                 counted["in_flight"] += flying
     return dict(counted)
+
+
+def in_turns(listing: str) -> bool:
+    """Whether groups of warps take turns on Hopper's tensor cores.
+
+    In each loop with products they stand after all waits for barriers, and the first thing after them is the arrival
+    that hands the turn over. Later arrivals each follow a wait for products. A group's warps meet before each one.
+    """
+    found = []
+    for loop in loops(listing):
+        events = "".join(sign for line in loop for text, sign in _EVENTS.items() if text in line)
+        if "p" in events:
+            found.append(re.fullmatch("m*b+p+ma(we*me*ae*)+", events) is not None)
+    return bool(found) and all(found)

@@ -30,7 +30,7 @@ class Candidate(NamedTuple):
         return self.form if row is None else f"{self.form} {row.BLOCK_M}x{row.BLOCK_N}, stages {row.stages}"
 
 
-FORMS = {"forward": ("shifted", "persistent", "specialized"), "backward": ("two kernels", "one kernel")}
+FORMS = {"forward": ("shifted", "persistent", "specialized", "ping-pong"), "backward": ("two kernels", "one kernel")}
 KERNELS = ("forward", "key_value", "query")
 ARCHITECTURES = (80, 90, 100, 120)
 WITH_DESCRIPTORS = (90, 100)  # tiles come by tensor-memory descriptors there, where strides allow it, else as on 80
@@ -132,11 +132,13 @@ CANDIDATES = {
         Candidate("shifted", Configuration(128, 64, 8, 3)),
         Candidate("persistent", Configuration(128, 128, 8, 2)),
         Candidate("specialized", Configuration(128, 128, 4, 2)),
+        Candidate("ping-pong", Configuration(128, 128, 4, 4)),
     ),
     ("forward", 2, 90, 128): (
         Candidate("shifted", Configuration(128, 64, 8, 3)),
         Candidate("persistent", Configuration(128, 64, 8, 3)),
         Candidate("specialized", Configuration(128, 128, 4, 2)),
+        Candidate("ping-pong", Configuration(128, 128, 4, 2)),
     ),
     ("backward", 2, 90, 64): (Candidate("two kernels"),),
     ("backward", 2, 90, 128): (

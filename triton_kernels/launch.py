@@ -237,6 +237,9 @@ def forward(inputs: Inputs, options: Options, out: Tensor, lse: Tensor, candidat
                 decode(call, plan, rows, out, lse)
                 return
         plan = call.plan("forward", tiles, candidate or call.tuned("forward", tiles))
+        if plan.form == "ping-pong":
+            ping_pong(call, plan, out, lse)
+            return
         kernels = {
             "shifted": forward_kernels.forward_kernel,
             "persistent": forms.persistent_kernel,
@@ -246,6 +249,31 @@ def forward(inputs: Inputs, options: Options, out: Tensor, lse: Tensor, candidat
             kernels[plan.form], plan, call.N,
             tiles, (call.mask, call.slopes, call.sink, lse), (out,),
         )  # fmt: skip
+
+
+def ping_pong(call: Call, plan: Plan, out: Tensor, lse: Tensor) -> None:
+    """``forward`` by the kernel in Gluon, for calls without modifiers but position.
+
+    Raises:
+        ImportError: Triton has no Gluon, or not the one that the kernel is written in.
+        ValueError: the kernel cannot compute the call.
+    """
+    if INTERPRETED:
+        raise ValueError("Triton's interpreter cannot run Gluon")
+    if not call.plain or not plan.described:
+        raise ValueError("the ping-pong kernel needs tiles by descriptors, and no modifiers but position")
+    from .ping_pong import ping_pong_kernel, with_layout
+
+    chosen, programs = plan.configuration, plan.blocks * call.B * call.N
+    if not programs:
+        return
+    rows = (chosen.BLOCK_M // 2, chosen.BLOCK_N, chosen.BLOCK_N)
+    tiles = [with_layout(descriptor(x, size)) for x, size in zip((call.query, call.key, call.value), rows, strict=True)]
+    ping_pong_kernel[(programs,)](
+        *tiles, lse, out, out.stride(), call.N, call.group, call.M, call.K, call.options,
+        EV=call.EV, BLOCK_M=chosen.BLOCK_M, BLOCK_N=chosen.BLOCK_N, STAGES=chosen.stages,
+        num_warps=chosen.warps, num_stages=chosen.stages, **COMPILER,
+    )  # fmt: skip
 
 
 def decode(call: Call, plan: Plan, rows: int, out: Tensor, lse: Tensor) -> None:

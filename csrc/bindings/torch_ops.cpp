@@ -102,6 +102,13 @@ class Inputs {
     return kept_.back().const_data_ptr();
   }
 
+  // A weight [D, ...], which may come without D where it is 1.
+  const void* weight(const char* name, const OptionalTensor& tensor, std::vector<int64_t> sizes) {
+    if (!tensor.has_value()) return nullptr;
+    if (sizes[0] == 1 && tensor->dim() + 1 == static_cast<int64_t>(sizes.size())) sizes.erase(sizes.begin());
+    return get(name, *tensor, sizes);
+  }
+
   const void* get(const char* name, const OptionalTensor& tensor, const std::vector<int64_t>& sizes) {
     return tensor.has_value() ? get(name, *tensor, sizes) : nullptr;
   }
@@ -199,13 +206,14 @@ struct Call {
 // Sizes of a call from those tensors that hold them all.
 RecurrentShape shape_of(const std::string& cell, int64_t rows, const Tensor& h0, const Tensor& w_hh,
                         const OptionalTensor& batch_sizes) {
-  require(h0.dim() == 3 && w_hh.dim() == 3, "h0 [D, B, P] and w_hh [D, G*H, P] must have 3 dimensions");
+  require(h0.dim() == 3, "h0 [D, B, P] must have 3 dimensions");
+  require(w_hh.dim() == 3 || w_hh.dim() == 2, "w_hh must be [D, G*H, P], or [G*H, P]");
   RecurrentShape s{};
   s.cell = cell.c_str();
   s.dtype = dtype_of(h0);
   s.directions = h0.size(0), s.batch = h0.size(1), s.proj = h0.size(2);
   s.rows = rows;
-  s.hidden = w_hh.size(1) / info(cell).gates;
+  s.hidden = w_hh.size(w_hh.dim() - 2) / info(cell).gates;
   s.threads = static_cast<int>(torch::stable::get_num_threads());
   s.gemm = gemm;
   if (!batch_sizes.has_value()) {
@@ -248,26 +256,45 @@ void* data_if(bool wanted, const Tensor& tensor) {
   return wanted ? tensor.mutable_data_ptr() : nullptr;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor gates, Tensor h0, OptionalTensor c0, Tensor w_hh,
-                                                   OptionalTensor b_hh, OptionalTensor w_hr, OptionalTensor batch_sizes,
-                                                   std::string cell, std::string strategy, bool save) {
-  require(gates.dim() == 2, "gates [N, D*G*H] must have 2 dimensions");
+// x W^T + b for all steps and both directions: [N, D*G*H] from w [D, G*H, I] and b [D, G*H].
+Tensor input_product(const Tensor& x, const Tensor& w, const OptionalTensor& b) {
+  OptionalTensor bias;
+  if (b.has_value()) bias = torch::stable::flatten(*b, 0, -1);
+  StableIValue stack[] = {torch::stable::detail::from(x), torch::stable::detail::from(torch::stable::flatten(w, 0, -2)),
+                          torch::stable::detail::from(bias)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor x, Tensor h0, OptionalTensor c0, Tensor w_ih, Tensor w_hh,
+                                                   OptionalTensor b_ih, OptionalTensor b_hh, OptionalTensor w_hr,
+                                                   OptionalTensor batch_sizes, std::string cell, std::string strategy,
+                                                   bool save) {
+  require(x.dim() == 2, "x [N, I] must have 2 dimensions");
   RecurrentForward args{};
   const Call call(h0, std::move(strategy));
-  args.shape = shape_of(cell, gates.size(0), h0, w_hh, batch_sizes);
-  const RecurrentShape& s = args.shape;
+  args.shape = shape_of(cell, x.size(0), h0, w_hh, batch_sizes);
+  RecurrentShape& s = args.shape;
   const CellInfo& c = info(cell);
   require(c0.has_value() == c.cell_state, "c0 must be given for cells with a cell state, and for no other");
   const int64_t width = c.gates * s.hidden;
+  s.inputs = x.size(1);
   save = save && c.saved > 0;
 
   Inputs in(h0);
-  args.gates = in.get("gates", gates, {s.rows, s.directions * width});
+  args.x = in.get("x", x, {s.rows, s.inputs});
+  args.w_ih = in.weight("w_ih", w_ih, {s.directions, width, s.inputs});
+  args.b_ih = in.weight("b_ih", b_ih, {s.directions, width});
   args.h0 = in.get("h0", h0, {s.directions, s.batch, s.proj});
   args.c0 = in.get("c0", c0, {s.directions, s.batch, s.hidden});
-  args.w_hh = in.get("w_hh", w_hh, {s.directions, width, s.proj});
-  args.b_hh = in.get("b_hh", b_hh, {s.directions, width});
-  args.w_hr = in.get("w_hr", w_hr, {s.directions, s.proj, s.hidden});
+  args.w_hh = in.weight("w_hh", w_hh, {s.directions, width, s.proj});
+  args.b_hh = in.weight("b_hh", b_hh, {s.directions, width});
+  args.w_hr = in.weight("w_hr", w_hr, {s.directions, s.proj, s.hidden});
+  OptionalTensor gates;
+  if (call.provider != &cpu_provider() || s.steps == 1) {
+    gates = input_product(x, w_ih, b_ih);
+    args.gates = gates->const_data_ptr();
+  }
 
   Tensor y = empty(h0, {s.rows, s.directions * s.proj});
   Tensor h_n = empty(h0, {s.directions, s.batch, s.proj});
@@ -279,6 +306,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor gates, Tensor h0, Opti
   args.saved = data_if(save, saved);
   call.run(args, call.provider->forward, call.provider->forward_workspace);
   return {y, h_n, c_n, saved};
+}
+
+std::tuple<Tensor, Tensor, Tensor> inference(Tensor x, Tensor h0, OptionalTensor c0, Tensor w_ih, Tensor w_hh,
+                                             OptionalTensor b_ih, OptionalTensor b_hh, OptionalTensor w_hr,
+                                             OptionalTensor batch_sizes, std::string cell, std::string strategy) {
+  auto [y, h_n, c_n, saved] =
+      forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, std::move(cell), std::move(strategy), false);
+  return {y, h_n, c_n};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor grad_y, OptionalTensor grad_h_n,
@@ -304,8 +339,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor grad_
   if (c.saved > 0) args.saved = in.get("saved", saved, {s.rows, s.directions * c.saved * s.hidden});
   args.h0 = in.get("h0", h0, {s.directions, s.batch, s.proj});
   args.c0 = in.get("c0", c0, {s.directions, s.batch, s.hidden});
-  args.w_hh = in.get("w_hh", w_hh, {s.directions, width, s.proj});
-  args.w_hr = in.get("w_hr", w_hr, {s.directions, s.proj, s.hidden});
+  args.w_hh = in.weight("w_hh", w_hh, {s.directions, width, s.proj});
+  args.w_hr = in.weight("w_hr", w_hr, {s.directions, s.proj, s.hidden});
 
   Tensor d_gates = empty(h0, {s.rows, s.directions * width});
   Tensor d_recurrent = empty_if(c.split, h0, {s.rows, s.directions * width});
@@ -319,25 +354,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor grad_
   args.d_proj = data_if(w_hr.has_value(), d_proj);
   call.run(args, call.provider->backward, call.provider->backward_workspace);
   return {d_gates, d_recurrent, d_h0, d_c0, d_proj};
-}
-
-// x W^T + b for all steps and both directions: [N, D*G*H] from w [D, G*H, I] and b [D, G*H].
-Tensor input_product(const Tensor& x, const Tensor& w, const OptionalTensor& b) {
-  require(w.dim() == 3, "w_ih [D, G*H, I] must have 3 dimensions");
-  OptionalTensor bias;
-  if (b.has_value()) bias = torch::stable::flatten(*b, 0, -1);
-  StableIValue stack[] = {torch::stable::detail::from(x), torch::stable::detail::from(torch::stable::flatten(w, 0, 1)),
-                          torch::stable::detail::from(bias)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-std::tuple<Tensor, Tensor, Tensor> inference(Tensor x, Tensor h0, OptionalTensor c0, Tensor w_ih, Tensor w_hh,
-                                             OptionalTensor b_ih, OptionalTensor b_hh, OptionalTensor w_hr,
-                                             OptionalTensor batch_sizes, std::string cell, std::string strategy) {
-  auto [y, h_n, c_n, saved] =
-      forward(input_product(x, w_ih, b_ih), h0, c0, w_hh, b_hh, w_hr, batch_sizes, cell, strategy, false);
-  return {y, h_n, c_n};
 }
 
 ScanShape scan_shape(const std::string& cell, const Tensor& gates) {

@@ -65,12 +65,22 @@ struct Attention {
     return rows < kLeastQueries ? kLeastQueries : rows > kMostQueries ? kMostQueries : rows;
   }
 
+  // Where query i of a head lies in [B, N, M].
+  long index_of(const AttentionHead& h, long i) const {
+    return (h.batch * s.heads + h.head) * s.queries + h.first_query + i;
+  }
+
+  // {0, 0} where nothing is.
+  static Range common(Range a, Range b) {
+    const long begin = a.begin > b.begin ? a.begin : b.begin, end = a.end < b.end ? a.end : b.end;
+    return begin < end ? Range{begin, end} : Range{0, 0};
+  }
+
   // Keys that queries from `first` to `last` see.
   Range visible(const AttentionHead& h, long first, long last) const {
     const long from = s.left < 0 ? 0 : first + h.position - s.left;
     const long to = s.right < 0 ? h.keys : last + h.position + s.right + 1;
-    const long begin = from < 0 ? 0 : from > h.keys ? h.keys : from;
-    return {begin, to < begin ? begin : to > h.keys ? h.keys : to};
+    return common({0, h.keys}, {from, to});
   }
 
   static const T* rows_of(const Heads& x, long batch, long head, long row) {
@@ -127,10 +137,7 @@ struct Attention {
     A* factor;      // written, of key 0: the softcap's derivative; null: not wanted
   };
 
-  static Range vectors_of(Range keys) {
-    if (keys.size() == 0) return {0, 0};
-    return {keys.begin / kLanes * kLanes, padded(keys.end)};
-  }
+  static Range vectors_of(Range keys) { return {keys.begin / kLanes * kLanes, padded(keys.end)}; }
 
   A slope(const AttentionHead& h) const {
     return in.slopes == nullptr ? A(0) : static_cast<const A*>(in.slopes)[h.sequence * s.heads + h.head];
@@ -186,28 +193,38 @@ struct Attention {
     A lse() const { return top + static_cast<A>(__builtin_log(total)); }
   };
 
-  // Exponentials of modified scores, in place.
-  Sum weigh(const Row& r) const {
+  A sink(const AttentionHead& h) const {
+    return in.sink == nullptr ? -__builtin_inf() : static_cast<const A*>(in.sink)[h.head];
+  }
+
+  // Exponentials of modified scores, in place; z: the sink, -inf for none.
+  Sum weigh(const Row& r, A z) const {
     const A lowest = -__builtin_inf();
     V most = V{} + lowest;
     for (long j = r.vectors.begin; j < r.vectors.end; j += kLanes) {
       const V x = load(r.s + j);
       most = x > most ? x : most;
     }
-    const A z = in.sink == nullptr ? lowest : static_cast<const A*>(in.sink)[r.head.head];
     Sum sum{z, 0, 0};
     for (int lane = 0; lane < kLanes; ++lane) sum.top = most[lane] > sum.top ? most[lane] : sum.top;
     if (sum.top == lowest) sum.top = 0;
+    if (z != lowest) sum.sink = exp_one(z - sum.top);
+    sum.total = sum.sink + exponentials(r, sum.top);
+    return sum;
+  }
+
+  // In place of modified scores; returns their sum.
+  static A exponentials(const Row& r, A top) {
     V totals{};
     for (long j = r.vectors.begin; j < r.vectors.end; j += kLanes) {
-      const V e = cells::exp(load(r.s + j) - sum.top);
+      const V e = cells::exp(load(r.s + j) - top);
       store(r.s + j, e);
       totals += e;
     }
-    if (in.sink != nullptr) sum.sink = cells::exp(V{} + (z - sum.top))[0];
-    sum.total = sum.sink + across(totals);
-    return sum;
+    return across(totals);
   }
+
+  static A exp_one(A x) { return cells::exp(V{} + x)[0]; }
 
   static A across(V v) {
     A sum = 0;
@@ -222,6 +239,26 @@ struct Attention {
              keep);
     for (long j = r.vectors.begin; j < r.vectors.end; ++j) factors[j] = 0;
     for (long j = r.keys.begin; j < r.keys.end; ++j) factors[j] = keep[j - r.keys.begin] ? scale : A(0);
+  }
+
+  // A row's weights with all modifiers and dropout, not yet divided by their sum; zero in the columns that it does not
+  // see. `keep` and `factors` have room for the columns.
+  Sum weights(const Row& r, A z, Range columns, bool* keep, A* factors) const {
+    modify(r);
+    const Sum sum = weigh(r, z);
+    if (s.dropout_p > 0) {
+      factors -= columns.begin;
+      draw(r, keep, factors);
+      for (long j = r.vectors.begin; j < r.vectors.end; j += kLanes) store(r.s + j, load(r.s + j) * load(factors + j));
+    }
+    clear_hidden(r.s, columns, r.vectors);
+    return sum;
+  }
+
+  // What the weights must be multiplied by, once the row's LSE is written.
+  A finish(const AttentionForward& a, const AttentionHead& h, long i, const Sum& sum) const {
+    static_cast<A*>(a.lse)[index_of(h, i)] = sum.lse();
+    return sum.inverse();
   }
 
   // Zero what of a block's columns the row does not see.
@@ -326,8 +363,8 @@ struct AttentionForwardJob : Attention<T> {
     A inverse[kMostQueries];
     for (long r = 0; r < count; ++r) {
       const Range visible = this->visible(h, first + r, first + r);
-      inverse[r] = weights(
-          m, {h, first + r, visible, Base::vectors_of(visible), m.scores + r * span - columns.begin, nullptr}, columns);
+      const Row row_of{h, first + r, visible, Base::vectors_of(visible), m.scores + r * span - columns.begin, nullptr};
+      inverse[r] = this->finish(a, h, first + r, this->weights(row_of, this->sink(h), columns, m.keep, m.factors));
     }
     Base::clear(m.out, count * wide);
     Base::product(count, {m.scores + (seen.begin - columns.begin), span}, values, {0, values.blocks}, seen.begin,
@@ -339,28 +376,6 @@ struct AttentionForwardJob : Attention<T> {
       });
     }
   }
-
-  // A row's weights, not yet divided by their sum; returns what to multiply by for that.
-  A weights(Memory& m, const Row& r, Range columns) const {
-    this->modify(r);
-    const auto sum = this->weigh(r);
-    static_cast<A*>(a.lse)[(r.head.batch * this->s.heads + r.head.head) * this->s.queries + r.head.first_query + r.i] =
-        sum.lse();
-    if (this->s.dropout_p > 0) {
-      A* factors = m.factors - columns.begin;
-      this->draw(r, m.keep, factors);
-      for (long j = r.vectors.begin; j < r.vectors.end; j += kLanes) store(r.s + j, load(r.s + j) * load(factors + j));
-    }
-    Base::clear_hidden(r.s, columns, r.vectors);
-    return sum.inverse();
-  }
 };
-
-template <class T>
-void attention_forward_of(const AttentionForward& args) {
-  using Job = AttentionForwardJob<T>;
-  const Job job(args);
-  share_tasks(job, job.tasks(), args.shape.threads, typename Job::Memory(job, nullptr).bytes);
-}
 
 }  // namespace fusednn::cpu::FUSEDNN_ISA

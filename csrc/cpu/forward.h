@@ -29,12 +29,13 @@ class Forward {
 
   struct Direction {
     Panels<A> first, second, proj;
-    A* bias;        // [G, hidden_row]
-    A* h[2];        // [B, proj_row] of this and the next step
-    A* c;           // [B, hidden_row]
-    A* middle;      // [B, hidden_row] what the second product or the projection takes
-    A* kept;        // [B, hidden_blocks, S] vectors, from the first to the second half of a two-product step
-    const T* done;  // where single_step.h has computed the product: [B, its gates * units]; else null
+    InputPart<G, T> input;  // where the gates are not given
+    A* bias;                // [G, hidden_row]
+    A* h[2];                // [B, proj_row] of this and the next step
+    A* c;                   // [B, hidden_row]
+    A* middle;              // [B, hidden_row] what the second product or the projection takes
+    A* kept;                // [B, hidden_blocks, S] vectors, from the first to the second half of a two-product step
+    const T* done;          // where single_step.h has computed the product: [B, its gates * units]; else null
   };
 
   // ------- memory
@@ -50,6 +51,7 @@ class Forward {
     for (long i = 0; i < sizes.directions; ++i) {
       Direction& d = directions[i];
       d.first = panels(sizes.hidden, sizes.proj, kFirst);
+      if (a.gates == nullptr) d.input.take(space, sizes, a.shape.inputs, a.shape.threads);
       d.bias = take(G * sizes.hidden_row);
       for (A*& h : d.h) h = take(batch * sizes.proj_row);
       if (Cell::kCellState) d.c = take(batch * sizes.hidden_row);
@@ -71,6 +73,7 @@ class Forward {
     Direction& d = directions[i];
     const T* w = static_cast<const T*>(a.w_hh) + i * G * sizes.hidden * sizes.proj;
     pack(Sums::kRows, w, sizes.hidden, d.first, thread, threads);
+    if (a.gates == nullptr) prepare_input(i, thread, threads);
     if (kSecond > 0) pack(Sums::kRows, w + kFirst * sizes.hidden * sizes.proj, sizes.hidden, d.second, thread, threads);
     if (a.w_hr != nullptr) {
       pack(Sums::kRows, static_cast<const T*>(a.w_hr) + i * sizes.proj * sizes.hidden, sizes.proj, d.proj, thread,
@@ -79,6 +82,12 @@ class Forward {
     if (thread == 0) prepare_bias(i);
     const Range rows = share_of(sizes.batch, thread, threads);
     for (long b = rows.begin; b < rows.end; ++b) prepare_row(i, b);
+  }
+
+  void prepare_input(int i, int thread, int threads) {
+    const T *w = static_cast<const T*>(a.w_ih), *b = static_cast<const T*>(a.b_ih);
+    const long rows = i * G * sizes.hidden;
+    directions[i].input.prepare(w + rows * a.shape.inputs, b ? b + rows : nullptr, thread, threads);
   }
 
   void prepare_bias(int i) {
@@ -108,7 +117,7 @@ class Forward {
     team_barrier->wait(threads);
     const Share share = make_share(cost(), static_cast<int>(sizes.directions), thread, threads);
     for (int i = share.first_direction; i < share.last_direction; ++i) {
-      sequence(i, make_part(sizes, share, i, barriers, a.shape.threads), tiles + thread * kTile);
+      sequence(i, make_part(sizes, share, i, barriers, a.shape.threads), share.row_part, thread);
     }
   }
 
@@ -117,11 +126,23 @@ class Forward {
     return {sizes.batch, sizes.hidden_blocks, 2 * weights, weights * sizeof(A)};
   }
 
-  void sequence(int i, const Part& part, A* tile) {
-    for (long s = 0; s < sizes.steps; ++s) {
-      const long t = i == 0 ? s : sizes.steps - 1 - s;
+  long time_of(int i, long s) const { return i == 0 ? s : sizes.steps - 1 - s; }
+
+  struct InputStep : Step {
+    Tile<A> inputs;  // the input part, from the first of `rows` and block 0 on; null: it lies in the tensor
+  };
+
+  void sequence(int i, const Part& part, int row_part, int thread) {
+    A* tile = tiles + thread * kTile;
+    Tile<A> inputs{};
+    for (long s = 0, chunk_end = 0; s < sizes.steps; ++s) {
+      if (a.gates == nullptr && s == chunk_end) {
+        chunk_end = fill_chunk(i, s, part, row_part, thread);
+        inputs = directions[i].input.chunk(part, row_part);
+      }
+      const long t = time_of(i, s);
       const long next = i == 0 ? t + 1 : t - 1;
-      const Step step{t, time.offset(t), part.rows.first(time.count(t)), s % 2 == 1};
+      const InputStep step{{t, time.offset(t), part.rows.first(time.count(t)), s % 2 == 1}, inputs};
       first_product(i, step, part, tile);
       if (kSecond > 0 || a.w_hr != nullptr) {
         part.barrier->wait(part.team);
@@ -130,8 +151,24 @@ class Forward {
       }
       const long stay = step.rows.first(next < 0 ? 0 : time.count(next)).end;
       for (long b = stay > step.rows.begin ? stay : step.rows.begin; b < step.rows.end; ++b) finish(i, step, part, b);
+      inputs.data += step.rows.size() * inputs.row;
       part.barrier->wait(part.team);
     }
+  }
+
+  // The input part of the steps from s on that fit a chunk, one at least. Returns the step after them.
+  long fill_chunk(int i, long s, const Part& part, int row_part, int thread) const {
+    const InputPart<G, T>& input = directions[i].input;
+    long rows = 0;
+    do {
+      const long t = time_of(i, s++);
+      const Range mine = part.rows.first(time.count(t));
+      for (long b = mine.begin; b < mine.end; ++b) {
+        input.copy(thread, rows++, static_cast<const T*>(a.x) + (time.offset(t) + b) * a.shape.inputs);
+      }
+    } while (s < sizes.steps && rows + part.rows.size() <= kChunkRows);
+    input.multiply(part, row_part, thread, rows);
+    return s;
   }
 
   // What a product multiplies, and where its results meet the gates' input parts.
@@ -139,26 +176,27 @@ class Forward {
     const Panels<A>& w;
     Rows<A> from;
     const A* bias;
-    const T* gates;  // of row 0 at the product's first gate; null for a projection
+    const T* gates;  // to fetch: of row 0 at the product's first gate; null: none, or in a chunk
     const T* done;   // as in Direction
     long units;      // of the result
   };
 
-  void first_product(int i, const Step& step, const Part& part, A* tile) {
+  void first_product(int i, const InputStep& step, const Part& part, A* tile) {
     const Direction& d = directions[i];
-    const Factors factors{d.first,     {d.h[step.odd], sizes.proj_row}, d.bias, gates_at(i, step, 0, 0), d.done,
-                          sizes.hidden};
+    const Factors factors{d.first, {d.h[step.odd], sizes.proj_row},
+                          d.bias,  a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0),
+                          d.done,  sizes.hidden};
     product<kFirst>(factors, step, part.blocks, tile, [&](auto lanes, long block, Range rows, const A* r) {
       first_cells(i, step, lanes, block, rows, r);
     });
   }
 
-  void second_product(int i, const Step& step, const Part& part, A* tile) {
+  void second_product(int i, const InputStep& step, const Part& part, A* tile) {
     const Direction& d = directions[i];
     const Factors factors{d.second,
                           {d.middle, sizes.hidden_row},
                           d.bias + kFirst * sizes.hidden_row,
-                          gates_at(i, step, 0, 0) + kFirst * sizes.hidden,
+                          a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0) + kFirst * sizes.hidden,
                           d.done,
                           sizes.hidden};
     product<largest(kSecond, 1)>(factors, step, part.blocks, tile, [&](auto lanes, long block, Range rows, const A* r) {
@@ -166,7 +204,7 @@ class Forward {
     });
   }
 
-  void project(int i, const Step& step, const Part& part, A* tile) {
+  void project(int i, const InputStep& step, const Part& part, A* tile) {
     const Direction& d = directions[i];
     const Factors factors{d.proj, {d.middle, sizes.hidden_row}, nullptr, nullptr, d.done, sizes.proj};
     product<1>(factors, step, part.proj_blocks, tile, [&](auto lanes, long block, Range rows, const A* r) {
@@ -242,15 +280,24 @@ class Forward {
            block * kLanes;
   }
 
+  template <int kFrom, int kTo, class Lane>
+  FUSEDNN_FN void load_inputs(int i, const InputStep& step, Lane lanes, long block, long b, V* x) const {
+    if (step.inputs.data != nullptr) {
+      const A* from = step.inputs.data + (b - step.rows.begin) * step.inputs.row + block * step.inputs.panel;
+      for (int g = kFrom; g < kTo; ++g) x[g] = load(from + g * kLanes);
+    } else {
+      const T* from = gates_at(i, step, block, b);
+      for (int g = kFrom; g < kTo; ++g) x[g] = lanes.load(from + g * sizes.hidden);
+    }
+  }
+
   template <class Lane>
-  __attribute__((noinline)) void first_cells(int i, const Step& step, Lane lanes, long block, Range rows, const A* r) {
+  __attribute__((noinline)) void first_cells(int i, const InputStep& step, Lane lanes, long block, Range rows,
+                                             const A* r) {
     for (long b = rows.begin; b < rows.end; ++b, r += kFirst * kLanes) {
-      const T* gates = gates_at(i, step, block, b);
       V x[G], rec[G], saved[S + 1] = {};
-      for (int g = 0; g < kFirst; ++g) {
-        x[g] = lanes.load(gates + g * sizes.hidden);
-        rec[g] = load(r + g * kLanes);
-      }
+      load_inputs<0, kFirst>(i, step, lanes, block, b, x);
+      for (int g = 0; g < kFirst; ++g) rec[g] = load(r + g * kLanes);
       if constexpr (kSecond > 0) {
         const V h = load(directions[i].h[step.odd] + b * sizes.proj_row + block * kLanes);
         store(directions[i].middle + b * sizes.hidden_row + block * kLanes, Cell::forward_first(x, rec, h, saved));
@@ -279,14 +326,12 @@ class Forward {
   }
 
   template <class Lane>
-  __attribute__((noinline)) void second_cells(int i, const Step& step, Lane lanes, long block, Range rows, const A* r) {
+  __attribute__((noinline)) void second_cells(int i, const InputStep& step, Lane lanes, long block, Range rows,
+                                              const A* r) {
     for (long b = rows.begin; b < rows.end; ++b, r += kSecond * kLanes) {
-      const T* gates = gates_at(i, step, block, b);
       V x[G], rec[G], saved[S + 1] = {};
-      for (int g = kFirst; g < G; ++g) {
-        x[g] = lanes.load(gates + g * sizes.hidden);
-        rec[g] = load(r + (g - kFirst) * kLanes);
-      }
+      load_inputs<kFirst, G>(i, step, lanes, block, b, x);
+      for (int g = kFirst; g < G; ++g) rec[g] = load(r + (g - kFirst) * kLanes);
       for (int k = 0; k < S; ++k) saved[k] = load(kept_at(i, block, b) + k * kLanes);
       const V h_prev = load(directions[i].h[step.odd] + b * sizes.proj_row + block * kLanes);
       if constexpr (kSecond > 0) put_h(i, step, lanes, block, b, Cell::forward_second(x, rec, h_prev, saved));

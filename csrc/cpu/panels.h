@@ -61,6 +61,20 @@ FUSEDNN_FN void transpose(V (&rows)[N]) {
   }
 }
 
+// Lane j becomes the sum of the lanes of row j; the rows are used up. The rounds are those of the transposition.
+template <class V, int N>
+FUSEDNN_FN V sums_across(V (&rows)[N]) {
+  typename CountTo<N>::type indices;
+#pragma GCC unroll 8
+  for (int half = N / 2; half > 0; half /= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i) {
+      rows[i] = zip_low(rows[i], rows[i + half], indices) + zip_high(rows[i], rows[i + half], indices);
+    }
+  }
+  return rows[0];
+}
+
 // For h W^T: sums run along the rows of w, which lie `row` apart; gate g of unit u is row g * units + u of w.
 template <class T>
 void pack_rows(const T* w, long row, long units, long block, const Panels<AccOf<T>>& to) {

@@ -17,8 +17,10 @@ struct Rows {
 
 // Accumulators in registers: kRows rows by kPanels panels of kGates vectors, over at most kSlice elements of k. A row's
 // sums run over k in the same order whatever kRows and kPanels are, so a row's bits do not depend on its neighbours.
-template <class A, int kGates, int kPanels, int kRows>
-__attribute__((noinline)) void multiply(Rows<A> a, const A* w, long w_panel, Tile<A> c, long k) {
+// kAhead: meanwhile asks L2 for k vectors from `ahead` on.
+template <class A, int kGates, int kPanels, int kRows, bool kAhead = false>
+__attribute__((noinline)) void multiply(Rows<A> a, const A* w, long w_panel, Tile<A> c, long k,
+                                        const A* ahead = nullptr) {
   constexpr int n = Lanes<A>::kCount, kWide = kGates * kPanels;
   Vec<A> sum[kRows][kWide];
 #pragma GCC unroll 32
@@ -27,6 +29,7 @@ __attribute__((noinline)) void multiply(Rows<A> a, const A* w, long w_panel, Til
     for (int j = 0; j < kWide; ++j) sum[i][j] = Vec<A>{};
   }
   for (long p = 0; p < k; ++p) {
+    if constexpr (kAhead) __builtin_prefetch(ahead + p * n, 0, 2);
     Vec<A> v[kWide];
 #pragma GCC unroll 32
     for (int j = 0; j < kWide; ++j) v[j] = load(w + j / kGates * w_panel + (p * kGates + j % kGates) * n);
@@ -61,12 +64,12 @@ struct Blocking {
   static constexpr int kGroup = largest(kPanels, kSinglePanels);
 };
 
-template <class A, int kGates, int kPanels, int kRows = Blocking<kGates>::kRows>
-void multiply_rows(int rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, long k) {
+template <class A, int kGates, int kPanels, int kRows, bool kAhead>
+void multiply_rows(int rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, long k, const A* ahead) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return multiply_rows<A, kGates, kPanels, kRows - 1>(rows, a, w, w_panel, c, k);
+    if (rows < kRows) return multiply_rows<A, kGates, kPanels, kRows - 1, kAhead>(rows, a, w, w_panel, c, k, ahead);
   }
-  multiply<A, kGates, kPanels, kRows>(a, w, w_panel, c, k);
+  multiply<A, kGates, kPanels, kRows, kAhead>(a, w, w_panel, c, k, ahead);
 }
 
 // Elements of k summed apart before they join the total: the weights of a slice stay in L1 while the rows pass, and the
@@ -74,21 +77,27 @@ void multiply_rows(int rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, lon
 // bits).
 constexpr long kSlice = 64;
 
-// All rows by kPanels panels, slice by slice.
-template <class A, int kGates, int kPanels, int kRows = Blocking<kGates>::kRows>
+// All rows by kPanels panels, slice by slice. kAhead is for weights that outgrow L2: while the rows pass over one
+// slice, the next one arrives.
+template <class A, int kGates, int kPanels, int kRows = Blocking<kGates>::kRows, bool kAhead = false>
 void multiply_panels(long rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, long k) {
   constexpr long kStep = kGates * Lanes<A>::kCount;
-  const long parts = (rows + kRows - 1) / kRows;
+  // Parts as even as can be, the larger ones first.
+  const unsigned parts = static_cast<unsigned>(rows + kRows - 1) / kRows, least = static_cast<unsigned>(rows) / parts;
+  const long larger = static_cast<long>(static_cast<unsigned>(rows) - least * parts) * (least + 1);
   for (long k0 = 0; k0 < k; k0 += kSlice) {
     const long length = k - k0 < kSlice ? k - k0 : kSlice;
-    for (long part = 0; part < parts; ++part) {
-      const Range r = share_of(rows, part, parts);
-      multiply_rows<A, kGates, kPanels, kRows>(static_cast<int>(r.size()), {a.data + r.begin * a.row + k0, a.row},
-                                               w + k0 * kStep, w_panel, {c.data + r.begin * c.row, c.row, c.panel},
-                                               length);
+    const A* ahead = w + (k0 + kSlice) * kStep;
+    for (long b = 0; b < rows; ahead += length * Lanes<A>::kCount) {
+      const int count = static_cast<int>(least) + (b < larger);
+      multiply_rows<A, kGates, kPanels, kRows, kAhead>(count, {a.data + b * a.row + k0, a.row}, w + k0 * kStep, w_panel,
+                                                       {c.data + b * c.row, c.row, c.panel}, length, ahead);
+      b += count;
     }
   }
 }
+
+constexpr size_t kStreamedBytes = 1536 * 1024;  // of weights, from which on a share of them does not stay in L2
 
 // `count` neighbouring panels from `block` on; count is what walk_panels gave.
 template <class A, int kGates>
@@ -97,6 +106,8 @@ void multiply_group(long rows, Rows<A> a, const Panels<A>& w, long block, long c
   const A* panel = w.panel(block);
   if (rows == 1 && count == S::kSinglePanels) {
     multiply_panels<A, kGates, S::kSinglePanels, 1>(rows, a, panel, w.panel_size(), c, w.k);
+  } else if (count == S::kPanels && rows > S::kRows && w.bytes() > kStreamedBytes) {
+    multiply_panels<A, kGates, S::kPanels, S::kRows, true>(rows, a, panel, w.panel_size(), c, w.k);
   } else if (count == S::kPanels) {
     multiply_panels<A, kGates, S::kPanels>(rows, a, panel, w.panel_size(), c, w.k);
   } else {

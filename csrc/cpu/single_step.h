@@ -66,7 +66,7 @@ class ForwardStep : Forward<Cell, T> {
  private:
   void direction(int i) {
     const StepTeam<A> team{sizes, a.shape.threads, this->barriers};
-    const Step step{0, 0, {0, sizes.batch}, false};
+    const typename Base::InputStep step{{0, 0, {0, sizes.batch}, false}, {}};
     this->prepare_bias(i);
     for (long b = 0; b < sizes.batch; ++b) this->prepare_row(i, b);
     const T* w = static_cast<const T*>(a.w_hh) + i * G * sizes.hidden * sizes.proj;

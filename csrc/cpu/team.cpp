@@ -1,7 +1,5 @@
 #include "cpu/team.h"
 
-#include <sched.h>
-
 #include <new>
 
 #if defined(_OPENMP)
@@ -23,7 +21,10 @@ bool built_with_openmp() {
 namespace cpu {
 namespace {
 
-constexpr int kSpins = 1000;  // some 50 us, longer than any step that is worth splitting
+// Some 1 ms: under load a thread is off its processor for a few, and who sleeps at each meeting gets no further than
+// one step a slice of the scheduler. Where the threads of a team share processors, some 10 us.
+constexpr int kSpins = 20000, kBriefSpins = 200;
+std::atomic<int> spins_allowed = kSpins;
 
 void relax() {
 #if defined(__x86_64__)
@@ -38,6 +39,7 @@ void relax() {
 void run_team(int threads, void (*body)(void*, int, int), void* context) {
 #if defined(_OPENMP)
   if (threads > 1) {
+    spins_allowed.store(threads > omp_get_num_procs() ? kBriefSpins : kSpins, std::memory_order_relaxed);
 #pragma omp parallel num_threads(threads)
     body(context, omp_get_thread_num(), omp_get_num_threads());
     return;
@@ -49,19 +51,18 @@ void run_team(int threads, void (*body)(void*, int, int), void* context) {
 
 void Barrier::wait(int threads) {
   if (threads == 1) return;
-  const int phase = __atomic_load_n(&phase_, __ATOMIC_RELAXED);
-  if (__atomic_add_fetch(&arrived_, 1, __ATOMIC_ACQ_REL) == threads) {
-    __atomic_store_n(&arrived_, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&phase_, phase + 1, __ATOMIC_RELEASE);
+  const int phase = phase_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1) + 1 == threads) {
+    arrived_.store(0, std::memory_order_relaxed);
+    phase_.store(phase + 1);
+    phase_.notify_all();
     return;
   }
-  for (int spins = 0; __atomic_load_n(&phase_, __ATOMIC_ACQUIRE) == phase; ++spins) {
-    if (spins < kSpins) {
-      relax();
-    } else {
-      sched_yield();
-    }
+  for (int spins = spins_allowed.load(std::memory_order_relaxed); spins > 0; --spins) {
+    if (phase_.load(std::memory_order_acquire) != phase) return;
+    relax();
   }
+  phase_.wait(phase);
 }
 
 Barrier* take_barriers(Workspace& space, int count) {

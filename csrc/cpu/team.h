@@ -1,6 +1,8 @@
 // Threads that stay together for a whole sequence, and the barrier they meet at.
 #pragma once
 
+#include <atomic>
+
 #include "cpu/workspace.h"
 
 namespace fusednn::cpu {
@@ -9,14 +11,15 @@ namespace fusednn::cpu {
 // must take `threads` from its argument: the pool may give fewer than asked for (nested calls, limits).
 void run_team(int threads, void (*body)(void* context, int thread, int threads), void* context);
 
-// Spins, then yields: threads that wait for long must not hold back those they wait for.
+// Spins, then sleeps: who waits for long waits for a thread that another process keeps from running. A sleeper leaves
+// its processor to others and, having used less than its share, is put in front of them when it wakes.
 class alignas(64) Barrier {
  public:
   void wait(int threads);
 
  private:
-  int arrived_ = 0;
-  int phase_ = 0;
+  std::atomic<int> arrived_ = 0;
+  std::atomic<int> phase_ = 0;
 };
 
 Barrier* take_barriers(Workspace& space, int count);

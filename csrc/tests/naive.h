@@ -16,6 +16,8 @@ struct Problem {
   std::vector<int64_t> batch_sizes;  // empty: padded
   bool bias, projection;
   bool library_gemm = false;  // gives the provider one, for single steps
+  long inputs = 0;            // I > 0: the provider gets x, w_ih and b_ih, and the gates are what they make
+  Values x, w_ih, b_ih;
   Values gates, h0, c0, w_hh, b_hh, w_hr;
   Values grad_y, grad_h_n, grad_c_n;
 

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <random>
 
 #include "cuda/primitives/numbers.h"
@@ -213,6 +214,13 @@ struct Call {
   }
 };
 
+Values uniform_values(std::mt19937& random, Dtype dtype, long n, double scale) {
+  std::uniform_real_distribution<double> uniform(-1, 1);
+  Values v(static_cast<size_t>(n));
+  for (double& x : v) x = round_to(dtype, uniform(random) * scale);
+  return v;
+}
+
 double identity(double x) {
   return x;
 }
@@ -254,12 +262,7 @@ double round_to(Dtype dtype, double x) {
 
 Problem make_problem(const Size& s, const CellInfo& cell, Dtype dtype, unsigned seed) {
   std::mt19937 random(seed);
-  std::uniform_real_distribution<double> uniform(-1, 1);
-  const auto fill = [&](long n, double scale) {
-    Values v(static_cast<size_t>(n));
-    for (double& x : v) x = round_to(dtype, uniform(random) * scale);
-    return v;
-  };
+  const auto fill = [&](long n, double scale) { return uniform_values(random, dtype, n, scale); };
   Problem p{};
   p.batch = s.batch, p.steps = s.steps, p.hidden = s.hidden, p.directions = s.directions;
   p.proj = s.proj > 0 ? s.proj : s.hidden;
@@ -282,8 +285,25 @@ Problem make_problem(const Size& s, const CellInfo& cell, Dtype dtype, unsigned 
   return p;
 }
 
+Problem with_inputs(Problem p, long inputs, const CellInfo& cell, Dtype dtype, unsigned seed) {
+  std::mt19937 random(seed);
+  const long lines = p.directions * cell.gates * p.hidden;
+  p.inputs = inputs;
+  p.x = uniform_values(random, dtype, p.rows() * inputs, 1);
+  p.w_ih = uniform_values(random, dtype, lines * inputs, 1 / std::sqrt(static_cast<double>(inputs)));
+  if (p.bias) p.b_ih = uniform_values(random, dtype, lines, 1);
+  p.gates.assign(static_cast<size_t>(p.rows() * lines), 0);
+  for (size_t i = 0; i < p.gates.size(); ++i) {
+    const size_t row = i / static_cast<size_t>(lines), line = i % static_cast<size_t>(lines);
+    const size_t width = static_cast<size_t>(inputs);
+    p.gates[i] = std::inner_product(&p.x[row * width], &p.x[row * width] + inputs, &p.w_ih[line * width],
+                                    p.bias ? p.b_ih[line] : 0.);
+  }
+  return p;
+}
+
 struct ForwardCall::Parts {
-  Tensor gates, h0, c0, w_hh, b_hh, w_hr, y, h_n, c_n, saved;
+  Tensor gates, x, w_ih, b_ih, h0, c0, w_hh, b_hh, w_hr, y, h_n, c_n, saved;
   std::unique_ptr<Call<RecurrentForward>> call;
 };
 
@@ -293,13 +313,17 @@ ForwardCall::ForwardCall(const Problem& p, const CellInfo& cell, Dtype dtype, in
   const size_t rows = static_cast<size_t>(p.rows() * p.directions);
   const auto input = [&](const Values& values) { return Tensor(dtype, values, gpu); };
   const auto output = [&](size_t n) { return Tensor(dtype, n, gpu); };
-  parts_.reset(new Parts{input(p.gates), input(p.h0), input(p.c0), input(p.w_hh), input(p.b_hh), input(p.w_hr),
-                         output(rows * static_cast<size_t>(p.proj)), output(p.h0.size()), output(p.c0.size()),
+  parts_.reset(new Parts{input(p.gates), input(p.x), input(p.w_ih), input(p.b_ih), input(p.h0), input(p.c0),
+                         input(p.w_hh), input(p.b_hh), input(p.w_hr), output(rows * static_cast<size_t>(p.proj)),
+                         output(p.h0.size()), output(p.c0.size()),
                          output(save ? rows * static_cast<size_t>(cell.saved * p.hidden) : 0), nullptr});
   Parts& t = *parts_;
   RecurrentForward a{};
   a.shape = shape_of(p, cell, dtype, threads, strategy);
-  a.gates = t.gates.input(), a.h0 = t.h0.input(), a.w_hh = t.w_hh.input();
+  if (p.inputs == 0) a.gates = t.gates.input();
+  if (p.inputs > 0) a.x = t.x.input(), a.w_ih = t.w_ih.input(), a.shape.inputs = p.inputs;
+  if (p.inputs > 0 && p.bias) a.b_ih = t.b_ih.input();
+  a.h0 = t.h0.input(), a.w_hh = t.w_hh.input();
   if (cell.cell_state) a.c0 = t.c0.input(), a.c_n = t.c_n.output();
   if (p.bias) a.b_hh = t.b_hh.input();
   if (p.projection) a.w_hr = t.w_hr.input();

@@ -136,6 +136,70 @@ TEST(a_single_step_by_library_gemm_agrees_with_plain_loops) {
   });
 }
 
+// Chunks of several steps and of one, their ends, packed rows, both directions, and widths on either side of a vector.
+const std::pair<Size, long> kInputs[] = {
+    {{1, 1, 1, 0, 1}, 1},
+    {{3, 100, 7, 0, 2}, 17},
+    {{130, 3, 20, 0, 1}, 5},
+    {{9, 40, 33, 0, 2, true}, 130},
+    {{1, 300, 16, 0, 1, false, false}, 4},
+    {{40, 7, 18, 0, 1, true}, 70},
+};
+
+TEST(the_input_part_of_a_sequence_agrees_with_plain_loops) {
+  if (cuda_strategy() != nullptr) return;
+  for_each_isa([](const char* isa) {
+    for_each_cell([&](const CellInfo& cell) {
+      for (Dtype dtype : kDtypes) {
+        for (const auto& [size, inputs] : kInputs) {
+          const Problem p = with_inputs(make_problem(size, cell, dtype, 7), inputs, cell, dtype, 8);
+          const double eps = kEps[static_cast<int>(dtype)];
+          const Outputs out = run_forward(p, cell, dtype, 1), truth = naive_forward(p, cell, dtype);
+          const double y = distance(out.y, truth.y, eps), saved = distance(out.saved, truth.saved, eps);
+          CHECK(std::max(y, saved) < 40,
+                isa << " " << cell.name << " " << text(size) << " I" << inputs << " y " << y << " saved " << saved);
+        }
+      }
+    });
+  });
+}
+
+TEST(the_input_part_has_the_same_bits_with_any_number_of_threads_and_in_any_batch) {
+  if (cuda_strategy() != nullptr) return;
+  for_each_cell([](const CellInfo& cell) {
+    for (const auto& [size, inputs] : kInputs) {
+      const Problem p = with_inputs(make_problem(size, cell, Dtype::kFloat32, 7), inputs, cell, Dtype::kFloat32, 8);
+      const Outputs one = run_forward(p, cell, Dtype::kFloat32, 1);
+      for (int threads : {2, 3, 5}) {
+        CHECK(same(run_forward(p, cell, Dtype::kFloat32, threads), one), cell.name << text(size) << threads);
+      }
+    }
+    const Problem big =
+        with_inputs(make_problem({55, 4, 37, 0, 1}, cell, Dtype::kFloat32, 5), 21, cell, Dtype::kFloat32, 8);
+    const Outputs all = run_forward(big, cell, Dtype::kFloat32, 2);
+    for (long b : {0L, 17L, 54L}) {
+      Problem one = big;
+      const auto state = [&](const Values& v) { return v.empty() ? v : Values(&v[0] + b * 37, &v[0] + (b + 1) * 37); };
+      one.batch = 1, one.x = row_of(big.x, 55, b), one.h0 = state(big.h0), one.c0 = state(big.c0);
+      CHECK(same(run_forward(one, cell, Dtype::kFloat32, 2).y, row_of(all.y, 55, b)), cell.name << " row " << b);
+    }
+  });
+}
+
+TEST(nan_in_one_row_of_x_reaches_no_other_row) {
+  if (cuda_strategy() != nullptr) return;
+  for_each_cell([](const CellInfo& cell) {
+    Problem p = with_inputs(make_problem({8, 4, 20, 0, 1}, cell, Dtype::kFloat32, 2), 9, cell, Dtype::kFloat32, 3);
+    const Outputs clean = run_forward(p, cell, Dtype::kFloat32, 2);
+    for (size_t k = 0; k < 9; ++k) p.x[(8 + 3) * 9 + k] = std::numeric_limits<double>::quiet_NaN();  // step 1, row 3
+    const Outputs out = run_forward(p, cell, Dtype::kFloat32, 2);
+    for (long b = 0; b < 8; ++b) {
+      if (b != 3) CHECK(same(row_of(out.y, 8, b), row_of(clean.y, 8, b)), cell.name << " row " << b);
+    }
+    CHECK(std::isnan(row_of(out.y, 8, 3)[20]), cell.name << " hides a NaN");
+  });
+}
+
 TEST(any_number_of_threads_gives_the_same_bits) {
   if (cuda_strategy() != nullptr) return;
   for_each_isa([](const char* isa) {

@@ -7,11 +7,13 @@ is their number; indices i and j then begin anew in each.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class Inputs(NamedTuple):
@@ -105,3 +107,10 @@ def split(arguments: tuple) -> tuple[Inputs, Options]:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which sums over keys and queries are taken, and of the LSE."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def have_tangents(values: Iterable[Any]) -> bool:
+    """Whether forward-mode AD differentiates with respect to any of the tensors among them."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in values)

@@ -3,7 +3,7 @@
 ``attention_forward`` and ``attention_backward`` run what their last argument names: ``triton``, the fused kernels, on
 CUDA tensors, and on CPU tensors in Triton's interpreter (RuntimeError without it), or ``blocked``: on CPU tensors the
 compiled kernel (but for a mask's gradient), elsewhere, and without a compiler, PyTorch's operations block by block.
-Gradients of gradients differentiate the reference. Arguments: ``attention_call``.
+Gradients of gradients, and forward-mode AD, differentiate the reference. Arguments: ``attention_call``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import blocked_attention, cpu_attention, triton_kernels
-from .attention_call import LEARNED, MASK, Inputs, Options, schema, split, wide
+from .attention_call import LEARNED, MASK, Inputs, Options, have_tangents, schema, split, wide
 from .operators import LIBRARY
 from .reference import attention as reference
 
@@ -117,8 +117,9 @@ class _Attention(torch.autograd.Function):
         *inputs, out, lse = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:LEARNED]
         none = (None,) * (len(ctx.needs_input_grad) - LEARNED)
-        if torch.is_grad_enabled():
-            return *_differentiable_backward(inputs, ctx.options, wanted, grads), *none
+        if torch.is_grad_enabled() or have_tangents(grads):
+            with torch.enable_grad():
+                return *_differentiable_backward(inputs, ctx.options, wanted, grads), *none
         grad_out, grad_lse = grads
         if grad_out is None:
             grad_out = out.new_zeros(()).expand_as(out)
@@ -160,6 +161,8 @@ def _differentiable_backward(inputs, options, wanted, grads):
 
 
 def _autograd(keyset, *arguments):
+    if have_tangents(arguments):
+        return compose(*split(arguments))
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
         return _Attention.apply(*arguments)
     with torch._C._AutoDispatchBelowAutograd():

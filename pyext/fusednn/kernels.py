@@ -52,6 +52,7 @@ class Passport(MachineCode):
         serialised: whether ptxas made each product wait for the one before.
         seconds: of CPU time that it took to compile.
         fingerprint: a hash over its source and how it is compiled.
+        in_turns: of a kernel in Gluon, whether a group of warps hands its turn over right after its products.
     """
 
     configuration: dict[str, int]
@@ -62,6 +63,7 @@ class Passport(MachineCode):
     serialised: bool
     seconds: float
     fingerprint: str
+    in_turns: bool | None = None
 
 
 @dataclass(frozen=True)

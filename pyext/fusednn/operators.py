@@ -6,11 +6,14 @@ unit, D directions (1, or 2 with the second one in reverse time). Rows: N = T * 
 
 ``recurrent`` is the operator that everything calls. It is differentiable to any order:
 
-* where a compiled kernel exists for the device, forward is one library GEMM for the input product of all steps and one
-  ``recurrent_forward``; backward is one ``recurrent_backward``, which walks the steps in reverse and yields the
-  gradients of the pre-activations, and library GEMMs over all rows for weights and inputs;
+* where a compiled kernel exists for the device, forward is one ``recurrent_forward``, which computes the input product
+  with the recurrence on the CPU and has a library GEMM before it on a GPU; backward is one ``recurrent_backward``,
+  which walks the steps in reverse and yields the gradients of the pre-activations, and library GEMMs over all rows for
+  weights and inputs;
 * where none exists, the plain PyTorch reference is registered for the device, and autograd differentiates that;
 * second-order gradients always differentiate the reference.
+
+Weights and biases come with their directions in front, or all without where D is 1: a layer's parameters as they are.
 """
 
 from __future__ import annotations
@@ -26,20 +29,20 @@ from .reference.cells import CELLS, Cell
 
 LIBRARY = torch.library.Library("fusednn", "DEF")
 
-_WEIGHTS = "Tensor w_hh, Tensor? b_hh, Tensor? w_hr, Tensor? batch_sizes, str cell, str strategy"
 LIBRARY.define(
     "recurrent(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr,"
     " Tensor? batch_sizes, str cell, str strategy) -> (Tensor y, Tensor h_n, Tensor c_n)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 LIBRARY.define(
-    f"recurrent_forward(Tensor gates, Tensor h0, Tensor? c0, {_WEIGHTS}, bool save)"
+    "recurrent_forward(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh,"
+    " Tensor? w_hr, Tensor? batch_sizes, str cell, str strategy, bool save)"
     " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 LIBRARY.define(
     "recurrent_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor y, Tensor saved, Tensor h0,"
-    f" Tensor? c0, {_WEIGHTS})"
+    " Tensor? c0, Tensor w_hh, Tensor? b_hh, Tensor? w_hr, Tensor? batch_sizes, str cell, str strategy)"
     " -> (Tensor d_gates, Tensor d_recurrent, Tensor d_h0, Tensor d_c0, Tensor d_proj)",
     tags=torch.Tag.pt2_compliant_tag,
 )
@@ -52,20 +55,19 @@ def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy):
 
 
 @torch.library.register_fake("fusednn::recurrent_forward", lib=LIBRARY)
-def _(gates, h0, c0, w_hh, b_hh, w_hr, batch_sizes, cell, strategy, save):
-    rows, directions, units = gates.shape[0], h0.shape[0], _units(cell, w_hh)
-    saved = directions * len(CELLS[cell].saved) * units
+def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, save):
+    saved = h0.shape[0] * len(CELLS[cell].saved) * _units(cell, w_hh)
     return (
-        gates.new_empty(rows, directions * h0.shape[2]),
+        x.new_empty(x.shape[0], h0.shape[0] * h0.shape[2]),
         torch.empty_like(h0),
-        gates.new_empty(0) if c0 is None else torch.empty_like(c0),
-        gates.new_empty(rows, saved) if save and saved else gates.new_empty(0),
+        x.new_empty(0) if c0 is None else torch.empty_like(c0),
+        x.new_empty(x.shape[0], saved) if save and saved else x.new_empty(0),
     )
 
 
 @torch.library.register_fake("fusednn::recurrent_backward", lib=LIBRARY)
 def _(grad_y, grad_h_n, grad_c_n, y, saved, h0, c0, w_hh, b_hh, w_hr, batch_sizes, cell, strategy):
-    d_gates = y.new_empty(y.shape[0], h0.shape[0] * w_hh.shape[1])
+    d_gates = y.new_empty(y.shape[0], h0.shape[0] * w_hh.shape[-2])
     return (
         d_gates,
         torch.empty_like(d_gates) if CELLS[cell].split else y.new_empty(0),
@@ -76,8 +78,8 @@ def _(grad_y, grad_h_n, grad_c_n, y, saved, h0, c0, w_hh, b_hh, w_hr, batch_size
 
 
 def _units(cell: str, w_hh: Tensor) -> int:
-    """H, from the weights ``[D, G * H, P]``."""
-    return w_hh.shape[1] // len(CELLS[cell].gates)
+    """H, from the weights ``[D, G * H, P]``, or without D."""
+    return w_hh.shape[-2] // len(CELLS[cell].gates)
 
 
 def _reference(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy):
@@ -120,16 +122,18 @@ def _projection_weight_gradient(cell: Cell, d_h: Tensor, saved: Tensor, units: i
     return d_h.t() @ (values["o"] * torch.tanh(values["c"]))
 
 
+def _joined(directions: list[Tensor], like: Tensor) -> Tensor:
+    """A weight's gradient from those of its directions."""
+    return directions[0].view_as(like) if len(directions) == 1 else torch.stack(directions)
+
+
 class _Recurrent(torch.autograd.Function):
     """``recurrent`` where a compiled kernel does forward and backward."""
 
     @staticmethod
     def forward(ctx, *args):
         x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy = args
-        gates = torch.nn.functional.linear(x, w_ih.flatten(0, 1), None if b_ih is None else b_ih.flatten())
-        y, h_n, c_n, saved = torch.ops.fusednn.recurrent_forward(
-            gates, h0, c0, w_hh, b_hh, w_hr, batch_sizes, cell, strategy, True
-        )
+        y, h_n, c_n, saved = torch.ops.fusednn.recurrent_forward(*args, True)
         ctx.save_for_backward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, y, saved)
         ctx.cell, ctx.strategy = cell, strategy
         ctx.set_materialize_grads(False)
@@ -149,7 +153,7 @@ class _Recurrent(torch.autograd.Function):
             *(y, saved, h0, c0, w_hh, b_hh, w_hr, batch_sizes, ctx.cell, ctx.strategy),
         )
         d_recurrent = d_recurrent if cell.split else d_gates
-        directions, width = h0.shape[0], w_hh.shape[1]
+        directions = h0.shape[0]
         need = dict(zip(("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr"), ctx.needs_input_grad, strict=False))
 
         def each_direction(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -158,25 +162,27 @@ class _Recurrent(torch.autograd.Function):
         d_w_hh = d_w_hr = None
         if need["w_hh"]:
             saved_parts = each_direction(saved) if cell.saved else [saved] * directions
-            d_w_hh = torch.stack(
+            d_w_hh = _joined(
                 [
                     _recurrent_weight_gradient(cell, d, _previous(h, h0[k], batch_sizes, k == 1), s)
                     for k, (d, h, s) in enumerate(
                         zip(each_direction(d_recurrent), each_direction(y), saved_parts, strict=True)
                     )
-                ]
+                ],
+                w_hh,
             )
         if need["w_hr"]:
-            d_w_hr = torch.stack(
+            d_w_hr = _joined(
                 [
                     _projection_weight_gradient(cell, d, s, _units(ctx.cell, w_hh))
                     for d, s in zip(each_direction(d_proj), each_direction(saved), strict=True)
-                ]
+                ],
+                w_hr,
             )
-        d_b_ih = d_gates.sum(0).view(directions, width) if need["b_ih"] or need["b_hh"] else None
-        d_b_hh = d_recurrent.sum(0).view(directions, width) if need["b_hh"] and cell.split else d_b_ih
+        d_b_ih = d_gates.sum(0).view_as(b_hh if b_ih is None else b_ih) if need["b_ih"] or need["b_hh"] else None
+        d_b_hh = d_recurrent.sum(0).view_as(b_hh) if need["b_hh"] and cell.split else d_b_ih
         return (
-            d_gates @ w_ih.flatten(0, 1) if need["x"] else None,
+            d_gates @ w_ih.flatten(0, -2) if need["x"] else None,
             d_h0 if need["h0"] else None,
             d_c0 if need["c0"] else None,
             (d_gates.t() @ x).view_as(w_ih) if need["w_ih"] else None,

@@ -15,12 +15,14 @@
 #include "cpu/panels.h"
 #include "cpu/product.h"
 #include "cpu/sequence.h"
+#include "cpu/input_part.h"
 #include "cpu/forward.h"
 #include "cpu/backward.h"
 #include "cpu/single_step.h"
 #include "cpu/scan.h"
 #include "cpu/additive.h"
 #include "cpu/attention.h"
+#include "cpu/attention_few.h"
 #include "cpu/attention_backward.h"
 // clang-format on
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import attention_operators, cpu_attention, triton_kernels  # noqa: F401  (registers the operators)
 from ..attention_call import Inputs, Options
@@ -14,6 +13,7 @@ from .attention_request import Request, at_least, heads, leading
 
 MAX_HEAD_SIZE = 256  # of the Triton kernels
 FEW_SCORES = 1 << 20  # up to here blocks of PyTorch operations are slower than the whole matrix
+FEW_QUERIES, MANY_KEYS = 16, 256  # gradients of so few over so many: the CPU's kernel mostly packs keys
 
 
 def choose(request: Request) -> tuple[str, str]:
@@ -91,11 +91,16 @@ def _choose_torch(request: Request) -> tuple[str, str]:
 
 
 def _kernel_is_faster(request: Request) -> bool:
-    """Than the whole matrix, where that is small: the CPU's kernel, unless one query is all that meets a key head."""
-    query, key = request.query, request.key
-    alone = query.shape[-2] == 1 and heads(query) == heads(key)
-    forward_mode = forward_ad._current_level >= 0  # our operator has no derivatives of that kind
-    return cpu_attention.available(query.device) and not alone and not forward_mode
+    """Than the whole matrix, where that is small: the CPU's kernel, but for gradients of few queries of heads apart.
+
+    In 16 bits the composition converts its tensors, and is slower there too.
+    """
+    query, key, value = request.query, request.key, request.value
+    if not cpu_attention.available(query.device):
+        return False
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    few = query.shape[-2] <= FEW_QUERIES and key.shape[-2] >= MANY_KEYS and heads(query) == heads(key)
+    return not (differentiated and few and query.dtype in (torch.float32, torch.float64))
 
 
 def _operator(request: Request, path: str) -> tuple[Tensor, Tensor]:

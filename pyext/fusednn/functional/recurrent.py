@@ -50,7 +50,8 @@ def recurrent(
         w_hh: recurrent weights, ``[D, G * H, P]``.
         b_ih: input bias, ``[D, G * H]``, or None.
         b_hh: recurrent bias, ``[D, G * H]``, or None.
-        w_hr: projection of h, ``[D, P, H]``, for ``lstm`` with ``proj_size``; else None.
+        w_hr: projection of h, ``[D, P, H]``, for ``lstm`` with ``proj_size``; else None. Weights and biases may all
+            come without D where it is 1.
         batch_sizes: rows of each step, int64 on the CPU, not increasing, as in PackedSequence; None if all have B.
         strategy: a name of the plan table (``fusednn.plan``); ``auto`` takes the best that can serve the request.
 
@@ -86,9 +87,14 @@ def recurrent(
     )
     if not compiling and _is_transformed():
         chosen = "reference"
-    _check(cell, *tensors, batch_sizes=batch_sizes)
     run = {"reference": _reference, "loop": _loop}.get(chosen, _operator)
-    y, h_n, c_n = run(*tensors, batch_sizes, cell, chosen)
+    if compiling or run is not _operator:
+        _check(cell, *tensors, batch_sizes=batch_sizes)
+    try:
+        y, h_n, c_n = run(*tensors, batch_sizes, cell, chosen)
+    except RuntimeError:  # the kernels refuse what does not fit, at less cost, but know one error and no names
+        _check(cell, *tensors, batch_sizes=batch_sizes)
+        raise
     return y, h_n, c_n if c0 is not None else None
 
 
@@ -121,9 +127,9 @@ def _operator(*args):
     if args[-1] in _TF32 and args[0].dtype == torch.float32 and _allows_tf32():
         args = (*args[:-1], f"{args[-1]}+tf32")
     if torch.compiler.is_compiling() or _differentiates(args):
-        return torch.ops.fusednn.recurrent(*args)
+        return torch.ops.fusednn.recurrent.default(*args)
     with torch._C._AutoDispatchBelowAutograd():  # nothing to record: a third of the time of one small step
-        return torch.ops.fusednn.recurrent(*args)
+        return torch.ops.fusednn.recurrent.default(*args)
 
 
 @torch.compiler.assume_constant_result  # as it stands when a model is compiled
@@ -148,7 +154,9 @@ def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _):
     outputs, last_h, last_c = [], [], []
     for d in range(h0.shape[0]):
         only = slice(d, d + 1)
-        weights = [None if t is None else t[only] for t in (w_ih, w_hh, b_ih, b_hh, w_hr)]
+        weights = [
+            None if t is None else t[only] for t in reference_recurrent.with_directions(w_ih, w_hh, b_ih, b_hh, w_hr)
+        ]
         h, c = h0[only], None if c0 is None else c0[only]
         output = [x] * len(steps)
         for t in reversed(range(len(steps))) if d else range(len(steps)):
@@ -173,7 +181,8 @@ def _check(cell: str, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, *, batch_sizes: T
             raise TypeError(
                 f"{name} must have the dtype and device of x ({dtype}, {device}), got {tensor.dtype}, {tensor.device}"
             )
-    if x.dim() != 2 or h0.dim() != 3 or w_hh.dim() != 3:
+    one = w_ih.dim() == 2  # direction, which the weights do not name
+    if x.dim() != 2 or h0.dim() != 3 or w_hh.dim() != 3 - one:
         raise ValueError(
             "expected x [N, I], h0 [D, B, P] and w_hh [D, G * H, P],"
             f" got {x.dim()}, {h0.dim()} and {w_hh.dim()} dimensions"
@@ -181,7 +190,7 @@ def _check(cell: str, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, *, batch_sizes: T
     definition = CELLS[cell]
     rows, inputs = x.shape
     directions, batch, width = h0.shape
-    units = w_hh.shape[1] // len(definition.gates)
+    units = w_hh.shape[-2] // len(definition.gates)
     if definition.has_cell_state != (c0 is not None):
         raise ValueError(f"cell {cell} {'needs' if definition.has_cell_state else 'takes no'} c0")
     if w_hr is not None and not definition.has_cell_state:
@@ -197,6 +206,7 @@ def _check(cell: str, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, *, batch_sizes: T
         ("b_hh", b_hh, (directions, lines)),
         ("w_hr", w_hr, (directions, width, units)),
     ):
+        shape = shape[1:] if one and directions == 1 and tensor is not c0 else shape
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} must have shape {list(shape)} for cell {cell}, got {list(tensor.shape)}")
     if w_hr is None and width != units:

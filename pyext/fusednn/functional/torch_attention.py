@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention_call import sequences
+from ..attention_call import have_tangents, sequences
 from ..reference import attention as reference
 from .attention_request import Request, at_least
 
@@ -39,6 +39,8 @@ def lacks(request: Request) -> str | None:
         return f"torch's kernels on {query.device.type} promise no deterministic gradients"
     if mask is not None and mask.dtype not in (torch.bool, query.dtype):
         return f"not every kernel of torch adds a {mask.dtype} mask to {query.dtype} inputs"
+    if have_tangents((query, key, value, mask)):
+        return "torch's fused kernels have no forward-mode derivatives"
     if torch.is_grad_enabled():
         if mask is not None and mask.requires_grad:
             return "the mask requires a gradient, which torch's fused kernels do not all give"

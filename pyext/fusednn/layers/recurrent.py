@@ -92,7 +92,6 @@ class RecurrentLayer(nn.RNNBase):
             ValueError: input of a wrong rank or dtype.
             RuntimeError: sizes that do not fit, or a sequence of length 0.
         """
-        self._update_flat_weights()
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         if input.dim() not in (2, 3):
@@ -102,13 +101,17 @@ class RecurrentLayer(nn.RNNBase):
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
             hx = _map(hx, lambda state: state.unsqueeze(1))
-        hx = self._initial(input, input.shape[0 if self.batch_first else 1]) if hx is None else hx
-        self.check_forward_args(input, hx, None)
+        if hx is None:
+            self.check_input(input, None)
+            hx = self._initial(input, input.shape[0 if self.batch_first else 1])
+        else:
+            self.check_forward_args(input, hx, None)
         x = input.transpose(0, 1) if self.batch_first else input
-        if x.shape[0] == 0:
+        steps, batch, _ = x.shape
+        if steps == 0:
             raise RuntimeError(f"Expected sequence length to be larger than 0 in {self._get_name()}")
         y, hidden = self._run(x.flatten(0, 1), hx, None)
-        y = y.view(*x.shape[:2], -1) if x.shape[1] else y.new_empty(*x.shape[:2], y.shape[1])
+        y = y.view(steps, batch, -1) if batch else y.new_empty(steps, batch, y.shape[1])
         y = y.transpose(0, 1) if self.batch_first else y
         if not batched:
             y = y.squeeze(0 if self.batch_first else 1)
@@ -143,7 +146,6 @@ class RecurrentLayer(nn.RNNBase):
             raise ValueError("step() needs a layer with one direction: bidirectional=True reads the future")
         if x_t.dim() != 2:
             raise ValueError(f"step() expects x_t of shape [B, I], got {x_t.dim()} dimensions")
-        self._update_flat_weights()
         state = self._initial(x_t, x_t.shape[0]) if state is None else state
         self.check_forward_args(x_t.unsqueeze(1 if self.batch_first else 0), state, None)
         return self._run(x_t, state, None)
@@ -161,15 +163,16 @@ class RecurrentLayer(nn.RNNBase):
     def _initial(self, input: Tensor, batch: int) -> Hidden:
         stack = self.num_layers * (2 if self.bidirectional else 1)
         h0 = input.new_zeros(stack, batch, self.proj_size or self.hidden_size)
-        return (h0, input.new_zeros(stack, batch, self.hidden_size)) if CELLS[self.cell].has_cell_state else h0
+        if not CELLS[self.cell].has_cell_state:
+            return h0
+        return h0, input.new_zeros(stack, batch, self.hidden_size) if self.proj_size else h0
 
     def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, each with its directions in front."""
-        suffixes = ("", "_reverse") if self.bidirectional else ("",)
+        """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, in two directions stacked."""
 
         def directions(name: str) -> Tensor:
-            found = [getattr(self, f"{name}_l{layer}{suffix}") for suffix in suffixes]
-            return found[0].unsqueeze(0) if len(found) == 1 else torch.stack(found)
+            forward = self._weight(f"{name}_l{layer}")
+            return torch.stack((forward, self._weight(f"{name}_l{layer}_reverse"))) if self.bidirectional else forward
 
         return (
             directions("weight_ih"),
@@ -179,6 +182,11 @@ class RecurrentLayer(nn.RNNBase):
             directions("weight_hr") if self.proj_size else None,
         )
 
+    def _weight(self, name: str) -> Tensor:
+        """A parameter, or what torch.nn.utils.parametrize put in its place."""
+        found = self._parameters.get(name)
+        return getattr(self, name) if found is None else found
+
     def _run(self, x: Tensor, hx: Hidden, batch_sizes: Tensor | None) -> tuple[Tensor, Hidden]:
         """All layers over rows ``[N, I]``."""
         h0, c0 = hx if isinstance(hx, tuple) else (hx, None)
@@ -187,12 +195,11 @@ class RecurrentLayer(nn.RNNBase):
         for layer in range(self.num_layers):
             if layer and self.dropout:
                 x = nn.functional.dropout(x, self.dropout, self.training)
-            part = slice(layer * directions, (layer + 1) * directions)
-            start_c = None if c0 is None else c0[part]
-            w_ih, w_hh, b_ih, b_hh, w_hr = self._weights(layer)
-            x, h_n, c_n = recurrent(
-                self.cell, x, h0[part], start_c, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, self.strategy
-            )
+            start_h, start_c = h0, c0
+            if self.num_layers > 1:
+                part = slice(layer * directions, (layer + 1) * directions)
+                start_h, start_c = h0[part], None if c0 is None else c0[part]
+            x, h_n, c_n = recurrent(self.cell, x, start_h, start_c, *self._weights(layer), batch_sizes, self.strategy)
             last_h.append(h_n)
             last_c.append(c_n)
         h_n = last_h[0] if len(last_h) == 1 else torch.cat(last_h)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,6 +38,12 @@ def _direction(
     return outputs, h, c
 
 
+def with_directions(w_ih: Tensor, *others: Tensor | None) -> list[Any]:
+    """Weights and biases with D in front, which the operator takes without it where D is 1."""
+    weights = (w_ih, *others)
+    return list(weights) if w_ih.dim() == 3 else [None if t is None else t.unsqueeze(0) for t in weights]
+
+
 def recurrent(
     x: Tensor,
     h0: Tensor,
@@ -50,6 +58,7 @@ def recurrent(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The definition of the operator ``fusednn::recurrent``; shapes and meaning are given there."""
     definition = CELLS[cell]
+    w_ih, w_hh, b_ih, b_hh, w_hr = with_directions(w_ih, w_hh, b_ih, b_hh, w_hr)
     batch, rows = h0.shape[1], x.shape[0]
     sizes = batch_sizes.tolist() if batch_sizes is not None else [batch] * (rows // batch if batch else 0)
     outputs, last_h, last_c = [], [], []

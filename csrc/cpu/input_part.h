@@ -1,0 +1,77 @@
+// The input part of all gates, W_ih x + b_ih, where the caller leaves it to the sequence: for a chunk of steps at a
+// time, which still lies in the cache when the cells read it. Included after sequence.h.
+
+namespace fusednn::cpu::FUSEDNN_ISA {
+
+// Rows of a chunk: enough of them for each pass over the weights, few enough to stay in L2.
+constexpr long kChunkRows = 128;
+
+// Of one direction. The rows of a group of threads lie in a region of their own, in which each thread fills its units.
+template <int G, class T>
+class InputPart {
+ public:
+  using A = AccOf<T>;
+  static constexpr long kLanes = Lanes<A>::kCount, kRow = G * kLanes;
+
+  void take(Workspace& space, const Sizes<A>& sizes, long inputs, int threads) {
+    units = sizes.hidden;
+    w = take_panels<A>(space, units, inputs, G);
+    x_row = Sizes<A>::padded(inputs);
+    batch = sizes.batch;
+    bias = take(space, w.blocks * kRow);
+    data = take(space, (threads * kChunkRows + batch) * w.blocks * kRow);
+    copies = take(space, threads * (kChunkRows + batch) * x_row);
+  }
+
+  // W_ih [G*H, I], b_ih [G*H] or null.
+  void prepare(const T* weights, const T* b, int thread, int threads) {
+    pack(Sums::kRows, weights, units, w, thread, threads);
+    const Range mine = share_of(w.blocks, thread, threads);
+    for (long block = mine.begin; block < mine.end; ++block) {
+      const long left = units - block * kLanes;
+      const Block<false> lanes{static_cast<int>(left < kLanes ? left : kLanes)};
+      for (int g = 0; g < G; ++g) {
+        store(bias + block * kRow + g * kLanes, b ? lanes.load(b + g * units + block * kLanes) : Vec<A>{});
+      }
+    }
+  }
+
+  // Row `at` of a thread's chunk of x.
+  void copy(int thread, long at, const T* x) const { widen(copy_of(thread) + at * x_row, x, w.k); }
+
+  // The chunk of a group of threads: [blocks, rows, G] vectors.
+  Tile<A> chunk(const Part& part, int row_part) const {
+    const long most = part.rows.size() > kChunkRows ? part.rows.size() : kChunkRows;
+    return {data + (row_part * kChunkRows + part.rows.begin) * w.blocks * kRow, kRow, most * kRow};
+  }
+
+  // Its first `rows` rows, for the thread's blocks, from the thread's copies of x.
+  void multiply(const Part& part, int row_part, int thread, long rows) const {
+    const Tile<A> to = chunk(part, row_part);
+    const A* x = copy_of(thread);
+    walk_panels<G>(rows, part.blocks, false, [&](long block, long count) {
+      for_row_groups({0, rows}, [&](Range group) {
+        const Tile<A> c{to.data + block * to.panel + group.begin * kRow, kRow, to.panel};
+        for (long q = 0; q < count; ++q) start(c.data + q * c.panel, bias + (block + q) * kRow, group.size());
+        multiply_group<A, G>(group.size(), {x + group.begin * x_row, x_row}, w, block, count, c);
+      });
+    });
+  }
+
+ private:
+  static A* take(Workspace& space, long n) { return static_cast<A*>(space.take(sizeof(A) * static_cast<size_t>(n))); }
+  static void start(A* to, const A* bias, long rows) {
+    for (long b = 0; b < rows; ++b) {
+      for (long v = 0; v < kRow; v += kLanes) store(to + b * kRow + v, load(bias + v));
+    }
+  }
+  A* copy_of(int thread) const { return copies + thread * (kChunkRows + batch) * x_row; }
+
+  Panels<A> w;
+  A* bias;    // [blocks, G] vectors
+  A* data;    // [threads * kChunkRows + B] rows of all blocks
+  A* copies;  // [threads, kChunkRows + B, x_row]
+  long units, batch, x_row;
+};
+
+}  // namespace fusednn::cpu::FUSEDNN_ISA
