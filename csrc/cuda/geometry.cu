@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <tuple>
 
 #include "cuda/launch.h"
 
@@ -67,8 +68,7 @@ void cut(Geometry& z, const Needs& needs) {
     z.round[r].chunks = up(needs.round[r].parts * z.unit_tiles * kTileUnits, chunk_units);
     z.message = std::max(z.message, z.round[r].chunks);
   }
-  z.slices = std::min(kMostWarps / z.tiles, z.message);
-  z.slices = power_below(z.slices);
+  z.slices = power_below(std::min(kMostWarps / z.tiles, z.message));
   for (int r = 0; r < z.rounds; ++r) {
     z.round[r].run = up(z.round[r].chunks, z.slices);
     z.fetched = std::max(z.fetched, z.round[r].run);
@@ -128,10 +128,8 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
   shape.shared_bytes = place(z, needs);
   const auto fits = [&] { return shape.shared_bytes <= static_cast<size_t>(gpu.shared_bytes); };
   if (!fits()) {
-    return refuse(what + ": " + kib(shape.shared_bytes) +
-                  " of shared memory a block for weights beyond the registers, "
-                  "this GPU has " +
-                  kib(static_cast<size_t>(gpu.shared_bytes)));
+    return refuse(what + ": " + kib(shape.shared_bytes) + " of shared memory a block for weights beyond the registers," +
+                  " this GPU has " + kib(static_cast<size_t>(gpu.shared_bytes)));
   }
   const int rows = up(std::max(z.batch, 1), kColumnRows), active = gpu.active(needs, shape);
   shape.resident = static_cast<unsigned>(active);
@@ -183,7 +181,7 @@ Limits& limits() {
 
 namespace {
 
-int active_on_gpu(const Needs& needs, const LaunchShape& shape) {
+int count_active(const Needs& needs, const LaunchShape& shape) {
   cudaLaunchAttribute cluster;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(shape.grid[0]), config.blockDim = dim3(shape.threads);
@@ -198,6 +196,16 @@ int active_on_gpu(const Needs& needs, const LaunchShape& shape) {
   const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
       &found, needs.kernel, static_cast<int>(shape.threads), shape.shared_bytes);
   return error == cudaSuccess ? found * limits().multiprocessors : 0;
+}
+
+// The question takes longer than a launch.
+int active_on_gpu(const Needs& needs, const LaunchShape& shape) {
+  thread_local std::map<std::tuple<int, const void*, unsigned, unsigned, size_t>, int> known;
+  int device = 0;
+  cudaGetDevice(&device);
+  const auto [found, first] = known.try_emplace({device, needs.kernel, shape.cluster, shape.threads, shape.shared_bytes});
+  if (first) found->second = count_active(needs, shape);
+  return found->second;
 }
 
 Limits ask(int device) {

@@ -24,12 +24,6 @@ const PersistentKernels* kernels_of(const RecurrentShape& s) {
   }
 }
 
-#define FUSEDNN_TRY(call)               \
-  do {                                  \
-    const char* error = (call);         \
-    if (error != nullptr) return error; \
-  } while (false)
-
 // One call: what lies in the workspace, and the launches.
 struct Persistent {
   const RecurrentShape& s;

@@ -1,9 +1,16 @@
-// How the host walks through a sequence: what both rungs share.
+// How the host runs a sequence: what the rungs share.
 #pragma once
 
 #include "cuda/gemm.h"
 #include "cuda/states.h"
 #include "cuda/steps.h"
+
+// Ends the caller with a call's message, if it has one.
+#define FUSEDNN_TRY(call)               \
+  do {                                  \
+    const char* error = (call);         \
+    if (error != nullptr) return error; \
+  } while (false)
 
 namespace fusednn::cuda {
 

@@ -106,8 +106,8 @@ class Walk : public Exchange<Form> {
     return sum;
   }
 
-  // For each item of this lane kItemsAtOnce at a time: body(pass, item), where the inputs of a pass, load(first item),
-  // are on their way while the ones in front are finished. `now`: those of the first pass.
+  // body(inputs, i) for each item of this lane, kItemsAtOnce at a time; the inputs of the next ones, load(first item),
+  // are on their way meanwhile. `now`: those of the first ones.
   template <class Inputs, class Load, class Body>
   FUSEDNN_DEVICE void finish(Inputs now, Load load, Body body) const {
     for (int first = 0; first < items; first += kItemsAtOnce) {
