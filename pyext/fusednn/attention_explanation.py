@@ -51,7 +51,7 @@ def _triton_lines(query: Tensor, key: Tensor, value: Tensor, call: Mapping[str, 
         lines.append("kernel     Triton's interpreter: no machine code; an H200 would run:")
     gpu = gpu_like(torch.cuda.get_device_name(query.device)) if query.is_cuda else gpu_like("H200")
     dtype = str(query.dtype).removeprefix("torch.")
-    tf32 = torch.backends.cuda.matmul.allow_tf32
+    tf32 = bool(torch.backends.cuda.matmul.allow_tf32)
     version, found = passports()
     names = None
     if gpu is not None:
