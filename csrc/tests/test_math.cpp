@@ -85,7 +85,7 @@ TEST(float_functions_are_within_4_units_in_the_last_place) {
   });
 }
 
-// All 2^32 inputs, some minutes: FUSEDNN_TEST_ALL_FLOATS=1, which `make test-full` sets. A truth in double is 2^29
+// All 2^32 inputs, which takes long: FUSEDNN_TEST_ALL_FLOATS=1, which `make test-full` sets. A truth in double is 2^29
 // times finer than what is judged.
 TEST(every_float_is_within_4_units_in_the_last_place) {
   if (std::getenv("FUSEDNN_TEST_ALL_FLOATS") == nullptr) {
