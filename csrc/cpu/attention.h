@@ -5,6 +5,7 @@
 namespace fusednn::cpu::FUSEDNN_ISA {
 
 constexpr long kScores = 1 << 16;                      // of a block: they stay in the second cache
+constexpr long kDotSlice = 16;                         // of E
 constexpr long kLeastQueries = 12, kMostQueries = 48;  // of a block
 
 // Arrays of one thread: with `at` null it counts their bytes.
@@ -115,6 +116,13 @@ struct Attention {
         multiply_panels<A, 1, 1>(rows, a, panel, w.panel_size(), to, k);
       }
     });
+  }
+
+  // Scores: a row's sums over E in short slices, whose rounding errors grow apart.
+  static void dots(long rows, Rows<A> a, const Panels<A>& w, Range blocks, long k, Tile<A> c) {
+    for (long k0 = 0; k0 < k; k0 += kDotSlice) {
+      product(rows, {a.data + k0, a.row}, w, blocks, k0, k - k0 < kDotSlice ? k - k0 : kDotSlice, c);
+    }
   }
 
   static void clear(A* x, long count) { __builtin_memset(x, 0, sizeof(A) * static_cast<size_t>(count)); }
@@ -358,8 +366,8 @@ struct AttentionForwardJob : Attention<T> {
     Base::scaled(Base::rows_of(this->in.query, h.batch, h.head, h.first_query + first), this->in.query.row, count,
                  s.size, static_cast<A>(s.scale), m.query, row);
     Base::clear(m.scores, count * span);
-    Base::product(count, {m.query, row}, keys, {columns.begin / kLanes, columns.end / kLanes}, 0, s.size,
-                  {m.scores, span, kLanes});
+    Base::dots(count, {m.query, row}, keys, {columns.begin / kLanes, columns.end / kLanes}, s.size,
+               {m.scores, span, kLanes});
     A inverse[kMostQueries];
     for (long r = 0; r < count; ++r) {
       const Range visible = this->visible(h, first + r, first + r);

@@ -155,10 +155,10 @@ struct AttentionBackwardJob : Attention<T> {
                  value_row);
     Base::clear(m.scores, count * span);
     Base::clear(m.grad_weights, count * span);
-    Base::product(count, {m.query, row}, Base::panels_of(m.keys, keys.size(), s.size), panels, 0, s.size,
-                  {m.scores, span, kLanes});
-    Base::product(count, {m.grad, value_row}, Base::panels_of(m.values, keys.size(), s.value_size), panels, 0,
-                  s.value_size, {m.grad_weights, span, kLanes});
+    Base::dots(count, {m.query, row}, Base::panels_of(m.keys, keys.size(), s.size), panels, s.size,
+               {m.scores, span, kLanes});
+    Base::dots(count, {m.grad, value_row}, Base::panels_of(m.values, keys.size(), s.value_size), panels, s.value_size,
+               {m.grad_weights, span, kLanes});
     for (long r = 0; r < count; ++r) {
       const Range visible = Base::common(this->visible(h, first + r, first + r), keys);
       const long at = r * span - columns.begin;
