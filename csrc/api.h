@@ -36,7 +36,7 @@ struct RecurrentShape {
   int threads;                                           // at most this many (cpu)
   void (*gemm)(const Gemm&);  // a library GEMM; null: the provider does without (cpu), or cannot serve `gemm`
   // For providers of CUDA kernels; the cpu provider has one strategy and needs none of these.
-  const char* strategy;  // "gemm" or "step"
+  const char* strategy;  // "gemm", "step", "block", "cluster" or "grid"
   bool allow_tf32;       // fp32 products may round their factors to TF32
   void* stream;          // a cudaStream_t; all work is ordered by it, and nothing waits for it
   void* workspace;       // device memory of the size that the provider asked for, 256-byte aligned
@@ -211,6 +211,7 @@ struct LaunchShape {
   size_t shared_bytes = 0;   // dynamic
   unsigned cluster = 1;      // blocks along x
   bool cooperative = false;  // all blocks are resident together
+  unsigned resident = 0;     // clusters, or blocks without, that the GPU holds at once; 0: not asked
   // May begin while the launch in front still runs: the kernel then calls dependency_wait() before it reads what that
   // one wrote. A plain launch on GPUs before sm_90.
   bool programmatic = false;

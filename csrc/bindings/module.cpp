@@ -78,6 +78,8 @@ py::list launches(const std::string& provider, const std::string& cell, const st
     entry["threads"] = s.threads;
     entry["shared"] = s.shared_bytes;
     entry["cluster"] = s.cluster;
+    entry["cooperative"] = s.cooperative;
+    entry["resident"] = s.resident;
     entry["programmatic"] = s.programmatic;
     out.append(entry);
   }

@@ -1,7 +1,7 @@
 // The pointwise part of a step, for one unit of one row: what comes behind the recurrent product, whatever made it.
 #pragma once
 
-#include "cells/registry.h"
+#include "cuda/device_cell.h"
 #include "cuda/primitives/numbers.h"
 #include "cuda/steps.h"
 
@@ -48,6 +48,7 @@ struct ForwardCell {
   using A = typename Io::A;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
 
+  const Cell& cell;
   const Io& io;
   const Sizes& z;
   const ForwardStep& s;
@@ -58,11 +59,11 @@ struct ForwardCell {
     read(b, u, 0, kFirst, products, x, rec);
     const A h = Cell::kCellState ? A(0) : io.load(s.h, b * z.proj + u);
     if constexpr (kSecond > 0) {
-      io.store(s.middle, b * z.hidden + u, Cell::forward_first(x, rec, h, saved));
+      io.store(s.middle, b * z.hidden + u, cell.forward_first(x, rec, h, saved));
       for (int k = 0; k < S; ++k) kept(b, u)[k * z.hidden] = saved[k];
     } else {
       A c = Cell::kCellState ? static_cast<A*>(s.c)[b * z.hidden + u] : A(0);
-      const A next = Cell::forward(x, rec, h, c, saved);
+      const A next = cell.forward(x, rec, h, c, saved);
       if (Cell::kCellState) {
         static_cast<A*>(s.c)[b * z.hidden + u] = c;
         io.store(s.c_n, b * z.hidden + u, c);
@@ -82,7 +83,7 @@ struct ForwardCell {
       A x[G], rec[G], saved[S + 1];
       read(b, u, kFirst, G, products, x, rec);
       for (int k = 0; k < S; ++k) saved[k] = kept(b, u)[k * z.hidden];
-      const A next = Cell::forward_second(x, rec, io.load(s.h, b * z.proj + u), saved);
+      const A next = cell.forward_second(x, rec, io.load(s.h, b * z.proj + u), saved);
       save(b, u, saved);
       put(b, u, next);
     }
@@ -114,6 +115,7 @@ struct BackwardCell {
   using A = typename Io::A;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
 
+  const Cell& cell;
   const Io& io;
   const Sizes& z;
   const BackwardStep& s;
@@ -136,14 +138,14 @@ struct BackwardCell {
     A dx[G], dr[G], saved[S + 1];
     read_saved(b, u, saved);
     if constexpr (kSecond > 0) {
-      Cell::backward_second(saved, h_prev(b, u), dh, dx, dr);
+      cell.backward_second(saved, h_prev(b, u), dh, dx, dr);
       write(b, u, kFirst, G, dx, dr);
       static_cast<A*>(s.dh)[b * z.proj + u] = dh;
     } else {
       const A h = Cell::kCellState ? A(0) : io.load(s.y, b * z.directions * z.proj + u);
       const A before = Cell::kCellState ? A(0) : h_prev(b, u);
       A dc = Cell::kCellState ? static_cast<A*>(s.dc)[b * z.hidden + u] : A(0);
-      const A direct = Cell::backward(saved, h, before, Cell::kCellState ? c_prev(b, u) : A(0), dh, dc, dx, dr);
+      const A direct = cell.backward(saved, h, before, Cell::kCellState ? c_prev(b, u) : A(0), dh, dc, dx, dr);
       if (Cell::kCellState) static_cast<A*>(s.dc)[b * z.hidden + u] = dc;
       write(b, u, 0, G, dx, dr);
       if (s.d_proj == nullptr) static_cast<A*>(s.dh)[b * z.proj + u] = direct;
@@ -156,7 +158,7 @@ struct BackwardCell {
       A dx[G], dr[G], saved[S + 1];
       read_saved(b, u, saved);
       A& dh = static_cast<A*>(s.dh)[b * z.proj + u];
-      dh = Cell::backward_first(saved, h_prev(b, u), dh, dm, dx, dr);
+      dh = cell.backward_first(saved, h_prev(b, u), dh, dm, dx, dr);
       write(b, u, 0, kFirst, dx, dr);
     }
   }

@@ -30,12 +30,6 @@ const StepKernels* step_kernels_of(const RecurrentShape& s) {
   }
 }
 
-#define FUSEDNN_TRY(call)               \
-  do {                                  \
-    const char* error = (call);         \
-    if (error != nullptr) return error; \
-  } while (false)
-
 // What forward and backward share.
 struct Sequence {
   const RecurrentShape& s;

@@ -72,7 +72,7 @@ struct Place {
 };
 
 template <class Cell, class Form, bool kLate>
-__global__ void __launch_bounds__(kThreads, 1) step_forward(Sizes z, Both<ForwardStep> both) {
+__global__ void __launch_bounds__(kThreads, 1) step_forward(Cell math, Sizes z, Both<ForwardStep> both) {
   using T = typename Form::T;
   using A = typename Form::A;
   constexpr int kSecond = Cell::kSecondGates, kFirst = Cell::G - kSecond, kGates = kLate ? kSecond : kFirst;
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_forward(Sizes z, Both<Forwar
   A sums[kGates];
   product.gather(at.unit, at.row, sums);
   const Stored<T> io;
-  const ForwardCell<Cell, Stored<T>> cell{io, z, s};
+  const ForwardCell<Cell, Stored<T>> cell{math, io, z, s};
   if constexpr (kLate) {
     cell.second(at.b(), at.u(), sums);
   } else {
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_forward(Sizes z, Both<Forwar
 }
 
 template <class Cell, class Form, bool kLate>
-__global__ void __launch_bounds__(kThreads, 1) step_backward(Sizes z, Both<BackwardStep> both) {
+__global__ void __launch_bounds__(kThreads, 1) step_backward(Cell math, Sizes z, Both<BackwardStep> both) {
   using T = typename Form::T;
   using A = typename Form::A;
   constexpr int kSecond = Cell::kSecondGates, kFirst = Cell::G - kSecond;
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_backward(Sizes z, Both<Backw
   A sum;
   product.gather(at.unit, at.row, &sum);
   const Stored<T> io;
-  const BackwardCell<Cell, Stored<T>> cell{io, z, s};
+  const BackwardCell<Cell, Stored<T>> cell{math, io, z, s};
   if constexpr (kLate) {
     cell.second(at.b(), at.u(), sum);
   } else {
@@ -149,9 +149,11 @@ inline Sizes sizes_of(const RecurrentShape& s) {
   return {static_cast<int>(s.hidden), static_cast<int>(s.proj), static_cast<int>(s.directions)};
 }
 
-template <class Cell, class Form>
+template <class Registered, class Form>
 struct StepOf {
+  using Cell = DeviceCell<Registered>;
   using A = typename Form::A;
+  static constexpr Cell kCell = device_cell(Registered{});
   static constexpr int kSecond = Cell::kSecondGates, kFirst = Cell::G - kSecond;
 
   static const char* forward(const RecurrentShape& s, const Both<ForwardStep>& both, bool programmatic) {
@@ -159,11 +161,11 @@ struct StepOf {
     for (int64_t d = 0; d < s.directions; ++d) rows = std::max(rows, both.step[d].count);
     if (rows == 0) return nullptr;
     const char* error = launch<step_forward<Cell, Form, false>>(
-        step_shape(s, rows, step_shared_bytes<A>(kFirst), programmatic), s.stream, sizes_of(s), both);
+        step_shape(s, rows, step_shared_bytes<A>(kFirst), programmatic), s.stream, kCell, sizes_of(s), both);
     if constexpr (kSecond > 0) {
       if (error == nullptr) {
         error = launch<step_forward<Cell, Form, true>>(step_shape(s, rows, step_shared_bytes<A>(kSecond), true),
-                                                       s.stream, sizes_of(s), both);
+                                                       s.stream, kCell, sizes_of(s), both);
       }
     }
     return error;
@@ -177,11 +179,11 @@ struct StepOf {
     }
     if (rows == 0) return nullptr;
     const char* error = launch<step_backward<Cell, Form, false>>(
-        step_shape(s, rows, step_shared_bytes<A>(1), programmatic), s.stream, sizes_of(s), both);
+        step_shape(s, rows, step_shared_bytes<A>(1), programmatic), s.stream, kCell, sizes_of(s), both);
     if constexpr (kSecond > 0) {
       if (error == nullptr && active > 0) {
         error = launch<step_backward<Cell, Form, true>>(step_shape(s, active, step_shared_bytes<A>(1), true), s.stream,
-                                                        sizes_of(s), both);
+                                                        kCell, sizes_of(s), both);
       }
     }
     return error;

@@ -8,19 +8,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
+from .kernels import Sizes, launches
 from .native import COMPILED_DEVICES, EMULATED, HOW_TO_BUILD
 from .reference.cells import CELLS
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a call asks for: the cell, the device type and the floating-point type, as torch names them, and sizes."""
+    """What a call asks for: the cell, the device type and the floating-point type, as torch names them, and sizes.
+
+    Attributes:
+        hidden: H; 0 where it is not known.
+        tf32: whether fp32 products may round their factors to TF32.
+        short: whether there are no more than ``SHORT`` steps.
+    """
 
     cell: str
     device: str
     dtype: str = "float32"
     batch: int = 1
     projection: bool = False
+    hidden: int = 0
+    directions: int = 1
+    tf32: bool = False
+    short: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,32 @@ def _step(request: Request) -> str | None:
     return _needs_gpu(request) or ("has no projection; 'gemm' has" if request.projection else None)
 
 
+def _persistent(strategy: str) -> Callable[[Request], str | None]:
+    def refuse(request: Request) -> str | None:
+        if reason := _step(request):
+            return reason
+        if request.dtype == "float64":
+            return "has no float64; 'step' and 'gemm' have"
+        # The batch decides only where it is large; so a compiled graph need not depend on it.
+        batch = request.batch if request.batch > 8 * PERSISTENT_ROWS else 1
+        sizes = (batch, request.hidden, request.directions)
+        return _no_room(strategy, request.cell, request.dtype, request.tf32, *sizes) if request.hidden else None
+
+    return refuse
+
+
+@torch.compiler.assume_constant_result
+def _no_room(
+    strategy: str, cell: str, dtype: str, tf32: bool, batch: int, hidden: int, directions: int
+) -> str | None:
+    """Why the weights and states do not fit, by the host code of the kernels itself."""
+    try:
+        launches(cell, dtype, strategy, Sizes(batch, 1, hidden, directions=directions), training=True, tf32=tf32)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def _only_measures(request: Request) -> str | None:
     return "kept for measurement"
 
@@ -94,6 +133,22 @@ def _emulation(request: Request) -> str | None:
 
 
 STEP_ROWS = 64  # predicted: a block of `step` reads its weights once for 16 rows; beyond, a library GEMM reads less
+
+
+PERSISTENT_ROWS = 128  # predicted: beyond, columns of 8 rows one after the other take longer than a library GEMM
+
+
+SHORT = 4  # predicted: loading all weights into registers and shared memory takes as long as this many launches
+
+
+def _many_rows(request: Request) -> str | None:
+    if not request.hidden:
+        return "whether the weights fit depends on the hidden size"
+    if request.short:
+        return f"predicted slower than 'step' for no more than {SHORT} steps"
+    if request.batch > PERSISTENT_ROWS:
+        return f"predicted slower than 'gemm' for more than {PERSISTENT_ROWS} rows"
+    return _emulation(request)
 
 
 def _large_batch(request: Request) -> str | None:
@@ -110,6 +165,33 @@ STRATEGIES = (
         "1",
         _needs_cpu,
         "bench_launch in bench/results",
+    ),
+    Strategy(
+        "block",
+        "one launch: a thread block owns 8 rows of the batch and all weights, in registers and shared memory",
+        "1",
+        _persistent("block"),
+        "predicted, not measured on a GPU",
+        _many_rows,
+        cuda=True,
+    ),
+    Strategy(
+        "cluster",
+        "one launch: a cluster of blocks owns rows of the batch and all weights; h travels from block to block",
+        "1",
+        _persistent("cluster"),
+        "predicted, not measured on a GPU",
+        _many_rows,
+        cuda=True,
+    ),
+    Strategy(
+        "grid",
+        "one launch: weights stay in registers and shared memory of all multiprocessors; h travels through L2",
+        "2",
+        _persistent("grid"),
+        "predicted, not measured on a GPU",
+        _many_rows,
+        cuda=True,
     ),
     Strategy(
         "step",

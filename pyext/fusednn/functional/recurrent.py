@@ -11,10 +11,12 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
 
 from .. import operators  # noqa: F401  (registers torch.ops.fusednn)
-from ..plan import Request, plan
+from ..native import EMULATED
+from ..plan import SHORT, Request, plan
 from ..reference import recurrent as reference_recurrent
 from ..reference.cells import CELLS
 
+_TF32 = ("step", "block", "cluster", "grid")  # strategies whose own products may use it
 _NAMES = ("h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 
 
@@ -75,9 +77,13 @@ def recurrent(
         low = torch.get_autocast_dtype(device)
         tensors = tuple(t if t is None or t.dtype == torch.float64 else t.to(low) for t in tensors)
     compiling = torch.compiler.is_compiling()
-    batch = h0.shape[1] if h0.dim() == 3 and device != "cpu" else 1  # what auto goes by on a GPU
+    sizes, short = (1, 0, 1), False  # B, H, D, and whether T is small: what CUDA kernels are chosen by
+    if (device != "cpu" or EMULATED) and h0.dim() == w_hh.dim() == 3 and cell in CELLS:
+        sizes = (h0.shape[1], w_hh.shape[1] // len(CELLS[cell].gates), h0.shape[0])
+        short = x.shape[0] <= SHORT * sizes[0]
+    tf32 = sizes[1] > 0 and tensors[0].dtype == torch.float32 and _allows_tf32()
     chosen = (_choose if compiling else _cached_choose)(
-        cell, device, tensors[0].dtype, batch, w_hr is not None, strategy
+        cell, device, tensors[0].dtype, w_hr is not None, *sizes, tf32, short, strategy
     )
     if not compiling and _is_transformed():
         chosen = "reference"
@@ -92,8 +98,20 @@ def recurrent(
     return y, h_n, c_n if c0 is not None else None
 
 
-def _choose(cell: str, device: str, dtype: torch.dtype, batch: int, projection: bool, strategy: str) -> str:
-    request = Request(cell, device, str(dtype).removeprefix("torch."), batch, projection)
+def _choose(
+    cell: str,
+    device: str,
+    dtype: torch.dtype,
+    projection: bool,
+    batch: int,
+    hidden: int,
+    directions: int,
+    tf32: bool,
+    short: bool,
+    strategy: str,
+) -> str:
+    name = str(dtype).removeprefix("torch.")
+    request = Request(cell, device, name, batch, projection, hidden, directions, tf32, short)
     return plan(request, strategy).strategy.name
 
 
@@ -106,8 +124,8 @@ def _is_transformed() -> bool:
 
 
 def _operator(*args):
-    if args[-1] == "step" and args[0].dtype == torch.float32 and _allows_tf32():
-        args = (*args[:-1], "step+tf32")
+    if args[-1] in _TF32 and args[0].dtype == torch.float32 and _allows_tf32():
+        args = (*args[:-1], f"{args[-1]}+tf32")
     if torch.compiler.is_compiling() or _differentiates(args):
         return torch.ops.fusednn.recurrent.default(*args)
     with torch._C._AutoDispatchBelowAutograd():  # nothing to record: a third of the time of one small step
