@@ -37,6 +37,10 @@ const char* refusal(const RecurrentShape& s, const void* w_hr) {
   if (w_hr == nullptr && s.proj != s.hidden) return refuse("without w_hr the size of h is the hidden size");
   if (s.hidden < 1 || s.proj < 1) return refuse("the hidden size must be positive");
   if (s.directions != 1 && s.directions != 2) return refuse("directions must be 1 or 2");
+  if (s.heads < 1) return refuse("heads must be positive");
+  if (persistent(s) && s.heads != 1) return refuse(named + " has no heads");
+  if (persistent(s) && s.options.mask != nullptr) return refuse(named + " has no recurrent dropout");
+  if (persistent(s) && s.options.zones()) return refuse(named + " has no zoneout");
   return nullptr;
 }
 

@@ -27,6 +27,7 @@ def describe(chosen: Plan, sizes: Sizes | None = None, layers: int = 1) -> str:
     request = chosen.request
     lines = [
         f"cell       {request.cell}, {request.dtype} on {request.device}",
+        *([f"options    {', '.join(request.options)}"] if request.options else []),
         f"strategy   {chosen.strategy.name}: {chosen.strategy.idea}",
         f"why        {chosen.reason}",
         *(_cuda_lines(chosen, sizes, layers) if chosen.strategy.cuda else _host_lines(chosen, sizes, layers)),
@@ -71,6 +72,10 @@ def _cuda_lines(chosen: Plan, sizes: Sizes | None, layers: int) -> list[str]:
     return lines
 
 
+def _options(layer: RecurrentLayer | RecurrentCell) -> tuple[str, ...]:
+    return layer.options_asked() if isinstance(layer, RecurrentLayer) else ()
+
+
 def _recurrent(layer: RecurrentLayer | RecurrentCell, x: Tensor, hx=None) -> str:
     steps, layers, directions, batch = 1, 1, 1, x.shape[0] if x.dim() == 2 else 1
     if isinstance(layer, RecurrentLayer):
@@ -78,10 +83,11 @@ def _recurrent(layer: RecurrentLayer | RecurrentCell, x: Tensor, hx=None) -> str
         steps, batch = x.shape[time], x.shape[1 - time] if x.dim() == 3 else 1
         layers, directions = layer.num_layers, 2 if layer.bidirectional else 1
     proj = getattr(layer, "proj_size", 0)
-    dtype = str(x.dtype).removeprefix("torch.")
-    request = Request(layer.cell, x.device.type, dtype, batch, bool(proj), layer.hidden_size, directions,
-                      short=steps <= SHORT)  # fmt: skip
-    return describe(plan(request, layer.strategy), Sizes(batch, steps, layer.hidden_size, proj, directions), layers)
+    dtype, heads = str(x.dtype).removeprefix("torch."), getattr(layer, "heads", 1)
+    request = Request(layer.cell, x.device.type, dtype, batch, bool(proj), layer.hidden_size // heads, directions,
+                      short=steps <= SHORT, options=_options(layer))  # fmt: skip
+    sizes = Sizes(batch, steps, layer.hidden_size // heads, proj // heads, directions, heads)
+    return describe(plan(request, layer.strategy), sizes, layers)
 
 
 def explain(target: nn.Module | Callable, *inputs, **options) -> str:
@@ -133,6 +139,6 @@ def _module(module: RecurrentLayer | RecurrentCell | MultiheadAttention) -> str:
     dtype, directions = str(parameter.dtype).removeprefix("torch."), 2 if getattr(module, "bidirectional", False) else 1
     request = Request(
         module.cell, parameter.device.type, dtype, projection=bool(getattr(module, "proj_size", 0)),
-        hidden=module.hidden_size, directions=directions,
+        hidden=module.hidden_size // getattr(module, "heads", 1), directions=directions, options=_options(module),
     )  # fmt: skip
     return describe(plan(request, module.strategy))

@@ -204,13 +204,17 @@ class Launch:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one layer: B, T, H, the size of h where it is projected (else 0), directions in one call."""
+    """Of one layer: B, T, H, the size of h where it is projected (else 0), directions and their heads in one call.
+
+    With several heads H and the size of h are those of one.
+    """
 
     batch: int
     steps: int
     hidden: int
     proj: int = 0
     directions: int = 1
+    heads: int = 1
 
 
 def launches(
@@ -228,8 +232,8 @@ def launches(
     if native.MODULE is None or provider is None:
         return None
     found = native.MODULE.launches(
-        provider, cell, dtype, strategy, sizes.batch, sizes.steps, sizes.hidden, sizes.proj, sizes.directions, training,
-        tf32,
+        provider, cell, dtype, strategy, sizes.batch, sizes.steps, sizes.hidden, sizes.proj, sizes.directions, sizes.heads,
+        training, tf32,
     )  # fmt: skip
     fields = ("kernel", "grid", "threads", "shared", "cluster", "cooperative", "resident")
     return Counter(Launch(*(each[field] for field in fields)) for each in found)

@@ -13,6 +13,7 @@ import torch
 from .kernels import Sizes, launches
 from .native import COMPILED_DEVICES, EMULATED, HOW_TO_BUILD
 from .reference.cells import CELLS
+from .reference.options import NAMES as OPTIONS
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,10 @@ class Request:
     """What a call asks for: the cell, the device type and the floating-point type, as torch names them, and sizes.
 
     Attributes:
-        hidden: H; 0 where it is not known.
+        hidden: H, of one head; 0 where it is not known.
         tf32: whether fp32 products may round their factors to TF32.
         short: whether there are no more than ``SHORT`` steps.
+        options: what is asked for beside the cell, names of ``OPTIONS``.
     """
 
     cell: str
@@ -34,6 +36,7 @@ class Request:
     directions: int = 1
     tf32: bool = False
     short: bool = False
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Strategy:
         pass_over: why ``auto`` does not take it although it can serve the request, or None.
         cuda: whether it launches the kernels of csrc/cuda.
         evidence: the result file, or the prediction labelled as such, that puts it where it stands.
+        options: those that it can serve.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Strategy:
     evidence: str
     pass_over: Callable[[Request], str | None] = lambda request: None
     cuda: bool = False
+    options: tuple[str, ...] = OPTIONS
 
 
 @dataclass(frozen=True)
@@ -174,6 +179,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _many_rows,
         cuda=True,
+        options=(),
     ),
     Strategy(
         "cluster",
@@ -183,6 +189,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _many_rows,
         cuda=True,
+        options=(),
     ),
     Strategy(
         "grid",
@@ -192,6 +199,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _many_rows,
         cuda=True,
+        options=(),
     ),
     Strategy(
         "step",
@@ -230,6 +238,24 @@ STRATEGIES = (
 NAMES = ("auto", *(s.name for s in STRATEGIES))
 
 
+def _lacks(strategy: Strategy, request: Request) -> str | None:
+    """Which option of the request a strategy has not, and which strategies have it."""
+    lacking = [option for option in request.options if option not in strategy.options]
+    if not lacking:
+        return None
+    able = [f"'{s.name}'" for s in STRATEGIES if set(lacking) <= set(s.options) and s.refuse(request) is None]
+    return f"has no {' and no '.join(lacking)}; {', '.join(able)} ha{'s' if len(able) == 1 else 've'}"
+
+
+def refuse_options(strategy: str, options: tuple[str, ...]) -> None:
+    """Raise ValueError where a strategy that is asked for by name lacks an option, whatever the call."""
+    asked = next((s for s in STRATEGIES if s.name == strategy), None)
+    lacking = [] if asked is None else [option for option in options if option not in asked.options]
+    if lacking:
+        able = ", ".join(f"'{s.name}'" for s in STRATEGIES if set(lacking) <= set(s.options))
+        raise ValueError(f"strategy {strategy!r} has no {' and no '.join(lacking)}; expected one of 'auto', {able}")
+
+
 def plan(request: Request, strategy: str = "auto") -> Plan:
     """Choose a strategy for a request.
 
@@ -240,7 +266,7 @@ def plan(request: Request, strategy: str = "auto") -> Plan:
         raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {request.cell!r}")
     if strategy not in NAMES:
         raise ValueError(f"strategy must be one of {', '.join(NAMES)}, got {strategy!r}")
-    refusals = {s.name: s.refuse(request) for s in STRATEGIES}
+    refusals = {s.name: s.refuse(request) or _lacks(s, request) for s in STRATEGIES}
     if strategy != "auto" and refusals[strategy] is not None:
         what = f"{request.cell} in {request.dtype} on {request.device}"
         raise ValueError(f"strategy {strategy!r} is impossible for {what}: {refusals[strategy]}")

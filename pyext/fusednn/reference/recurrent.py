@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cells import CELLS, Cell
+from .options import PLAIN, Options, zone
 
 
-def _direction(
+def _track(
     cell: Cell,
     gates: list[Tensor],
     h: Tensor,
@@ -19,19 +20,25 @@ def _direction(
     w_hh: Tensor,
     b_hh: Tensor | None,
     w_hr: Tensor | None,
-    reverse: bool,
+    track: int,
+    options: Options,
 ) -> tuple[list[Tensor], Tensor, Tensor | None]:
-    """One direction over a list of steps, each ``[rows, G * H]``; the first rows of the batch are the active ones."""
+    """One track over a list of steps, each ``[rows, G * H]``; the first rows of the batch are the active ones."""
+    mask = None if options.mask is None else options.mask[track]
 
-    def recurrent(h: Tensor, rows: slice = slice(None)) -> Tensor:
-        return F.linear(h, w_hh[rows], None if b_hh is None else b_hh[rows])
+    def recurrent(h: Tensor, gates: slice = slice(None)) -> Tensor:
+        h = h if mask is None else h * mask[: h.shape[0]]
+        return F.linear(h, w_hh[gates], None if b_hh is None else b_hh[gates])
 
     outputs = [h] * len(gates)
-    for t in reversed(range(len(gates))) if reverse else range(len(gates)):
+    for t in reversed(range(len(gates))) if track >= options.heads else range(len(gates)):
         rows = gates[t].shape[0]
-        state = (h[:rows],) if c is None else (h[:rows], c[:rows])
-        state = cell.step(gates[t], recurrent, state)
-        outputs[t] = state[0] if w_hr is None else F.linear(state[0], w_hr)
+        old = (h[:rows],) if c is None else (h[:rows], c[:rows])
+        state = cell.step(gates[t], recurrent, old)
+        if w_hr is not None:
+            state = (F.linear(state[0], w_hr), *state[1:])
+        state = zone(options, track, t, old, state)
+        outputs[t] = state[0]
         h = torch.cat([outputs[t], h[rows:]]) if rows < h.shape[0] else outputs[t]
         if c is not None:
             c = torch.cat([state[1], c[rows:]]) if rows < c.shape[0] else state[1]
@@ -55,6 +62,7 @@ def recurrent(
     w_hr: Tensor | None,
     batch_sizes: Tensor | None,
     cell: str,
+    options: Options = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The definition of the operator ``fusednn::recurrent``; shapes and meaning are given there."""
     definition = CELLS[cell]
@@ -64,7 +72,7 @@ def recurrent(
     outputs, last_h, last_c = [], [], []
     for d in range(h0.shape[0]):
         gates = list(F.linear(x, w_ih[d], None if b_ih is None else b_ih[d]).split(sizes))
-        steps, h, c = _direction(
+        steps, h, c = _track(
             definition,
             gates,
             h0[d],
@@ -72,7 +80,8 @@ def recurrent(
             w_hh[d],
             None if b_hh is None else b_hh[d],
             None if w_hr is None else w_hr[d],
-            reverse=d == 1,
+            d,
+            options,
         )
         outputs.append(torch.cat(steps) if steps else x.new_empty(0, h0.shape[2]))
         last_h.append(h)
