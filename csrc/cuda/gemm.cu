@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) projected_forward(Sizes z, AnyStored
   if (at.b >= s.count) return;
   const AnyCell any;
   const ForwardCell<AnyCell, AnyStored<A>> cell{any, io, z, s, {z, head}};
-  cell.put(at.b, at.u, io.load(s.product, cell.at.state(at.b, z.proj, at.u)));
+  cell.put(at.b, at.u, io.load(s.product, head * s.product_size + at.b * z.proj + at.u));
 }
 
 template <class A>

@@ -58,7 +58,7 @@ LIBRARY.define(
 @torch.library.register_fake("fusednn::recurrent", lib=LIBRARY)
 def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, *options):
     y = x.new_empty(x.shape[0], h0.shape[0] * h0.shape[2])
-    return y, torch.empty_like(h0), x.new_empty(0) if c0 is None else torch.empty_like(c0)
+    return y, h0.new_empty(h0.shape), x.new_empty(0) if c0 is None else c0.new_empty(c0.shape)
 
 
 @torch.library.register_fake("fusednn::recurrent_forward", lib=LIBRARY)
@@ -69,8 +69,8 @@ def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, save
     states = c0 is not None if asked.recompute else asked.zones
     return (
         x.new_empty(x.shape[0], h0.shape[0] * h0.shape[2]),
-        torch.empty_like(h0),
-        x.new_empty(0) if c0 is None else torch.empty_like(c0),
+        h0.new_empty(h0.shape),
+        x.new_empty(0) if c0 is None else c0.new_empty(c0.shape),
         x.new_empty(x.shape[0], saved) if save and saved else x.new_empty(0),
         x.new_empty(x.shape[0], units) if save and states else x.new_empty(0),
     )
@@ -82,9 +82,9 @@ def _(grad_y, grad_h_n, grad_c_n, y, saved, states, h0, c0, w_hh, b_hh, w_hr, ba
     return (
         d_gates,
         torch.empty_like(d_gates) if CELLS[cell].split else y.new_empty(0),
-        torch.empty_like(h0),
-        y.new_empty(0) if c0 is None else torch.empty_like(c0),
-        y.new_empty(0) if w_hr is None else torch.empty_like(y),
+        h0.new_empty(h0.shape),
+        y.new_empty(0) if c0 is None else c0.new_empty(c0.shape),
+        y.new_empty(0) if w_hr is None else y.new_empty(y.shape),
     )
 
 

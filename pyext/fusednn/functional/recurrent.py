@@ -237,9 +237,8 @@ def _check(
         raise ValueError(f"cell {cell} {'needs' if definition.has_cell_state else 'takes no'} c0")
     if w_hr is not None and not definition.has_cell_state:
         raise ValueError(f"cell {cell} takes no w_hr: projections exist for lstm")
-    if options.heads < 1 or directions not in (options.heads, 2 * options.heads):
-        of_heads = "" if options.heads == 1 else f" of {options.heads} heads"
-        raise ValueError(f"h0 must have 1 or 2 directions{of_heads}, got shape {list(h0.shape)}")
+    if directions not in (options.heads, 2 * options.heads):
+        raise ValueError(f"h0 must have 1 or 2 directions, got shape {list(h0.shape)}")
     lines = units * len(definition.gates)  # a number of lines that G does not divide fits no tensor
     for name, tensor, shape in (
         ("c0", c0, (directions, batch, units)),
@@ -269,7 +268,9 @@ def _check(
 
 def _check_options(options: Options, h0: Tensor, c0: Tensor | None) -> None:
     """Raise unless the options make sense; the kernels would not notice."""
-    mask, seed, directions = options.mask, options.seed, h0.shape[0] // max(options.heads, 1)
+    if options.heads < 1 or h0.shape[0] not in (options.heads, 2 * options.heads):
+        raise ValueError(f"h0 must have 1 or 2 directions of {options.heads} heads, got shape {list(h0.shape)}")
+    mask, seed, directions = options.mask, options.seed, h0.shape[0] // options.heads
     if mask is not None and (mask.shape != h0.shape or mask.dtype != h0.dtype or mask.device != h0.device):
         raise ValueError(
             f"recurrent_mask must be like h0, {list(h0.shape)} {h0.dtype} on {h0.device},"
