@@ -6,8 +6,8 @@
 // Letters: B batch, T time, H hidden size, P size of h (H, or the projection's size), N rows in all: T * B padded and
 // time-major, or the sum of batch_sizes. G gates and S saved values are the cell's. D tracks: recurrences that share
 // their input and nothing else, first the heads of one direction and then those of the second, which runs in reverse
-// time; H, P and the weights are those of one head. Every tensor is contiguous, in the dtype of the call; nothing may alias; every pointer is borrowed
-// for the call. The provider writes each element of each output.
+// time; H, P and the weights are those of one head. Every tensor is contiguous, in the dtype of the call; nothing may
+// alias; every pointer is borrowed for the call. The provider writes each element of each output.
 #pragma once
 
 #include <cstddef>

@@ -15,8 +15,8 @@ import fusednn
 from fusednn.functional import recurrent
 from fusednn.layers.recurrent import layer_of
 from fusednn.native import EMULATED, MODULE
-from fusednn.plan import Request, plan
 from fusednn.plan import STRATEGIES as STRATEGY_TABLE
+from fusednn.plan import Request, plan
 from fusednn.reference.cells import CELLS
 from numerics import assert_numerics
 from sequences import states_of
@@ -156,7 +156,11 @@ def test_random_combinations_meet_the_rule(call, cell, strategy):
 
 @pytest.mark.parametrize("call", EACH, ids=str)
 def test_gradients_of_both_orders_are_right(cell, call):
-    call = copy.replace(call, T=3, B=2, H=2) if hasattr(copy, "replace") else Call(**{**vars(call), "T": 3, "B": 2, "H": 2})
+    call = (
+        copy.replace(call, T=3, B=2, H=2)
+        if hasattr(copy, "replace")
+        else Call(**{**vars(call), "T": 3, "B": 2, "H": 2})
+    )
     tensors = call.tensors(cell)
     names = [name for name, t in tensors.items() if t is not None]
 
@@ -212,7 +216,9 @@ def lstm_states(x, h, c, w, zone_h, zone_c, steps):
 def test_zoneout_in_evaluation_is_the_expectation(strategy):
     x, w, h0, c0 = torch.randn(4, 2, 12), torch.randn(12, 3), torch.randn(2, 3), torch.randn(2, 3)
     eye = torch.eye(12)[None]
-    _, h_n, c_n = recurrent("lstm", x.view(8, 12), h0[None], c0[None], eye, w[None], strategy=strategy, zoneout=(0.3, 0.6))
+    _, h_n, c_n = recurrent(
+        "lstm", x.view(8, 12), h0[None], c0[None], eye, w[None], strategy=strategy, zoneout=(0.3, 0.6)
+    )
     h, c = lstm_states(x, h0, c0, w, 0.3, 0.6, 4)
     torch.testing.assert_close((h_n[0], c_n[0]), (h, c))
 
@@ -304,7 +310,9 @@ def test_recomputation_keeps_y_and_c_alone(cell):
     T, B, H = 30, 8, 12
     layer = make(cell, recompute=True)
     x = torch.randn(T, B, 5, requires_grad=True)
-    assert saved_numbers(layer, x) == (2 if CELLS[cell].has_cell_state else 1) * T * B * H + B * H  # and the zeros of h0
+    assert (
+        saved_numbers(layer, x) == (2 if CELLS[cell].has_cell_state else 1) * T * B * H + B * H
+    )  # and the zeros of h0
 
 
 def test_training_draws_and_evaluation_does_not(cell):

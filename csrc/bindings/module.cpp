@@ -69,7 +69,8 @@ py::list launches(const std::string& provider, const std::string& cell, const st
   const fusednn::Provider* loaded = fusednn::loaded_provider(provider);
   if (loaded == nullptr) throw std::invalid_argument("provider '" + provider + "' is not loaded");
   py::list out;
-  const fusednn::Sequence sequence{cell, dtype_named(dtype), strategy, tf32, batch, steps, hidden, proj, directions, heads};
+  const fusednn::Sequence sequence{cell, dtype_named(dtype), strategy, tf32, batch, steps, hidden,
+                                   proj, directions,         heads};
   for (const fusednn::Launched& each : fusednn::launches(*loaded, sequence, training)) {
     const fusednn::LaunchShape& s = each.shape;
     py::dict entry;
@@ -102,8 +103,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("load_provider", &load_provider, py::arg("name"), py::arg("path"),
         "Load the library of CUDA kernels (\"cuda\") or of the same kernels on the host (\"emulated\").");
   m.def("launches", &launches, py::arg("provider"), py::arg("cell"), py::arg("dtype"), py::arg("strategy"),
-        py::arg("batch"), py::arg("steps"), py::arg("hidden"), py::arg("proj"), py::arg("directions"),
-        py::arg("heads"), py::arg("training"), py::arg("tf32"),
+        py::arg("batch"), py::arg("steps"), py::arg("hidden"), py::arg("proj"), py::arg("directions"), py::arg("heads"),
+        py::arg("training"), py::arg("tf32"),
         "What a sequence would launch, in order, forward and with training backward; nothing runs. proj 0: none.");
   if (const char* name = std::getenv("FUSEDNN_CPU_ISA")) set_isa(name);  // so that a wrong name is an error at import
 }

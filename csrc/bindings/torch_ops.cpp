@@ -159,7 +159,8 @@ void gemm(const Gemm& g) {
   torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference
 }
 
-// "step+tf32" is the strategy "step", and so for the persistent ones, with fp32 products that may round their factors to TF32.
+// "step+tf32" is the strategy "step", and so for the persistent ones, with fp32 products that may round their factors
+// to TF32.
 constexpr const char* kTf32 = "+tf32";
 
 // A call: which kernels run, on what. Lives as long as the arguments that point into it.
@@ -291,13 +292,10 @@ Tensor input_product(const Tensor& x, const Tensor& w, const OptionalTensor& b) 
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor x, Tensor h0, OptionalTensor c0, Tensor w_ih,
-                                                           Tensor w_hh, OptionalTensor b_ih, OptionalTensor b_hh,
-                                                           OptionalTensor w_hr, OptionalTensor batch_sizes,
-                                                           std::string cell, std::string strategy, bool save,
-                                                           int64_t heads, OptionalTensor mask, OptionalTensor seed,
-                                                           double zoneout_h, double zoneout_c, int64_t first,
-                                                           bool recompute) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+    Tensor x, Tensor h0, OptionalTensor c0, Tensor w_ih, Tensor w_hh, OptionalTensor b_ih, OptionalTensor b_hh,
+    OptionalTensor w_hr, OptionalTensor batch_sizes, std::string cell, std::string strategy, bool save, int64_t heads,
+    OptionalTensor mask, OptionalTensor seed, double zoneout_h, double zoneout_c, int64_t first, bool recompute) {
   require(x.dim() == 2, "x [N, I] must have 2 dimensions");
   RecurrentForward args{};
   const Call call(h0, std::move(strategy));
@@ -352,14 +350,11 @@ std::tuple<Tensor, Tensor, Tensor> inference(Tensor x, Tensor h0, OptionalTensor
   return {y, h_n, c_n};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor grad_y, OptionalTensor grad_h_n,
-                                                            OptionalTensor grad_c_n, Tensor y, Tensor saved,
-                                                            OptionalTensor states, Tensor h0, OptionalTensor c0,
-                                                            Tensor w_hh, OptionalTensor b_hh, OptionalTensor w_hr,
-                                                            OptionalTensor batch_sizes, std::string cell,
-                                                            std::string strategy, int64_t heads, OptionalTensor mask,
-                                                            OptionalTensor seed, double zoneout_h, double zoneout_c,
-                                                            int64_t first) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    OptionalTensor grad_y, OptionalTensor grad_h_n, OptionalTensor grad_c_n, Tensor y, Tensor saved,
+    OptionalTensor states, Tensor h0, OptionalTensor c0, Tensor w_hh, OptionalTensor b_hh, OptionalTensor w_hr,
+    OptionalTensor batch_sizes, std::string cell, std::string strategy, int64_t heads, OptionalTensor mask,
+    OptionalTensor seed, double zoneout_h, double zoneout_c, int64_t first) {
   (void)b_hh;  // in the schema so that both operators take the same weights; backward does not need its value
   require(y.dim() == 2, "y [N, D*P] must have 2 dimensions");
   RecurrentBackward args{};

@@ -9,7 +9,8 @@ namespace fusednn::cpu::FUSEDNN_ISA {
 template <class Cell, class T>
 class Backward {
  public:
-  explicit Backward(const RecurrentBackward& args, bool packs = true) : a(args), options(args.shape.options), sizes(args.shape), packs(packs), tracks(sizes.tracks) {
+  explicit Backward(const RecurrentBackward& args, bool packs = true)
+      : a(args), options(args.shape.options), sizes(args.shape), packs(packs), tracks(sizes.tracks) {
     time = {a.shape.batch, a.shape.steps, a.shape.batch_sizes, nullptr};
     lay_out();
     space.allocate();
@@ -364,8 +365,8 @@ class Backward {
   void mask_row(A* from, A* to, int i, long b, Range blocks) const {
     const T* mask = static_cast<const T*>(options.mask) + (i * sizes.batch + b) * sizes.proj;
     for (long block = blocks.begin; block < blocks.end; ++block) {
-      const V v = load(from + block * kLanes) *
-                  Block<false>{sizes.lanes(sizes.proj, block)}.load(mask + block * kLanes);
+      const V v =
+          load(from + block * kLanes) * Block<false>{sizes.lanes(sizes.proj, block)}.load(mask + block * kLanes);
       store(from + block * kLanes, V{});
       store(to + block * kLanes, load(to + block * kLanes) + v);
     }
@@ -377,7 +378,8 @@ class Backward {
     for (long b = step.rows.begin; b < step.rows.end; ++b) {
       for (long block = part.blocks.begin; block < part.blocks.end; ++block) {
         A* dm = tracks[i].dm + b * sizes.hidden_row + block * kLanes;
-        store(dm, load(dm) * Block<false>{sizes.lanes(sizes.hidden, block)}.load(mask + b * sizes.proj + block * kLanes));
+        store(dm,
+              load(dm) * Block<false>{sizes.lanes(sizes.hidden, block)}.load(mask + b * sizes.proj + block * kLanes));
       }
     }
   }

@@ -1,4 +1,5 @@
-// Random numbers of attention's dropout and of zoneout. Compiled once, for any machine: the draw is not what takes the time.
+// Random numbers of attention's dropout and of zoneout. Compiled once, for any machine: the draw is not what takes the
+// time.
 #pragma once
 
 #include <cstdint>

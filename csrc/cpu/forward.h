@@ -8,7 +8,8 @@ namespace fusednn::cpu::FUSEDNN_ISA {
 template <class Cell, class T>
 class Forward {
  public:
-  explicit Forward(const RecurrentForward& args, bool packs = true) : a(args), options(args.shape.options), sizes(args.shape), packs(packs), tracks(sizes.tracks) {
+  explicit Forward(const RecurrentForward& args, bool packs = true)
+      : a(args), options(args.shape.options), sizes(args.shape), packs(packs), tracks(sizes.tracks) {
     time = {a.shape.batch, a.shape.steps, a.shape.batch_sizes, nullptr};
     lay_out();
     space.allocate();
@@ -287,8 +288,7 @@ class Forward {
   // ------- the cells of one block
 
   const T* gates_at(int i, const Step& step, long block, long b) const {
-    return static_cast<const T*>(a.gates) + ((step.offset + b) * sizes.tracks + i) * G * sizes.hidden +
-           block * kLanes;
+    return static_cast<const T*>(a.gates) + ((step.offset + b) * sizes.tracks + i) * G * sizes.hidden + block * kLanes;
   }
 
   template <int kFrom, int kTo, class Lane>
@@ -393,12 +393,13 @@ class Forward {
       const long h = b * sizes.proj_row, c = b * sizes.hidden_row, row = (step.offset + b) * sizes.tracks + i;
       if (!Cell::kCellState && a.states != nullptr) save_state(row, d.h[!step.odd] + h, part.blocks);
       if (options.zoneout_h > 0) {
-        zoneout.keep(cells::kZoneoutH, i, b, part.proj_blocks, sizes.proj, [&](long block, V share, Block<false> lanes) {
-          const long at = h + block * kLanes;
-          const V mixed = share * load(d.h[step.odd] + at) + (1.f - share) * load(d.h[!step.odd] + at);
-          store(d.h[!step.odd] + at, rounded<T>(mixed));
-          lanes.store(static_cast<T*>(a.y) + row * sizes.proj + block * kLanes, mixed);
-        });
+        zoneout.keep(cells::kZoneoutH, i, b, part.proj_blocks, sizes.proj,
+                     [&](long block, V share, Block<false> lanes) {
+                       const long at = h + block * kLanes;
+                       const V mixed = share * load(d.h[step.odd] + at) + (1.f - share) * load(d.h[!step.odd] + at);
+                       store(d.h[!step.odd] + at, rounded<T>(mixed));
+                       lanes.store(static_cast<T*>(a.y) + row * sizes.proj + block * kLanes, mixed);
+                     });
       }
       if (Cell::kCellState && options.zoneout_c > 0) {
         zoneout.keep(cells::kZoneoutC, i, b, part.blocks, sizes.hidden, [&](long block, V share, Block<false>) {
@@ -424,7 +425,8 @@ class Forward {
     narrow(static_cast<T*>(a.h_n) + row * sizes.proj + h.begin, d.h[!step.odd] + b * sizes.proj_row + h.begin,
            h.size());
     if (!Cell::kCellState) return;
-    narrow(static_cast<T*>(a.c_n) + row * sizes.hidden + c.begin, d.c[!step.odd] + b * sizes.hidden_row + c.begin, c.size());
+    narrow(static_cast<T*>(a.c_n) + row * sizes.hidden + c.begin, d.c[!step.odd] + b * sizes.hidden_row + c.begin,
+           c.size());
   }
 
   static Range units(Range blocks, long size) { return Range{blocks.begin * kLanes, blocks.end * kLanes}.first(size); }

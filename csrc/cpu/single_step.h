@@ -144,8 +144,8 @@ class BackwardStep : Backward<Cell, T> {
     if (options.zones()) this->divide(i, step, all);
     if (a.w_hr != nullptr) {
       team.run([&](const Part& part, int) { this->projection(i, step, part); });
-      add_product(static_cast<const T*>(a.d_proj) + i * p, sizes.tracks * p,
-                  static_cast<const T*>(a.w_hr) + i * p * h, dm, h, p);
+      add_product(static_cast<const T*>(a.d_proj) + i * p, sizes.tracks * p, static_cast<const T*>(a.w_hr) + i * p * h,
+                  dm, h, p);
     }
     team.run([&](const Part& part, int) { this->last_gates(i, step, part); });
     if constexpr (Base::kSecond > 0) {

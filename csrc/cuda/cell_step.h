@@ -54,7 +54,9 @@ struct Index {
     return ((b * z.tracks + head) * values + k) * size + u;
   }
   // Of a state [N, B, size].
-  FUSEDNN_DEVICE long state(long b, int size, int u) const { return (static_cast<long>(head) * z.batch + b) * size + u; }
+  FUSEDNN_DEVICE long state(long b, int size, int u) const {
+    return (static_cast<long>(head) * z.batch + b) * size + u;
+  }
 
   // How much of its old state the unit keeps.
   template <class A, class Step>

@@ -27,7 +27,8 @@ __global__ void __launch_bounds__(kThreads) gemm_forward(Cell math, Sizes z, Any
   const At at(z.hidden);
   if (at.b >= s.count) return;
   A products[kGates];
-  for (int g = 0; g < kGates; ++g) products[g] = io.load(s.product, head * s.product_size + (at.b * kGates + g) * z.hidden + at.u);
+  for (int g = 0; g < kGates; ++g)
+    products[g] = io.load(s.product, head * s.product_size + (at.b * kGates + g) * z.hidden + at.u);
   const ForwardCell<Cell, AnyStored<A>> cell{math, io, z, s, {z, head}};
   if constexpr (kLate) {
     cell.second(at.b, at.u, products);

@@ -268,8 +268,8 @@ struct Backward : Sequence {
       const int64_t head = k % heads;
       void* to = at(b.middle, head * B * H, size);
       if (a.w_hr != nullptr) {
-        FUSEDNN_TRY(multiply(at(b.d_proj, head * P, size), D * P, at(a.w_hr, k * P * H, size), H, false, to, b.count, H,
-                             P));
+        FUSEDNN_TRY(
+            multiply(at(b.d_proj, head * P, size), D * P, at(a.w_hr, k * P * H, size), H, false, to, b.count, H, P));
       } else {
         FUSEDNN_TRY(multiply(at(recurrent(b), (head * G + first) * H, size), D * G * H,
                              at(a.w_hh, (k * G + first) * H * P, size), P, false, to, b.count, H, late * H));

@@ -82,7 +82,8 @@ __global__ void __launch_bounds__(kThreads, 1) step_forward(Cell math, Sizes z, 
   const Place at;
   if (at.first_b >= s.count) return;  // the whole block; others of this launch wait, so it never ends too early
   const int k = kLate ? z.hidden : z.proj;
-  const T* w = static_cast<const T*>(s.w) + (static_cast<long>(head * Cell::G) + (kLate ? kFirst : 0)) * z.hidden * z.proj;
+  const T* w =
+      static_cast<const T*>(s.w) + (static_cast<long>(head * Cell::G) + (kLate ? kFirst : 0)) * z.hidden * z.proj;
   const T* h = static_cast<const T*>(kLate ? s.middle : s.factor) + static_cast<long>(head) * z.batch * k;
   const BlockProduct<Form, kGates> product({w, k, z.hidden, at.first_u, z.hidden}, {h, k, at.first_b, s.count},
                                            [] { dependency_wait(); });
@@ -110,7 +111,8 @@ __global__ void __launch_bounds__(kThreads, 1) step_backward(Cell math, Sizes z,
   const int rows = kLate ? s.count : s.before;  // whose gradients pass through the weights
   const int reached = kLate ? s.count : rows_reached(s);
   if (at.first_b >= reached) return;
-  const long row = static_cast<long>(z.tracks) * Cell::G * z.hidden, mine = static_cast<long>(head) * Cell::G * z.hidden;
+  const long row = static_cast<long>(z.tracks) * Cell::G * z.hidden,
+             mine = static_cast<long>(head) * Cell::G * z.hidden;
   const int k = (kLate ? kSecond : kFirst) * z.hidden;
   const T* own = static_cast<const T*>(Cell::kSplit ? s.d_recurrent : s.d_gates);
   const T* d = (kLate ? own + static_cast<long>(kFirst) * z.hidden : static_cast<const T*>(s.d_before)) + mine;

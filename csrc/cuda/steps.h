@@ -79,9 +79,15 @@ struct BackwardStep {
 
 inline Sizes sizes_of(const RecurrentShape& s) {
   const RecurrentOptions& o = s.options;
-  return {static_cast<int>(s.hidden),  static_cast<int>(s.proj),    static_cast<int>(s.batch),
-          static_cast<int>(s.heads),   static_cast<int>(s.tracks()), o.zoneout_h,
-          o.zoneout_c,                 cells::limit_of(o.zoneout_h), cells::limit_of(o.zoneout_c)};
+  return {static_cast<int>(s.hidden),
+          static_cast<int>(s.proj),
+          static_cast<int>(s.batch),
+          static_cast<int>(s.heads),
+          static_cast<int>(s.tracks()),
+          o.zoneout_h,
+          o.zoneout_c,
+          cells::limit_of(o.zoneout_h),
+          cells::limit_of(o.zoneout_c)};
 }
 
 template <class Step>

@@ -31,8 +31,7 @@ TEST(every_row_and_block_of_each_track_has_exactly_one_thread) {
               }
             }
           }
-          for (int n : seen)
-            CHECK(n == 1, threads << " threads, " << tracks << " tracks, " << rows << " x " << blocks);
+          for (int n : seen) CHECK(n == 1, threads << " threads, " << tracks << " tracks, " << rows << " x " << blocks);
         }
       }
     }

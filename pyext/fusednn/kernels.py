@@ -232,8 +232,8 @@ def launches(
     if native.MODULE is None or provider is None:
         return None
     found = native.MODULE.launches(
-        provider, cell, dtype, strategy, sizes.batch, sizes.steps, sizes.hidden, sizes.proj, sizes.directions, sizes.heads,
-        training, tf32,
+        provider, cell, dtype, strategy, sizes.batch, sizes.steps, sizes.hidden, sizes.proj, sizes.directions,
+        sizes.heads, training, tf32,
     )  # fmt: skip
     fields = ("kernel", "grid", "threads", "shared", "cluster", "cooperative", "resident")
     return Counter(Launch(*(each[field] for field in fields)) for each in found)

@@ -151,9 +151,9 @@ def _joined(tracks: list[Tensor], like: Tensor) -> Tensor:
     return tracks[0].view_as(like) if len(tracks) == 1 else torch.stack(tracks)
 
 
-def _gates_again(inputs, cell: str, strategy: str, previous, mask, y: Tensor, states: Tensor, options: Options):
+def _gates_again(inputs, cell: str, strategy: str, previous, mask, states: Tensor, options: Options):
     """What forward would have saved: one step of all rows at once, each from the states that it started from."""
-    x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes = inputs
+    x, h0, c0, *weights, batch_sizes = inputs
     at_one = strategy if strategy == "sequence" else "gemm"
     before = None
     if c0 is not None:
@@ -161,7 +161,7 @@ def _gates_again(inputs, cell: str, strategy: str, previous, mask, y: Tensor, st
         before = torch.stack([_previous(c, c0_k, batch_sizes, k >= options.heads) for k, (c, c0_k) in enumerate(parts)])
     one = PLAIN._replace(heads=options.heads, mask=mask)
     found, _, _, saved, _ = torch.ops.fusednn.recurrent_forward(
-        x, torch.stack(previous), before, w_ih, w_hh, b_ih, b_hh, w_hr, None, cell, at_one, True, *one
+        x, torch.stack(previous), before, *weights, None, cell, at_one, True, *one
     )
     return saved, states if c0 is not None else found
 
@@ -201,8 +201,7 @@ class _Recurrent(torch.autograd.Function):
             if mask is not None:  # of each row  # [D, N, P]
                 mask = mask[:, _row_of_batch(y.shape[0], h0.shape[1], batch_sizes, y.device)]
         if options.recompute:
-            again = (inputs, ctx.cell, ctx.strategy, previous, mask, y, states, options)
-            saved, states = _gates_again(*again)
+            saved, states = _gates_again(inputs, ctx.cell, ctx.strategy, previous, mask, states, options)
         d_gates, d_recurrent, d_h0, d_c0, d_proj = torch.ops.fusednn.recurrent_backward(
             *(None if g is None else g.contiguous() for g in grads),
             *(y, saved, states if options.zones else None, h0, c0, w_hh, b_hh, w_hr, batch_sizes),
@@ -243,7 +242,7 @@ def _differentiable_backward(ctx, inputs, grads, options):
     """Gradients that can be differentiated again: autograd through the reference, recomputed from the inputs."""
     # Views, so that each gradient is the partial one even where one input was computed from another.
     views: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
-    outputs = reference_recurrent.recurrent(*views, ctx.cell, options)
+    outputs = reference_recurrent.recurrent(*views, cell=ctx.cell, options=options)
     wanted = [v for v, needed in zip(views, ctx.needs_input_grad, strict=False) if needed and v is not None]
     pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
     found = iter(

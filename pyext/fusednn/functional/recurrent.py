@@ -67,8 +67,8 @@ def recurrent(
         recurrent_mask: multiplies h where it enters W_hh (and what a second product takes), ``[D, B, P]``; not
             differentiated.
         zoneout: probability that a unit keeps its h from the step before; or a pair of those of h and c.
-        zoneout_seed: what is kept is drawn from it, int64 on the device of x, one number a direction; None: the expectation, as in
-            inference.
+        zoneout_seed: what is kept is drawn from it, int64 on the device of x, one number a direction; None: the
+            expectation, as in inference.
         first_step: number of the first step, on which the draws depend: a sequence in pieces draws as in one.
         recompute: keep y and c alone for backward, which computes the gates again, in one product over all steps.
 
@@ -91,8 +91,8 @@ def recurrent(
     tensors: tuple[Any, ...] = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
     options, asked = PLAIN, ()
     if heads != 1 or recurrent_mask is not None or zoneout or recompute:
-        kept = zoneout if isinstance(zoneout, tuple) else (zoneout, 0.0 if c0 is None else zoneout)
-        options = Options(heads, recurrent_mask, zoneout_seed, *map(float, kept), first_step, recompute)
+        kept_h, kept_c = zoneout if isinstance(zoneout, tuple) else (zoneout, 0.0 if c0 is None else zoneout)
+        options = Options(heads, recurrent_mask, zoneout_seed, float(kept_h), float(kept_c), first_step, recompute)
         asked = options.names
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
@@ -151,7 +151,7 @@ def _is_transformed() -> bool:
 
 
 def _operator(*call):
-    *args, strategy, options = call
+    args, strategy, options = call[:-2], call[-2], call[-1]
     if strategy in _TF32 and args[0].dtype == torch.float32 and _allows_tf32():
         strategy = f"{strategy}+tf32"
     args = (*args, strategy) if options is PLAIN else (*args, strategy, *options)
@@ -172,7 +172,7 @@ def _differentiates(args) -> bool:
 
 def _reference(*call):
     *args, _, options = call
-    return reference_recurrent.recurrent(*args, options)
+    return reference_recurrent.recurrent(*args, options=options)
 
 
 def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _, options):
@@ -192,7 +192,9 @@ def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _, options
         own = options
         if options is not PLAIN:
             mask, seed = options.mask, options.seed
-            own = options._replace(mask=None if mask is None else mask[only], seed=None if seed is None else seed[d : d + 1])
+            own = options._replace(
+                mask=None if mask is None else mask[only], seed=None if seed is None else seed[d : d + 1]
+            )
         output = [x] * len(steps)
         for t in reversed(range(len(steps))) if d else range(len(steps)):
             n = sizes[t]

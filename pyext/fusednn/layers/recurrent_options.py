@@ -16,8 +16,8 @@ class RecurrentOptions:
 
     Attributes:
         heads: N independent recurrences of H / N units each, over the same input. ``weight_hh_l0`` is
-            ``[G * H, H / N]`` and ``weight_hr_l0`` ``[P, H / N]``; every weight and bias holds, one after the other, the
-            lines of N layers of ``hidden_size=H / N``, and h and c hold their units likewise.
+            ``[G * H, H / N]`` and ``weight_hr_l0`` ``[P, H / N]``; every weight and bias holds, one after the other,
+            the lines of N layers of ``hidden_size=H / N``, and h and c hold their units likewise.
         recurrent_dropout: in training, probability that a unit of h is dropped where it enters W_hh, in all steps of a
             sequence alike, others scaled by 1 / (1 - p). Gal and Ghahramani, arXiv:1512.05287.
         zoneout: probability that a unit keeps its state of the step before; one for h and c, or a pair. In training

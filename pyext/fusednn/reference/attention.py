@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention_call import wide
+from . import philox
 
 Window = tuple[int | None, int | None]
 

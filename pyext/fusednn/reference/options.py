@@ -9,7 +9,6 @@ from torch import Tensor
 
 from . import philox
 
-
 NAMES = ("heads", "recurrent dropout", "zoneout", "recompute")
 
 
@@ -61,7 +60,9 @@ def keeps(options: Options, track: int, t: int, state: Tensor, cell_state: bool)
     rows, units = (torch.arange(n, device=state.device) for n in state.shape)
     direction, head = divmod(track, options.heads)
     step, stream = (torch.full_like(units, n) for n in (options.first + t, 2 * head + cell_state))
-    return (philox.draw(options.seed[direction], units, rows[:, None], step, stream) < philox.limit_of(p)).to(state.dtype)
+    return (philox.draw(options.seed[direction], units, rows[:, None], step, stream) < philox.limit_of(p)).to(
+        state.dtype
+    )
 
 
 def zone(options: Options, track: int, t: int, old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
