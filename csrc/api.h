@@ -34,10 +34,15 @@ struct RecurrentOptions {
   // Zoneout: the probability that a unit keeps its h, or c, from the step before.
   double zoneout_h = 0, zoneout_c = 0;
   const int64_t* seed = nullptr;  // one a direction: what is kept is drawn from it; null: the expectation
-  int64_t first = 0;              // the number of the first step, which the draw depends on
+  // [D, G*H] the gain of layer norm over the gates of a product (the last gates of a second product apart), which b_hh
+  // follows; or null.
+  const void* norm = nullptr;
+  int64_t first = 0;  // the number of the first step, which the draw depends on
 
   bool zones() const { return zoneout_h > 0 || zoneout_c > 0; }
 };
+
+inline constexpr double kNormEps = 1e-5;
 
 struct RecurrentShape {
   const char* cell;  // a name of cells/registry.h
@@ -86,10 +91,13 @@ struct RecurrentBackward {
   const void* y;         // of forward, with saved, and forward's arguments
   const void* saved;
   const void* states;  // of forward, with zoneout; else null
+  const void* normed;  // [N, D*G*H] with layer norm its results before the gain; else null, and so the next two
+  const void* rstd;    // [N, D*products] and 1 / sqrt(variance + kNormEps)
   const void* h0;
   const void* c0;
   const void* w_hh;
   const void* w_hr;
+  void* d_products;   // [N, D*G*H] gradient of the products that were normalised
   void* d_gates;      // [N, D*G*H] gradient of gates
   void* d_recurrent;  // [N, D*G*H] gradient of the recurrent part; null unless the cell is split
   void* d_h0;         // [D, B, P]

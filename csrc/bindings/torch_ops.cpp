@@ -218,11 +218,13 @@ struct Asked {
   const OptionalTensor &mask, &seed;
   double zoneout_h, zoneout_c;
   int64_t first;
+  const OptionalTensor& norm;
 
   bool zones() const { return zoneout_h > 0 || zoneout_c > 0; }
 
   void put(RecurrentShape& s, Inputs& in) const {
     s.options.mask = in.get("mask", mask, {s.tracks(), s.batch, s.proj});
+    s.options.norm = in.weight("norm", norm, {s.tracks(), info(s.cell).gates * s.hidden});
     s.options.zoneout_h = zoneout_h, s.options.zoneout_c = zoneout_c, s.options.first = first;
     if (zones() && seed.has_value()) s.options.seed = in.numbers("seed", *seed, s.directions);
   }
@@ -292,17 +294,20 @@ Tensor input_product(const Tensor& x, const Tensor& w, const OptionalTensor& b) 
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
-    Tensor x, Tensor h0, OptionalTensor c0, Tensor w_ih, Tensor w_hh, OptionalTensor b_ih, OptionalTensor b_hh,
-    OptionalTensor w_hr, OptionalTensor batch_sizes, std::string cell, std::string strategy, bool save, int64_t heads,
-    OptionalTensor mask, OptionalTensor seed, double zoneout_h, double zoneout_c, int64_t first, bool recompute) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor x, Tensor h0, OptionalTensor c0, OptionalTensor w_ih,
+                                                           Tensor w_hh, OptionalTensor b_ih, OptionalTensor b_hh,
+                                                           OptionalTensor w_hr, OptionalTensor batch_sizes,
+                                                           std::string cell, std::string strategy, bool save,
+                                                           int64_t heads, OptionalTensor mask, OptionalTensor seed,
+                                                           double zoneout_h, double zoneout_c, int64_t first,
+                                                           OptionalTensor norm, bool recompute) {
   require(x.dim() == 2, "x [N, I] must have 2 dimensions");
   RecurrentForward args{};
   const Call call(h0, std::move(strategy));
   args.shape = shape_of(cell, x.size(0), h0, w_hh, batch_sizes, heads);
   RecurrentShape& s = args.shape;
   const CellInfo& c = info(cell);
-  const Asked asked{heads, mask, seed, zoneout_h, zoneout_c, first};
+  const Asked asked{heads, mask, seed, zoneout_h, zoneout_c, first, norm};
   require(c0.has_value() == c.cell_state, "c0 must be given for cells with a cell state, and for no other");
   const int64_t width = c.gates * s.hidden, D = s.tracks();
   s.inputs = x.size(1);
@@ -310,7 +315,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   save = save && !recompute && c.saved > 0;
 
   Inputs in(h0);
-  args.x = in.get("x", x, {s.rows, s.inputs});
+  args.x = in.get("x", x, {s.rows, w_ih.has_value() ? s.inputs : D * width});
   args.w_ih = in.weight("w_ih", w_ih, {D, width, s.inputs});
   args.b_ih = in.weight("b_ih", b_ih, {D, width});
   args.h0 = in.get("h0", h0, {D, s.batch, s.proj});
@@ -320,8 +325,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   args.w_hr = in.weight("w_hr", w_hr, {D, s.proj, s.hidden});
   asked.put(s, in);
   OptionalTensor gates;
-  if (call.provider != &cpu_provider() || s.steps == 1) {
-    gates = input_product(x, w_ih, b_ih);
+  if (!w_ih.has_value()) {
+    args.gates = args.x;
+  } else if (call.provider != &cpu_provider() || s.steps == 1) {
+    gates = input_product(x, *w_ih, b_ih);
     args.gates = gates->const_data_ptr();
   }
 
@@ -339,22 +346,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   return {y, h_n, c_n, saved, states};
 }
 
-std::tuple<Tensor, Tensor, Tensor> inference(Tensor x, Tensor h0, OptionalTensor c0, Tensor w_ih, Tensor w_hh,
+std::tuple<Tensor, Tensor, Tensor> inference(Tensor x, Tensor h0, OptionalTensor c0, OptionalTensor w_ih, Tensor w_hh,
                                              OptionalTensor b_ih, OptionalTensor b_hh, OptionalTensor w_hr,
                                              OptionalTensor batch_sizes, std::string cell, std::string strategy,
                                              int64_t heads, OptionalTensor mask, OptionalTensor seed, double zoneout_h,
-                                             double zoneout_c, int64_t first, bool recompute) {
+                                             double zoneout_c, int64_t first, OptionalTensor norm, bool recompute) {
   auto [y, h_n, c_n, saved, states] =
       forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, std::move(cell), std::move(strategy), false, heads,
-              mask, seed, zoneout_h, zoneout_c, first, recompute);
+              mask, seed, zoneout_h, zoneout_c, first, norm, recompute);
   return {y, h_n, c_n};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     OptionalTensor grad_y, OptionalTensor grad_h_n, OptionalTensor grad_c_n, Tensor y, Tensor saved,
-    OptionalTensor states, Tensor h0, OptionalTensor c0, Tensor w_hh, OptionalTensor b_hh, OptionalTensor w_hr,
-    OptionalTensor batch_sizes, std::string cell, std::string strategy, int64_t heads, OptionalTensor mask,
-    OptionalTensor seed, double zoneout_h, double zoneout_c, int64_t first) {
+    OptionalTensor states, OptionalTensor normed, OptionalTensor rstd, Tensor h0, OptionalTensor c0, Tensor w_hh,
+    OptionalTensor b_hh, OptionalTensor w_hr, OptionalTensor batch_sizes, std::string cell, std::string strategy,
+    int64_t heads, OptionalTensor mask, OptionalTensor seed, double zoneout_h, double zoneout_c, int64_t first,
+    OptionalTensor norm) {
   (void)b_hh;  // in the schema so that both operators take the same weights; backward does not need its value
   require(y.dim() == 2, "y [N, D*P] must have 2 dimensions");
   RecurrentBackward args{};
@@ -362,8 +370,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   args.shape = shape_of(cell, y.size(0), h0, w_hh, batch_sizes, heads);
   const RecurrentShape& s = args.shape;
   const CellInfo& c = info(cell);
-  const Asked asked{heads, mask, seed, zoneout_h, zoneout_c, first};
+  const Asked asked{heads, mask, seed, zoneout_h, zoneout_c, first, norm};
   require(asked.zones() == states.has_value(), "states must be given with zoneout, and never else");
+  require(norm.has_value() == normed.has_value() && norm.has_value() == rstd.has_value(),
+          "normed and rstd must be given with layer norm, and never else");
   require(c0.has_value() == c.cell_state, "c0 must be given for cells with a cell state, and for no other");
   const int64_t width = c.gates * s.hidden, D = s.tracks();
 
@@ -374,6 +384,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   args.y = in.get("y", y, {s.rows, D * s.proj});
   if (c.saved > 0) args.saved = in.get("saved", saved, {s.rows, D * c.saved * s.hidden});
   args.states = in.get("states", states, {s.rows, D * s.hidden});
+  args.normed = in.get("normed", normed, {s.rows, D * width});
+  args.rstd = in.get("rstd", rstd, {s.rows, D * (c.second_gates > 0 ? 2 : 1)});
   args.h0 = in.get("h0", h0, {D, s.batch, s.proj});
   args.c0 = in.get("c0", c0, {D, s.batch, s.hidden});
   args.w_hh = in.weight("w_hh", w_hh, {D, width, s.proj});
@@ -385,13 +397,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   Tensor d_h0 = empty(h0, {D, s.batch, s.proj});
   Tensor d_c0 = empty_if(c.cell_state, h0, {D, s.batch, s.hidden});
   Tensor d_proj = empty_if(w_hr.has_value(), h0, {s.rows, D * s.proj});
+  Tensor d_products = empty_if(norm.has_value(), h0, {s.rows, D * width});
+  args.d_products = data_if(norm.has_value(), d_products);
   args.d_gates = d_gates.mutable_data_ptr();
   args.d_recurrent = data_if(c.split, d_recurrent);
   args.d_h0 = d_h0.mutable_data_ptr();
   args.d_c0 = data_if(c.cell_state, d_c0);
   args.d_proj = data_if(w_hr.has_value(), d_proj);
   call.run(args, call.provider->backward, call.provider->backward_workspace);
-  return {d_gates, d_recurrent, d_h0, d_c0, d_proj};
+  return {d_gates, d_recurrent, d_h0, d_c0, d_proj, d_products};
 }
 
 ScanShape scan_shape(const std::string& cell, const Tensor& gates) {

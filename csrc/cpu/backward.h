@@ -38,6 +38,8 @@ class Backward {
     A* dm;           // [B, hidden_row] reaches what the second product or the projection took
     A* tile[2];      // [B, tile_row] gradients of the first gates
     A* second_tile;  // [B, second_row] of the last gates, or of the projection's output
+    A* raw;          // [B, tile_row] with layer norm of the first gates' products; null without
+    A* second_raw;   // [B, second_row] of the last gates'
   };
 
   // ------- memory
@@ -60,6 +62,8 @@ class Backward {
       for (A*& tile : d.tile) tile = take(batch * tile_row());
       if (kSecond > 0 || a.w_hr != nullptr) d.dm = take(batch * sizes.hidden_row);
       if (kSecond > 0 || a.w_hr != nullptr) d.second_tile = take(batch * second_row());
+      if (options.norm != nullptr) d.raw = take(batch * tile_row());
+      if (options.norm != nullptr && kSecond > 0) d.second_raw = take(batch * second_row());
       if (kSecond > 0) d.second = panels(sizes.hidden, kSecond * sizes.hidden);
       if (a.w_hr != nullptr) d.proj = panels(sizes.hidden, sizes.proj);
     }
@@ -143,18 +147,33 @@ class Backward {
     const Track& d = tracks[i];
     last_gates(i, step, part);
     part.barrier->wait(part.team);
-    product(d.first, {d.tile[step.odd], tile_row()}, {d.through, sizes.proj_row, kLanes}, step, part.proj_blocks);
+    if (options.norm != nullptr) {
+      last_products(i, step, part);
+      part.barrier->wait(part.team);
+    }
+    product(d.first, {d.raw == nullptr ? d.tile[step.odd] : d.raw, tile_row()}, {d.through, sizes.proj_row, kLanes},
+            step, part.proj_blocks);
   }
 
   void two_product_step(int i, const BackStep& step, const Part& part) {
     const Track& d = tracks[i];
     last_gates(i, step, part);
     part.barrier->wait(part.team);
-    product(d.second, {d.second_tile, second_row()}, {d.dm, sizes.hidden_row, kLanes}, step, part.blocks);
+    if (options.norm != nullptr) {
+      last_products(i, step, part);
+      part.barrier->wait(part.team);
+    }
+    product(d.second, {d.second_raw == nullptr ? d.second_tile : d.second_raw, second_row()},
+            {d.dm, sizes.hidden_row, kLanes}, step, part.blocks);
     if (options.mask != nullptr) mask_middle(i, step, part);
     first_gates(i, step, part);
     part.barrier->wait(part.team);
-    product(d.first, {d.tile[step.odd], tile_row()}, {d.through, sizes.proj_row, kLanes}, step, part.proj_blocks);
+    if (options.norm != nullptr) {
+      first_products(i, step, part);
+      part.barrier->wait(part.team);
+    }
+    product(d.first, {d.raw == nullptr ? d.tile[step.odd] : d.raw, tile_row()}, {d.through, sizes.proj_row, kLanes},
+            step, part.proj_blocks);
   }
 
   // dh of the projection's output, and from it that of its input.
@@ -320,6 +339,59 @@ class Backward {
       lanes.store(at(static_cast<T*>(a.d_proj), step.offset + b, i, sizes.proj, block), dh);
       lanes.store(d.second_tile + b * second_row() + block * kLanes, dh);
       store(d.dh + b * sizes.proj_row + block * kLanes, V{});
+    }
+  }
+
+  // ------- layer norm: from the gradients of a row's gates to those of its product, for the thread's units
+
+  void last_products(int i, const BackStep& step, const Part& part) const {
+    const Track& d = tracks[i];
+    if constexpr (kSecond > 0) {
+      products<kFirst, G>(i, step, part, {d.second_tile, second_row()}, d.second_raw);
+    } else {
+      first_products(i, step, part);
+    }
+  }
+
+  void first_products(int i, const BackStep& step, const Part& part) const {
+    products<0, kFirst>(i, step, part, {tracks[i].tile[step.odd], tile_row()}, tracks[i].raw);
+  }
+
+  // With n = normed and d the gradient of n: rstd (d - mean(d) - n mean(d n)).
+  template <int kFrom, int kTo>
+  void products(int i, const BackStep& step, const Part& part, Rows<A> tile, A* raw) const {
+    constexpr int kProducts = kSecond > 0 ? 2 : 1;
+    const T* gain = static_cast<const T*>(options.norm) + i * G * sizes.hidden;
+    for (long b = step.rows.begin; b < step.rows.end; ++b) {
+      const long row = step.offset + b;
+      const T* normed = at(static_cast<const T*>(a.normed), row, i, G * sizes.hidden, 0);
+      const A rstd = load_one(static_cast<const T*>(a.rstd) + (row * sizes.tracks + i) * kProducts + (kFrom > 0));
+      const auto gradient = [&](Block<false> lanes, int g, long u) __attribute__((always_inline)) {
+        return lanes.load(tile.data + b * tile.row + (g - kFrom) * sizes.hidden + u) *
+               lanes.load(gain + g * sizes.hidden + u);
+      };
+      V sum{}, dot{};
+      for_gates<kFrom, kTo>({0, sizes.hidden_blocks}, [&](Block<false> lanes, int g, long u) {
+        const V d = gradient(lanes, g, u);
+        sum += d, dot += d * lanes.load(normed + g * sizes.hidden + u);
+      });
+      const A count = static_cast<A>((kTo - kFrom) * sizes.hidden), mean = total(sum) / count;
+      const A mean_dot = total(dot) / count;
+      T* out = at(static_cast<T*>(a.d_products), row, i, G * sizes.hidden, 0);
+      for_gates<kFrom, kTo>(part.blocks, [&](Block<false> lanes, int g, long u) {
+        const V n = lanes.load(normed + g * sizes.hidden + u);
+        const V d = (gradient(lanes, g, u) - mean - n * mean_dot) * rstd;
+        lanes.store(out + g * sizes.hidden + u, d);
+        lanes.store(raw + b * tile.row + (g - kFrom) * sizes.hidden + u, d);
+      });
+    }
+  }
+
+  template <int kFrom, int kTo, class Visit>
+  void for_gates(Range blocks, Visit visit) const {
+    for (long block = blocks.begin; block < blocks.end; ++block) {
+      const Block<false> lanes{sizes.lanes(sizes.hidden, block)};
+      for (int g = kFrom; g < kTo; ++g) visit(lanes, g, block * kLanes);
     }
   }
 

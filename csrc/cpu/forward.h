@@ -36,6 +36,7 @@ class Forward {
     A* masked[2];           // what W_hh multiplies: h, or h times the mask
     A* c[2];                // [B, hidden_row] likewise; without zoneout one and the same
     A* middle;              // [B, hidden_row] what the second product or the projection takes
+    A* raw;                 // [B, hidden_blocks, gates] vectors, the product that layer norm takes
     A* kept;                // [B, hidden_blocks, S] vectors, from the first to the second half of a two-product step
     const T* done;          // where single_step.h has computed the product: [B, its gates * units]; else null
   };
@@ -62,6 +63,7 @@ class Forward {
       }
       if (kSecond > 0 || a.w_hr != nullptr) d.middle = take(batch * sizes.hidden_row);
       if (kSecond > 0) d.second = panels(sizes.hidden, sizes.hidden, kSecond);
+      if (options.norm != nullptr) d.raw = take(batch * sizes.hidden_blocks * kLanes * G);
       if (kSecond > 0) d.kept = take(batch * sizes.hidden_blocks * kLanes * S);
       if (a.w_hr != nullptr) d.proj = panels(sizes.proj, sizes.hidden, 1);
     }
@@ -198,6 +200,11 @@ class Forward {
     const Factors factors{d.first, {d.masked[step.odd], sizes.proj_row},
                           d.bias,  a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0),
                           d.done,  sizes.hidden};
+    if (options.norm != nullptr) {
+      return normed_product<kFirst, 0>(i, factors, step, part, tile, [&](auto lanes, long block, long b, const A* r) {
+        first_cells(i, step, lanes, block, {b, b + 1}, r);
+      });
+    }
     product<kFirst>(factors, step, part.blocks, tile, [&](auto lanes, long block, Range rows, const A* r) {
       first_cells(i, step, lanes, block, rows, r);
     });
@@ -211,6 +218,11 @@ class Forward {
                           a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0) + kFirst * sizes.hidden,
                           d.done,
                           sizes.hidden};
+    if (options.norm != nullptr) {
+      return normed_product<largest(kSecond, 1), kFirst>(
+          i, factors, step, part, tile,
+          [&](auto lanes, long block, long b, const A* r) { second_cells(i, step, lanes, block, {b, b + 1}, r); });
+    }
     product<largest(kSecond, 1)>(factors, step, part.blocks, tile, [&](auto lanes, long block, Range rows, const A* r) {
       second_cells(i, step, lanes, block, rows, r);
     });
@@ -366,6 +378,51 @@ class Forward {
     T* y = static_cast<T*>(a.y) + ((step.offset + b) * sizes.tracks + i) * sizes.proj + block * kLanes;
     lanes.store(y, h);
     store(tracks[i].h[!step.odd] + b * sizes.proj_row + block * kLanes, rounded<T>(h));
+  }
+
+  // ------- layer norm: the whole row of a product, then its cells
+
+  // visit(lanes, block, b, gates [kGates] vectors) for the thread's blocks of each row.
+  template <int kGates, int kFrom, class Visit>
+  void normed_product(int i, Factors f, const Step& step, const Part& part, A* tile, Visit visit) {
+    const A* bias = f.bias;
+    f.bias = nullptr;
+    A* raw = tracks[i].raw;
+    const long row = sizes.hidden_blocks * kGates * kLanes;
+    product<kGates>(f, step, part.blocks, tile, [&](auto, long block, Range rows, const A* r) {
+      for (long b = rows.begin; b < rows.end; ++b, r += kGates * kLanes) {
+        for (int g = 0; g < kGates; ++g) store(raw + b * row + (block * kGates + g) * kLanes, load(r + g * kLanes));
+      }
+    });
+    part.barrier->wait(part.team);
+    for (long b = step.rows.begin; b < step.rows.end; ++b) {
+      const Moments<A> m = moments<kGates>(raw + b * row);
+      for (long block = part.blocks.begin; block < part.blocks.end; ++block) {
+        const Block<false> lanes{sizes.lanes(sizes.hidden, block)};
+        const T* gain = static_cast<const T*>(options.norm) + (i * G + kFrom) * sizes.hidden + block * kLanes;
+        for (int g = 0; g < kGates; ++g) {
+          const V n = (load(raw + b * row + (block * kGates + g) * kLanes) - m.mean) * m.rstd;
+          const V shift = load(bias + g * sizes.hidden_row + block * kLanes);
+          store(tile + g * kLanes, n * lanes.load(gain + g * sizes.hidden) + shift);
+        }
+        visit(lanes, block, b, tile);
+      }
+    }
+  }
+
+  // Of the units that exist.
+  template <int kGates>
+  Moments<A> moments(const A* raw) const {
+    const A count = static_cast<A>(kGates * sizes.hidden);
+    V sum{}, squares{};
+    for (long v = 0; v < sizes.hidden_blocks * kGates; ++v) sum += load(raw + v * kLanes);
+    const A mean = total(sum) / count;
+    for (long v = 0; v < sizes.hidden_blocks * kGates; ++v) {
+      V d = load(raw + v * kLanes) - mean;
+      for (long u = sizes.lanes(sizes.hidden, v / kGates); u < kLanes; ++u) d[u] = 0;
+      squares += d * d;
+    }
+    return {mean, 1 / square_root(total(squares) / count + static_cast<A>(kNormEps))};
   }
 
   // ------- options: what follows the cells of a step, over what the thread has just written

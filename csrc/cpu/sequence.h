@@ -50,6 +50,25 @@ Part make_part(const Sizes<A>& sizes, const Share& share, int track, Barrier* ba
   return part;
 }
 
+// Of the values that layer norm takes.
+template <class A>
+struct Moments {
+  A mean, rstd;  // 1 / sqrt(variance + kNormEps)
+};
+
+template <class V>
+FUSEDNN_FN auto total(V v) {
+  auto sum = v[0];
+  for (unsigned i = 1; i < sizeof(V) / sizeof(sum); ++i) sum += v[i];
+  return sum;
+}
+FUSEDNN_FN float square_root(float x) {
+  return __builtin_sqrtf(x);
+}
+FUSEDNN_FN double square_root(double x) {
+  return __builtin_sqrt(x);
+}
+
 struct Step {
   long t;
   long offset;  // of row 0 of the batch in the tensors with N rows

@@ -77,13 +77,13 @@ class ForwardStep : Forward<Cell, T> {
     } else {
       multiply_rows(i, tracks[i].masked[0], sizes.proj_row, w, Base::kFirst * sizes.hidden, sizes.proj);
     }
-    team.run([&](const Part& part, int thread) { this->first_product(i, step, part, tile(thread)); });
+    each_part(team, [&](const Part& part, int thread) { this->first_product(i, step, part, tile(thread)); });
     const Part all = team.part(0, 1);
     if constexpr (Base::kSecond > 0) {
       if (options.mask != nullptr) this->mask_middle(i, step, all);
       multiply_rows(i, tracks[i].middle, sizes.hidden_row, w + Base::kFirst * sizes.hidden * sizes.proj,
                     Base::kSecond * sizes.hidden, sizes.hidden);
-      team.run([&](const Part& part, int thread) { this->second_product(i, step, part, tile(thread)); });
+      each_part(team, [&](const Part& part, int thread) { this->second_product(i, step, part, tile(thread)); });
     }
     if (a.w_hr != nullptr) {
       multiply_rows(i, tracks[i].middle, sizes.hidden_row,
@@ -92,6 +92,13 @@ class ForwardStep : Forward<Cell, T> {
     }
     if (this->follows) this->follow(i, step, all);
     for (long b = 0; b < sizes.batch; ++b) this->finish(i, step, all, b);
+  }
+
+  // Layer norm takes whole rows: one thread.
+  template <class Work>
+  void each_part(const StepTeam<A>& team, Work work) const {
+    if (options.norm != nullptr) return work(team.part(0, 1), 0);
+    team.run(work);
   }
 
   A* tile(int thread) const { return this->tiles + thread * Base::kTile; }
@@ -138,7 +145,8 @@ class BackwardStep : Backward<Cell, T> {
     const Tile<A> through{tracks[i].through, sizes.proj_row, 0}, dm{tracks[i].dm, sizes.hidden_row, 0};
     const Part all = team.part(0, 1);
     const T* w = static_cast<const T*>(a.w_hh) + i * G * h * p;
-    const T* gates = static_cast<const T*>(Cell::kSplit ? a.d_recurrent : a.d_gates) + i * G * h;
+    const void* own = Cell::kSplit ? a.d_recurrent : a.d_gates;
+    const T* gates = static_cast<const T*>(options.norm == nullptr ? own : a.d_products) + i * G * h;
     const long row = sizes.tracks * G * h;
     for (long b = 0; b < sizes.batch; ++b) this->prepare_row(i, b);
     if (options.zones()) this->divide(i, step, all);
@@ -148,11 +156,13 @@ class BackwardStep : Backward<Cell, T> {
                   dm, h, p);
     }
     team.run([&](const Part& part, int) { this->last_gates(i, step, part); });
+    if (options.norm != nullptr) this->last_products(i, step, all);
     if constexpr (Base::kSecond > 0) {
       const long first = Base::kFirst * h;
       add_product(gates + first, row, w + first * p, dm, h, Base::kSecond * h);
       if (options.mask != nullptr) this->mask_middle(i, step, all);
       team.run([&](const Part& part, int) { this->first_gates(i, step, part); });
+      if (options.norm != nullptr) this->first_products(i, step, all);
     }
     add_product(gates, row, w, through, p, Base::kFirst * h);
     if (options.zones() || options.mask != nullptr) this->join(i, step, all);

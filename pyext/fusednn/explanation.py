@@ -73,7 +73,7 @@ def _cuda_lines(chosen: Plan, sizes: Sizes | None, layers: int) -> list[str]:
 
 
 def _options(layer: RecurrentLayer | RecurrentCell) -> tuple[str, ...]:
-    return layer.options_asked() if isinstance(layer, RecurrentLayer) else ()
+    return layer.option_names if isinstance(layer, RecurrentLayer) else ()
 
 
 def _recurrent(layer: RecurrentLayer | RecurrentCell, x: Tensor, hx=None) -> str:

@@ -207,6 +207,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _large_batch,
         cuda=True,
+        options=tuple(option for option in OPTIONS if option != "layer norm"),
     ),
     Strategy(
         "gemm",
@@ -216,6 +217,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _emulation,
         cuda=True,
+        options=tuple(option for option in OPTIONS if option != "layer norm"),
     ),
     Strategy(
         "loop",

@@ -15,7 +15,7 @@ from ..native import EMULATED
 from ..plan import SHORT, Request, plan
 from ..reference import recurrent as reference_recurrent
 from ..reference.cells import CELLS
-from ..reference.options import PLAIN, Options
+from ..reference.options import NORM_EPS, PLAIN, Options
 
 _TF32 = ("step", "block", "cluster", "grid")  # strategies whose own products may use it
 _NAMES = ("h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
@@ -39,6 +39,8 @@ def recurrent(
     zoneout: float | tuple[float, float] = 0.0,
     zoneout_seed: Tensor | None = None,
     first_step: int = 0,
+    norm_ih: Tensor | None = None,
+    norm_hh: Tensor | None = None,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run one recurrent layer, in one or both directions, over all steps of a batch of sequences.
@@ -70,6 +72,8 @@ def recurrent(
         zoneout_seed: what is kept is drawn from it, int64 on the device of x, one number a direction; None: the
             expectation, as in inference.
         first_step: number of the first step, on which the draws depend: a sequence in pieces draws as in one.
+        norm_ih: gain of layer norm over the G * H values of W_ih x, ``[D, G * H]``, which b_ih follows; None without.
+        norm_hh: likewise of W_hh h and b_hh, over the gates of each product; both are given or none.
         recompute: keep y and c alone for backward, which computes the gates again, in one product over all steps.
 
     Returns:
@@ -90,18 +94,21 @@ def recurrent(
     """
     tensors: tuple[Any, ...] = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
     options, asked = PLAIN, ()
-    if heads != 1 or recurrent_mask is not None or zoneout or recompute:
+    if heads != 1 or recurrent_mask is not None or zoneout or norm_hh is not None or recompute:
         kept_h, kept_c = zoneout if isinstance(zoneout, tuple) else (zoneout, 0.0 if c0 is None else zoneout)
-        options = Options(heads, recurrent_mask, zoneout_seed, float(kept_h), float(kept_c), first_step, recompute)
+        options = Options(
+            heads, recurrent_mask, zoneout_seed, float(kept_h), float(kept_c), first_step, norm_hh, recompute
+        )
         asked = options.names
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
-        tensors = tuple(t if t is None or t.dtype == torch.float64 else t.to(low) for t in tensors)
-        if recurrent_mask is not None and recurrent_mask.dtype != torch.float64:
-            options = options._replace(mask=recurrent_mask.to(low))
+        tensors = tuple(_cast(t, low) for t in tensors)
+        if options is not PLAIN:
+            mask, norm_ih, norm_hh = (_cast(t, low) for t in (recurrent_mask, norm_ih, norm_hh))
+            options = options._replace(mask=mask, norm=norm_hh)
     if options is not PLAIN:
-        _check_options(options, tensors[1], c0)
+        _check_options(options, tensors[1], c0, norm_ih)
     compiling = torch.compiler.is_compiling()
     sizes, short = (1, 0, 1), False  # B, H, D, and whether T is small: what CUDA kernels are chosen by
     if (device != "cpu" or EMULATED) and h0.dim() == w_hh.dim() == 3 and cell in CELLS:
@@ -113,13 +120,18 @@ def recurrent(
     )
     if not compiling and _is_transformed():
         chosen = "reference"
+    given = tensors
+    if norm_ih is not None and norm_hh is not None:
+        _check(cell, *given, batch_sizes=batch_sizes, options=options, norm_ih=norm_ih)
+        tensors = _normalised_input(given, norm_ih)
+        options = options._replace(norm=norm_hh.view(tensors[1].shape[0], -1))
     run = {"reference": _reference, "loop": _loop}.get(chosen, _operator)
     if compiling or run is not _operator:
-        _check(cell, *tensors, batch_sizes=batch_sizes, options=options)
+        _check(cell, *given, batch_sizes=batch_sizes, options=options)
     try:
         y, h_n, c_n = run(*tensors, batch_sizes, cell, chosen, options)
     except RuntimeError:  # the kernels refuse what does not fit, at less cost, but know one error and no names
-        _check(cell, *tensors, batch_sizes=batch_sizes, options=options)
+        _check(cell, *given, batch_sizes=batch_sizes, options=options)
         raise
     return y, h_n, c_n if c0 is not None else None
 
@@ -143,6 +155,19 @@ def _choose(
 
 
 _cached_choose = functools.cache(_choose)
+
+
+def _cast(tensor: Tensor | None, low: torch.dtype) -> Tensor | None:
+    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(low)
+
+
+def _normalised_input(tensors: tuple, gain: Tensor) -> tuple:
+    """The tensors of a call whose x is the input part of the gates: layer norm of W_ih x, and b_ih."""
+    x, h0, c0, w_ih, w_hh, b_ih, *others = tensors
+    product = torch.nn.functional.linear(x, w_ih.flatten(0, -2)).unflatten(1, (h0.shape[0], -1))  # [N, D, G * H]
+    normed = torch.nn.functional.layer_norm(product, product.shape[2:], eps=NORM_EPS) * gain.view(product.shape[1:])
+    gates = normed if b_ih is None else normed + b_ih.view(product.shape[1:])
+    return gates.flatten(1), h0, c0, None, w_hh, None, *others
 
 
 def _is_transformed() -> bool:
@@ -180,11 +205,12 @@ def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _, options
     at_one = "sequence" if x.device.type == "cpu" else "step" if w_hr is None else "gemm"  # the kernel, at T = 1
     batch, rows = h0.shape[1], x.shape[0]
     sizes = batch_sizes.tolist() if batch_sizes is not None else [batch] * (rows // batch if batch else 0)
-    steps = x.split(sizes)
+    tracks = h0.shape[0]
     outputs, last_h, last_c = [], [], []
     heads = options.heads
-    for d in range(h0.shape[0] // heads):
+    for d in range(tracks // heads):
         only = slice(d * heads, (d + 1) * heads)
+        steps = (x if w_ih is not None else x.chunk(tracks // heads, dim=1)[d]).split(sizes)
         weights = [
             None if t is None else t[only] for t in reference_recurrent.with_directions(w_ih, w_hh, b_ih, b_hh, w_hr)
         ]
@@ -193,7 +219,9 @@ def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _, options
         if options is not PLAIN:
             mask, seed = options.mask, options.seed
             own = options._replace(
-                mask=None if mask is None else mask[only], seed=None if seed is None else seed[d : d + 1]
+                mask=None if mask is None else mask[only],
+                seed=None if seed is None else seed[d : d + 1],
+                norm=None if options.norm is None else options.norm[only],
             )
         output = [x] * len(steps)
         for t in reversed(range(len(steps))) if d else range(len(steps)):
@@ -216,8 +244,9 @@ def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _, options
 
 
 def _check(
-    cell: str, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, *, batch_sizes: Tensor | None, options: Options = PLAIN
-) -> None:
+    cell: str, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, *, batch_sizes: Tensor | None, options: Options = PLAIN,
+    norm_ih: Tensor | None = None,
+) -> None:  # fmt: skip
     """Raise unless dtypes, devices and shapes fit together."""
     dtype, device = x.dtype, x.device
     for name, tensor in zip(_NAMES, (h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr), strict=True):
@@ -249,6 +278,8 @@ def _check(
         ("b_ih", b_ih, (directions, lines)),
         ("b_hh", b_hh, (directions, lines)),
         ("w_hr", w_hr, (directions, width, units)),
+        ("norm_ih", norm_ih, (directions, lines)),
+        ("norm_hh", options.norm, (directions, lines)),
     ):
         shape = shape[1:] if one and directions == 1 and tensor is not c0 else shape
         if tensor is not None and tensor.shape != shape:
@@ -268,7 +299,7 @@ def _check(
             )
 
 
-def _check_options(options: Options, h0: Tensor, c0: Tensor | None) -> None:
+def _check_options(options: Options, h0: Tensor, c0: Tensor | None, norm_ih: Tensor | None) -> None:
     """Raise unless the options make sense; the kernels would not notice."""
     if options.heads < 1 or h0.shape[0] not in (options.heads, 2 * options.heads):
         raise ValueError(f"h0 must have 1 or 2 directions of {options.heads} heads, got shape {list(h0.shape)}")
@@ -287,3 +318,8 @@ def _check_options(options: Options, h0: Tensor, c0: Tensor | None) -> None:
             f"zoneout_seed must be [{directions}] int64 on {h0.device},"
             f" got {list(seed.shape)} {seed.dtype} on {seed.device}"
         )
+    if (norm_ih is None) != (options.norm is None):
+        raise ValueError("norm_ih and norm_hh must be given together, or none of them")
+    for name, gain in (("norm_ih", norm_ih), ("norm_hh", options.norm)):
+        if gain is not None and (gain.dtype != h0.dtype or gain.device != h0.device):
+            raise TypeError(f"{name} must be {h0.dtype} on {h0.device}, got {gain.dtype} on {gain.device}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import plan
 from ..functional import recurrent
 from ..reference.cells import CELLS
-from .recurrent_options import RecurrentOptions, join_heads, split_heads
+from .recurrent_options import Asked, RecurrentOptions, join_heads, split_heads
 
 Hidden = Tensor | tuple[Tensor, Tensor]
 
@@ -34,6 +34,7 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         heads: int = 1,
         recurrent_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
         recompute: bool = False,
         **kwargs,
     ) -> None:
@@ -43,9 +44,12 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         super().__init__(mode if known_to_torch else "RNN_TANH", *args, **kwargs)
         self.strategy = strategy
         self.mode = mode
-        self._set_options(heads, recurrent_dropout, zoneout, recompute)
-        if not known_to_torch or heads > 1:
+        asked = Asked(heads, recurrent_dropout, zoneout, layer_norm, recompute)
+        self._ask(asked.checked(self.cell, hidden_size=self.hidden_size, proj_size=self.proj_size), strategy)
+        if not known_to_torch or self.heads > 1:
             self._resize()
+        if self.layer_norm:
+            self._add_gains()
 
     def _resize(self) -> None:
         """Give a cell that torch does not know its own number of gates, and heads their own weights."""
@@ -58,13 +62,22 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         self._init_flat_weights()
         self.reset_parameters()
 
+    def _add_gains(self) -> None:
+        for name in self._flat_weights_names:
+            if name.startswith(("weight_ih", "weight_hh")):
+                weight = getattr(self, name)
+                self.register_parameter(name.replace("weight", "norm"), nn.Parameter(weight.new_ones(weight.shape[0])))
+
     def reset_parameters(self) -> None:
-        """As torch.nn's for each head: uniform within 1 / sqrt(H), with the H of one head."""
-        if self.heads == 1:
+        """As torch.nn's for each head: uniform within 1 / sqrt(H), with the H of one head; gains are 1."""
+        if self._asked is None:
             return super().reset_parameters()
         limit = (self.heads / self.hidden_size) ** 0.5
-        for weight in self.parameters():
-            nn.init.uniform_(weight, -limit, limit)
+        for name, parameter in self.named_parameters():
+            if name.startswith("norm"):
+                nn.init.ones_(parameter)
+            else:
+                nn.init.uniform_(parameter, -limit, limit)
 
     @property
     def cell(self) -> str:
@@ -77,7 +90,7 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
     def extra_repr(self) -> str:
         """As torch.nn's, with the strategy where one was asked for, and options where there are any."""
         asked = {} if self.strategy == "auto" else {"strategy": self.strategy}
-        return ", ".join([super().extra_repr(), *(f"{k}={v!r}" for k, v in (asked | self.options()).items())])
+        return ", ".join([super().extra_repr(), *(f"{k}={v!r}" for k, v in (asked | self.options).items())])
 
     def check_forward_args(self, input: Tensor, hidden: Hidden, batch_sizes: Tensor | None) -> None:
         """Raise as torch.nn does unless input and initial states fit the layer."""
@@ -190,24 +203,30 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         return h0, input.new_zeros(stack, batch, self.hidden_size) if self.proj_size else h0
 
     def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, directions and heads in front where there are several."""
-
-        def directions(name: str) -> Tensor:
-            forward = self._weight(f"{name}_l{layer}")
-            if self.bidirectional:
-                forward = torch.stack((forward, self._weight(f"{name}_l{layer}_reverse")))
-            if self.heads == 1:
-                return forward
-            lines = forward.unflatten(1 if self.bidirectional else 0, (self.heads, -1))  # of each head
-            return lines.flatten(0, 1) if self.bidirectional else lines
-
+        """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, as ``_stacked`` gives them."""
         return (
-            directions("weight_ih"),
-            directions("weight_hh"),
-            directions("bias_ih") if self.bias else None,
-            directions("bias_hh") if self.bias else None,
-            directions("weight_hr") if self.proj_size else None,
+            self._stacked("weight_ih", layer),
+            self._stacked("weight_hh", layer),
+            self._stacked("bias_ih", layer) if self.bias else None,
+            self._stacked("bias_hh", layer) if self.bias else None,
+            self._stacked("weight_hr", layer) if self.proj_size else None,
         )
+
+    def _stacked(self, name: str, layer: int) -> Tensor:
+        """A weight with directions and heads in front where there are several."""
+        found = self._weight(f"{name}_l{layer}")
+        if self.bidirectional:
+            found = torch.stack((found, self._weight(f"{name}_l{layer}_reverse")))
+        if self.heads == 1:
+            return found
+        lines = found.unflatten(1 if self.bidirectional else 0, (self.heads, -1))  # of each head
+        return lines.flatten(0, 1) if self.bidirectional else lines
+
+    def _gains(self, layer: int) -> dict[str, Any]:
+        """Arguments of layer norm."""
+        if not self.layer_norm:
+            return {}
+        return {f"norm_{side}": self._stacked(f"norm_{side}", layer) for side in ("ih", "hh")}
 
     def _weight(self, name: str) -> Tensor:
         """A parameter, or what torch.nn.utils.parametrize put in its place."""
@@ -230,7 +249,7 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
                 start_h, start_c = split_heads(start_h, self.heads), split_heads(start_c, self.heads)
             x, h_n, c_n = recurrent(
                 self.cell, x, start_h, start_c, *self._weights(layer), batch_sizes, self.strategy,
-                **self._drawn(start_h, directions),
+                **self._drawn(start_h, directions), **self._gains(layer),
             )  # fmt: skip
             if self.heads > 1:
                 h_n, c_n = join_heads(h_n, self.heads), join_heads(c_n, self.heads)
@@ -264,7 +283,8 @@ class RNN(RecurrentLayer):
         input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype:
             as ``torch.nn.RNN``.
         strategy: how to run (``fusednn.plan.STRATEGIES``); ``auto`` takes the best that can serve the request.
-        heads, recurrent_dropout, zoneout, recompute: options of the recurrence (``docs/kernels/recurrent_options.md``).
+        heads, recurrent_dropout, zoneout, layer_norm, recompute: options of the recurrence, one by one in
+            ``docs/kernels/recurrent_options.md``.
 
     Shape:
         as ``torch.nn.RNN``.
@@ -309,7 +329,8 @@ class LSTM(RecurrentLayer):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
             as ``torch.nn.LSTM``.
         strategy: how to run (``fusednn.plan.STRATEGIES``); ``auto`` takes the best that can serve the request.
-        heads, recurrent_dropout, zoneout, recompute: options of the recurrence (``docs/kernels/recurrent_options.md``).
+        heads, recurrent_dropout, zoneout, layer_norm, recompute: options of the recurrence, one by one in
+            ``docs/kernels/recurrent_options.md``.
 
     Shape:
         as ``torch.nn.LSTM``.
@@ -350,7 +371,8 @@ class GRU(RecurrentLayer):
         reset_after: True for torch's form above; False for the form of most texts, with the reset before the product,
             :math:`n = \tanh(W_n x_t + b_n + U_n (r h_{t-1}) + b'_n)` and :math:`h_t = (1 - z) h_{t-1} + z n`.
         strategy: how to run (``fusednn.plan.STRATEGIES``); ``auto`` takes the best that can serve the request.
-        heads, recurrent_dropout, zoneout, recompute: options of the recurrence (``docs/kernels/recurrent_options.md``).
+        heads, recurrent_dropout, zoneout, layer_norm, recompute: options of the recurrence, one by one in
+            ``docs/kernels/recurrent_options.md``.
 
     Shape:
         as ``torch.nn.GRU``.

@@ -1,8 +1,8 @@
-"""Options of the recurrent layers: heads, recurrent dropout, zoneout, recomputation."""
+"""Options of the recurrent layers: heads, recurrent dropout, zoneout, layer norm, recomputation."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ from .. import plan
 from ..reference.cells import CELLS
 
 
-class RecurrentOptions:
-    """What a recurrent layer may ask for beside its cell; ``docs/kernels/recurrent_options.md`` has the equations.
+class Asked(NamedTuple):
+    """What a layer asks for beside its cell; as given: nothing.
 
     Attributes:
         heads: N independent recurrences of H / N units each, over the same input. ``weight_hh_l0`` is
@@ -22,63 +22,89 @@ class RecurrentOptions:
             sequence alike, others scaled by 1 / (1 - p). Gal and Ghahramani, arXiv:1512.05287.
         zoneout: probability that a unit keeps its state of the step before; one for h and c, or a pair. In training
             drawn at each step, in evaluation the expectation. Krueger et al., arXiv:1606.01305.
+        layer_norm: the gates' input part W_ih x and recurrent part W_hh h are each normalised over all gates and
+            units of a head, with gains ``norm_ih_l0`` and ``norm_hh_l0``, ``[G * H]``, and the biases behind them. Ba,
+            Kiros and Hinton, arXiv:1607.06450.
         recompute: keep y and c alone for backward, which computes the gates again.
     """
 
-    # On the class, so that a torch.nn instance can take a layer's class over.
     heads: int = 1
     recurrent_dropout: float = 0.0
     zoneout: float | tuple[float, float] = 0.0
+    layer_norm: bool = False
     recompute: bool = False
-    hidden_size: int
-    proj_size: int
-    strategy: str
-    cell: str
-    training: bool
 
-    def _set_options(self, heads, recurrent_dropout, zoneout, recompute) -> None:
-        if not isinstance(heads, int) or heads < 1:
-            raise ValueError(f"heads must be a positive integer, got {heads!r}")
-        for name in ("hidden_size", "proj_size"):
-            if getattr(self, name) % heads:
-                raise ValueError(f"heads must divide {name}={getattr(self, name)}, got {heads}")
+    def checked(self, cell: str, **sizes: int) -> Asked:
+        """This, with zoneout in one form. Raises ValueError unless it makes sense for a layer of these sizes."""
+        if not isinstance(self.heads, int) or self.heads < 1:
+            raise ValueError(f"heads must be a positive integer, got {self.heads!r}")
+        for name, size in sizes.items():
+            if size % self.heads:
+                raise ValueError(f"heads must divide {name}={size}, got {self.heads}")
+        zoneout, pair = self.zoneout, isinstance(self.zoneout, (tuple, list))
         kept = zoneout if isinstance(zoneout, (tuple, list)) else (zoneout,)
-        for name, p in (("recurrent_dropout", recurrent_dropout), *(("zoneout", p) for p in kept)):
+        for name, p in (("recurrent_dropout", self.recurrent_dropout), *(("zoneout", p) for p in kept)):
             if not isinstance(p, (int, float)) or isinstance(p, bool) or not 0 <= p <= 1:
                 raise ValueError(f"{name} must be a probability between 0 and 1, got {p!r}")
-        if isinstance(zoneout, (tuple, list)):
-            if len(zoneout) != 2 or not CELLS[self.cell].has_cell_state:
-                raise ValueError(f"zoneout must be one probability, or for a cell with c a pair, got {zoneout!r}")
-            zoneout = tuple(zoneout) if any(zoneout) else 0.0
-        if not isinstance(recompute, bool):
-            raise ValueError(f"recompute must be True or False, got {recompute!r}")
-        self.heads, self.recurrent_dropout, self.zoneout, self.recompute = heads, recurrent_dropout, zoneout, recompute
-        plan.refuse_options(self.strategy, self.options_asked())
+        if pair and (len(kept) != 2 or not CELLS[cell].has_cell_state):
+            raise ValueError(f"zoneout must be one probability, or for a cell with c a pair, got {zoneout!r}")
+        for name in ("layer_norm", "recompute"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        return self._replace(zoneout=(tuple(kept) if any(kept) else 0.0) if pair else zoneout)
 
+    def given(self) -> dict[str, Any]:
+        """Those that are asked for, as constructor arguments."""
+        return {name: value for name, value in self._asdict().items() if value != self._field_defaults[name]}
+
+
+class RecurrentOptions:
+    """The part of a recurrent layer that knows its options, which stay as they were at construction."""
+
+    _asked: Asked | None = None  # none; on the class, so that a torch.nn instance can take a layer's class over
+    training: bool
+
+    @property
+    def heads(self) -> int:
+        """How many recurrences each direction has."""
+        return 1 if self._asked is None else self._asked.heads
+
+    @property
+    def layer_norm(self) -> bool:
+        """Whether the gates are normalised."""
+        return self._asked is not None and self._asked.layer_norm
+
+    @property
     def options(self) -> dict[str, Any]:
         """Those that are asked for, as constructor arguments."""
-        names = ("heads", "recurrent_dropout", "zoneout", "recompute")
-        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(RecurrentOptions, name)}
+        return {} if self._asked is None else self._asked.given()
 
-    def options_asked(self) -> tuple[str, ...]:
+    @property
+    def option_names(self) -> tuple[str, ...]:
         """Those that are asked for, as the plan table names them."""
-        return tuple(name.replace("_", " ") for name in self.options())
+        return tuple(name.replace("_", " ") for name in self.options)
+
+    def _ask(self, asked: Asked, strategy: str) -> None:
+        if asked.given():
+            self._asked = asked
+        plan.refuse_options(strategy, self.option_names)
 
     def _drawn(self, h0: Tensor, directions: int) -> dict[str, Any]:
         """Arguments of ``functional.recurrent`` for one sequence from h0, ``[D, B, P]``."""
-        if not self.options():
+        asked = self._asked
+        if asked is None:
             return {}
         mask = seed = None
-        if self.training and self.recurrent_dropout:
-            mask = nn.functional.dropout(torch.ones_like(h0), self.recurrent_dropout)
-        if self.training and self.zoneout:
+        if self.training and asked.recurrent_dropout:
+            mask = nn.functional.dropout(torch.ones_like(h0), asked.recurrent_dropout)
+        if self.training and asked.zoneout:
             seed = torch.randint(2**63 - 1, (directions,), device=h0.device)
         return {
-            "heads": self.heads,
+            "heads": asked.heads,
             "recurrent_mask": mask,
-            "zoneout": self.zoneout,
+            "zoneout": asked.zoneout,
             "zoneout_seed": seed,
-            "recompute": self.recompute,
+            "recompute": asked.recompute,
         }
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from . import philox
 
-NAMES = ("heads", "recurrent dropout", "zoneout", "recompute")
+NAMES = ("heads", "recurrent dropout", "zoneout", "layer norm", "recompute")
+NORM_EPS = 1e-5
 
 
 class Options(NamedTuple):
@@ -22,6 +23,8 @@ class Options(NamedTuple):
         zoneout_h: the probability that a unit keeps its h from the step before.
         zoneout_c: likewise of c.
         first: number of the first step, which the draws depend on.
+        norm: ``[D, G * H]``, gain of layer norm over the gates of a recurrent product (of a second one apart), which
+            b_hh follows; None: there is none.
         recompute: whether backward computes the gates anew in place of keeping them.
     """
 
@@ -31,12 +34,13 @@ class Options(NamedTuple):
     zoneout_h: float = 0.0
     zoneout_c: float = 0.0
     first: int = 0
+    norm: Tensor | None = None
     recompute: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         """Those that are asked for, as the plan table has them."""
-        asked = (self.heads != 1, self.mask is not None, self.zones, self.recompute)
+        asked = (self.heads != 1, self.mask is not None, self.zones, self.norm is not None, self.recompute)
         return tuple(name for name, wanted in zip(NAMES, asked, strict=True) if wanted)
 
     @property

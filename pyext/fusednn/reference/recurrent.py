@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cells import CELLS, Cell
-from .options import PLAIN, Options, zone
+from .options import NORM_EPS, PLAIN, Options, zone
 
 
 def _track(
@@ -25,10 +25,15 @@ def _track(
 ) -> tuple[list[Tensor], Tensor, Tensor | None]:
     """One track over a list of steps, each ``[rows, G * H]``; the first rows of the batch are the active ones."""
     mask = None if options.mask is None else options.mask[track]
+    gain = None if options.norm is None else options.norm[track]
 
     def recurrent(h: Tensor, gates: slice = slice(None)) -> Tensor:
         h = h if mask is None else h * mask[: h.shape[0]]
-        return F.linear(h, w_hh[gates], None if b_hh is None else b_hh[gates])
+        shift = None if b_hh is None else b_hh[gates]
+        if gain is None:
+            return F.linear(h, w_hh[gates], shift)
+        product = F.linear(h, w_hh[gates])
+        return F.layer_norm(product, product.shape[1:], gain[gates], shift, NORM_EPS)
 
     outputs = [h] * len(gates)
     for t in reversed(range(len(gates))) if track >= options.heads else range(len(gates)):
@@ -45,17 +50,17 @@ def _track(
     return outputs, h, c
 
 
-def with_directions(w_ih: Tensor, *others: Tensor | None) -> list[Any]:
+def with_directions(w_ih: Tensor | None, w_hh: Tensor, *others: Tensor | None) -> list[Any]:
     """Weights and biases with D in front, which the operator takes without it where D is 1."""
-    weights = (w_ih, *others)
-    return list(weights) if w_ih.dim() == 3 else [None if t is None else t.unsqueeze(0) for t in weights]
+    weights = (w_ih, w_hh, *others)
+    return list(weights) if w_hh.dim() == 3 else [None if t is None else t.unsqueeze(0) for t in weights]
 
 
 def recurrent(
     x: Tensor,
     h0: Tensor,
     c0: Tensor | None,
-    w_ih: Tensor,
+    w_ih: Tensor | None,
     w_hh: Tensor,
     b_ih: Tensor | None,
     b_hh: Tensor | None,
@@ -71,7 +76,11 @@ def recurrent(
     sizes = batch_sizes.tolist() if batch_sizes is not None else [batch] * (rows // batch if batch else 0)
     outputs, last_h, last_c = [], [], []
     for d in range(h0.shape[0]):
-        gates = list(F.linear(x, w_ih[d], None if b_ih is None else b_ih[d]).split(sizes))
+        if w_ih is None:
+            inputs = x.chunk(h0.shape[0], dim=1)[d]
+        else:
+            inputs = F.linear(x, w_ih[d], None if b_ih is None else b_ih[d])
+        gates = list(inputs.split(sizes))
         steps, h, c = _track(
             definition,
             gates,
