@@ -117,6 +117,8 @@ def check(call: Call, cell: str, dtype: torch.dtype, strategy: str) -> None:
     truth = everything(call, cell, tensors, torch.float64, "reference", rounded=dtype)
     for name in truth:
         row = "rows" if name.startswith("d_w") else "single" if truth[name].numel() == 1 else "rule"
+        if dtype == torch.float64 and name.startswith("d_"):
+            row = "fp64 gradient"
         assert_numerics(ours[name], torchs[name], truth[name], name, row)
 
 
@@ -175,11 +177,7 @@ def test_random_combinations_meet_the_rule(call, cell, strategy):
 
 @pytest.mark.parametrize("call", EACH, ids=str)
 def test_gradients_of_both_orders_are_right(cell, call):
-    call = (
-        copy.replace(call, T=3, B=2, H=2)
-        if hasattr(copy, "replace")
-        else Call(**{**vars(call), "T": 3, "B": 2, "H": 2})
-    )
+    call = Call(**{**vars(call), "T": 2, "B": 2, "H": 2})
     tensors = call.tensors(cell)
     names = [name for name, t in tensors.items() if t is not None]
 
@@ -384,6 +382,7 @@ def test_a_generator_seed_repeats_a_training_run(cell):
 TOGETHER = {"heads": 2, "recurrent_dropout": 0.25, "zoneout": 0.1, "layer_norm": True, "recompute": True}
 
 
+@pytest.mark.parametrize("cell", ["gru_reset_before", "lstm"])
 def test_compile_without_a_graph_break(cell):
     torch._dynamo.reset()
     layer = make(cell, **TOGETHER).eval()
@@ -396,6 +395,7 @@ def test_compile_without_a_graph_break(cell):
     assert torch.isfinite(layer.weight_hh_l0.grad).all()
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_the_operators_pass_opcheck(cell):
     call = Call(**{**vars(EACH[-1]), "T": 4})
     tensors = {k: None if t is None else t.float() for k, t in call.tensors(cell).items()}
@@ -425,7 +425,7 @@ def test_the_operators_pass_opcheck(cell):
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_rows_do_not_reach_each_other(cell, poison):
-    call = Call(heads=2, mask=True, zoneout=0.3, directions=2)
+    call = Call(heads=2, mask=True, zoneout=0.3, norm=True, directions=2, T=6, B=5)
     tensors, options = call.tensors(cell), call.options(torch.float64)
     clean = run(cell, tensors, **options)[0].view(call.T, call.B, -1)
     tensors["x"].view(call.T, call.B, -1)[2, 3] = poison
