@@ -78,7 +78,10 @@ def compile_one(source: Path, architecture: str, folder: Path) -> dict[str, dict
 
 
 def launched() -> dict[str, dict[str, int]]:
-    """Threads and dynamic shared memory of each kernel, from what every cell, dtype and strategy launches."""
+    """Threads and dynamic shared memory of each kernel, from what every cell, dtype and strategy launches.
+
+    Those of the persistent kernels follow the sizes: the largest block stands for all.
+    """
     os.environ["FUSEDNN_EMULATE"] = "1"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -91,14 +94,19 @@ def launched() -> dict[str, dict[str, int]]:
     sizes = [Sizes(2, 3, hidden, proj) for hidden in (48, 512) for proj in (0, 24)]
     calls = itertools.product(MODULE.cells(), COMPILED_DTYPES, (False, True), sizes)
     for cell, dtype, tf32, size in calls:
-        asks = Request(cell["name"], "cpu", dtype, projection=size.proj > 0)
+        asks = Request(cell["name"], "cpu", dtype, projection=size.proj > 0, hidden=size.hidden, tf32=tf32)
         if size.proj and not cell["cell_state"]:
             continue
         for strategy in (s.name for s in STRATEGIES if s.cuda and not s.refuse(asks)):
             found = launches(cell["name"], dtype, strategy, size, training=True, tf32=tf32)
             for launch in found or ():
                 shape = {"threads": launch.threads, "dynamic": launch.dynamic}
-                if launch.kernel != LIBRARY_GEMM and shapes.setdefault(launch.kernel, shape) != shape:
+                if launch.kernel == LIBRARY_GEMM:
+                    continue
+                if launch.kernel.startswith("persistent_"):
+                    known = shapes.setdefault(launch.kernel, shape)
+                    shapes[launch.kernel] = {name: max(known[name], shape[name]) for name in shape}
+                elif shapes.setdefault(launch.kernel, shape) != shape:
                     sys.exit(f"{launch.kernel} is launched with {shape} and with {shapes[launch.kernel]}")
     return shapes
 
@@ -152,7 +160,7 @@ def faults(table: dict) -> list[str]:
     """Kernels that break a rule: launched by something, no spills, tensor cores where the number form has them."""
     lines = []
     for name, facts in table["kernels"].items():
-        wants_mma = name.startswith("step_") and any(form in name for form in ("Bf16", "Fp16", "Tf32"))
+        wants_mma = name.startswith(("step_", "persistent_")) and any(form in name for form in ("Bf16", "Fp16", "Tf32"))
         if "threads" not in facts:
             lines.append(f"{name}: compiled, and nothing launches it")
         for architecture, fact in facts.items():

@@ -1,6 +1,7 @@
 """Remove every wait, fence and barrier of the CUDA kernels in turn: the C++ tests must notice each time.
 
-The kernels are judged by `test_recurrent` on both rungs, the primitives by `test_primitives`, all in the emulation;
+The kernels are judged by `test_recurrent` on their rungs, the exchange of the persistent ones by `test_persistent`, the
+primitives by `test_primitives`, all in the emulation;
 `tools/mutate.py kernels` leaves out the primitives. Needs `make cpp` before. Only what a mutant touches is compiled
 again; each runs under several seeds of the scheduler until one of them fails. Prints every mutant with its verdict, and
 exits non-zero where one survives.
@@ -26,8 +27,9 @@ CALLS = re.compile(
     r"\b(?:block_sync|warp_sync|named_sync|named_arrive|dependency_wait|copy_wait<\w+>|copy_commit|fence_gpu|grid_sync"
     r"|cluster_sync|cluster_arrive|cluster_wait|mbarrier_init_fence|mbarrier_expect|mbarrier_arrive"
     r"|emulation::(?:land_stores|copy_wait|copy_commit|barrier_sync|barrier_arrive|mbarrier_expect|mbarrier_arrive"
-    r"|cluster_arrive|cluster_wait|dependency_wait))\([^;{}]*\);"
+    r"|mbarrier_init_fence|cluster_arrive|cluster_wait|dependency_wait))\([^;{}]*\);"
     r"|while \(!?(?:load_acquire|mbarrier_try)\([^;{}]*(?:;|\{\s*\})"
+    r"|\bstore_release\(flags[^;{}]*;|while \(lost_ &&[^;{}]*;|while \(!lost_ && !arrived\(\)\) \{[^{}]*\}"
 )
 COMPILE = (os.environ.get("CXX", "c++"), "-x", "c++", "-std=c++20", "-O1", "-w", "-DFUSEDNN_EMULATE", "-fopenmp")
 
@@ -58,6 +60,8 @@ KERNELS = Suite(
     ("agrees_with_plain_loops_at_odd_sizes", "every_schedule"),
     ("step", "gemm"),
 )
+EXCHANGE = Suite("test_persistent", (Path("csrc/tests/test_persistent.cpp"),), ("messages",))
+PERSISTENT = Suite("test_recurrent", KERNELS.sources, ("every_schedule",), ("cluster", "grid", "block"))
 PRIMITIVES = Suite("test_primitives", (Path("csrc/tests/test_primitives.cpp"),), ("",))
 
 
@@ -116,7 +120,11 @@ def killer(suite: Suite, program: Path) -> str | None:
 
 def suite_of(mutant: Mutant) -> Suite:
     """Who must notice."""
-    return PRIMITIVES if mutant.path.parent.name == "primitives" else KERNELS
+    if mutant.path.parent.name == "primitives":
+        return PRIMITIVES
+    if mutant.path.name == "exchange.h":
+        return EXCHANGE
+    return PERSISTENT if mutant.path.name.startswith(("walk", "persistent")) else KERNELS
 
 
 def judge(mutant: Mutant) -> str | None:
@@ -131,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("all", "kernels"), default="all")
     alone = parser.parse_args().what == "kernels"
-    every, survivors = [m for m in mutants() if suite_of(m) is KERNELS or not alone], 0
+    every, survivors = [m for m in mutants() if suite_of(m) is not PRIMITIVES or not alone], 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for mutant, found in zip(every, pool.map(judge, every), strict=True):
             survivors += found is None

@@ -13,7 +13,8 @@ void no_gemm(const Gemm&) {}
 RecurrentShape shape_of(const Sequence& q) {
   RecurrentShape s{};
   s.cell = q.cell.c_str(), s.dtype = q.dtype, s.strategy = q.strategy.c_str(), s.allow_tf32 = q.allow_tf32;
-  s.batch = q.batch, s.steps = q.steps, s.rows = q.batch * q.steps, s.hidden = q.hidden, s.directions = q.directions;
+  s.batch = q.batch, s.steps = q.steps, s.rows = q.batch * q.steps, s.hidden = q.hidden, s.directions = q.directions,
+  s.heads = q.heads;
   s.proj = q.proj == 0 ? q.hidden : q.proj;
   s.threads = 1, s.gemm = no_gemm, s.workspace = &tensor;
   return s;

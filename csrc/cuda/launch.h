@@ -43,6 +43,16 @@ inline const char* message_of(cudaError_t error) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+// Lets a kernel have the shared memory and the cluster of a launch.
+inline cudaError_t allow(const void* kernel, const LaunchShape& s) {
+  if (s.shared_bytes > 48 * 1024) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(s.shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  return s.cluster <= 8 ? cudaSuccess : cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
 template <class... Parameters, class... Arguments>
 const char* launch_as(const char*, void (*kernel)(Parameters...), const LaunchShape& s, void* stream,
                       Arguments&&... arguments) {
@@ -71,11 +81,8 @@ const char* launch_as(const char*, void (*kernel)(Parameters...), const LaunchSh
   if (s.programmatic && programmatic_launch_exists()) {
     attribute(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed = 1;
   }
-  if (s.shared_bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(s.shared_bytes));
-    if (error != cudaSuccess) return message_of(error);
-  }
+  const cudaError_t error = allow(function, s);
+  if (error != cudaSuccess) return message_of(error);
   return message_of(cudaLaunchKernelExC(&config, function, pointers));
 }
 

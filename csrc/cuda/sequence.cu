@@ -30,19 +30,13 @@ const StepKernels* step_kernels_of(const RecurrentShape& s) {
   }
 }
 
-#define FUSEDNN_TRY(call)               \
-  do {                                  \
-    const char* error = (call);         \
-    if (error != nullptr) return error; \
-  } while (false)
-
 // What forward and backward share.
 struct Sequence {
   const RecurrentShape& s;
   const CellInfo& cell;
   const bool gemm;
   const size_t size, acc;  // bytes of an element and of an accumulator
-  const int64_t D, B, H, P, G, S, late, first;
+  const int64_t directions, heads, D, B, H, P, G, S, late, first;
   const Timeline time;
 
   explicit Sequence(const RecurrentShape& shape)
@@ -51,7 +45,9 @@ struct Sequence {
         gemm(std::strcmp(shape.strategy, "gemm") == 0),
         size(bytes_of(shape.dtype)),
         acc(shape.dtype == Dtype::kFloat64 ? 8 : 4),
-        D(s.directions),
+        directions(s.directions),
+        heads(s.heads),
+        D(s.tracks()),
         B(s.batch),
         H(s.hidden),
         P(s.proj),
@@ -64,11 +60,16 @@ struct Sequence {
   // The time of forward's i-th step; -1 and T are no steps.
   int64_t time_of(int64_t d, int64_t i) const { return d == 0 ? i : s.steps - 1 - i; }
   int count(int64_t d, int64_t i) const { return i < 0 || i >= s.steps ? 0 : time.count(time_of(d, i)); }
-  // Row 0 of direction d at forward's i-th step in a tensor [N, D, width].
+  // Row 0 of direction d's first head at forward's i-th step in a tensor [N, D, width].
   void* row(const void* tensor, int64_t d, int64_t i, int64_t width) const {
     if (i < 0 || i >= s.steps) return nullptr;
-    return at(tensor, (time.offset(time_of(d, i)) * D + d) * width, size);
+    return at(tensor, (time.offset(time_of(d, i)) * D + d * heads) * width, size);
   }
+  // Direction d's first head in a tensor [D, width] of elements of some bytes.
+  void* of(const void* tensor, int64_t d, int64_t width, size_t bytes) const {
+    return at(tensor, d * heads * width, bytes);
+  }
+  const int64_t* seed(int64_t d) const { return s.options.seed == nullptr ? nullptr : s.options.seed + d; }
 
   const char* multiply(const void* a, int64_t lda, const void* b, int64_t ldb, bool transpose_b, void* c, int64_t m,
                        int64_t n, int64_t k) const {
@@ -88,29 +89,33 @@ struct Sequence {
 struct Forward : Sequence {
   const RecurrentForward& a;
   Workspace space;
-  void *h[2], *c, *middle, *kept, *product;
+  void *h[2], *factor[2], *c, *middle, *kept, *product;
 
   explicit Forward(const RecurrentForward& args, void* workspace)
-      : Sequence(args.shape), a(args), space(workspace), h{}, c{}, middle{}, kept{}, product{} {
+      : Sequence(args.shape), a(args), space(workspace), h{}, factor{}, c{}, middle{}, kept{}, product{} {
     const bool projects = a.w_hr != nullptr;
     if (!gemm) {
       for (void*& buffer : h) buffer = space.take(size * D * B * P);
     }
+    if (s.options.mask != nullptr) {  // `gemm` reads it before it writes it
+      factor[0] = space.take(size * D * B * P);
+      factor[1] = gemm ? factor[0] : space.take(size * D * B * P);
+    }
     if (cell.cell_state) c = space.take(acc * D * B * H);
     if (late > 0 || projects) middle = space.take(size * D * B * H);
     if (late > 0) kept = space.take(acc * D * B * S * H);
-    if (gemm) product = space.take(size * D * B * std::max(first * H, P));
+    if (gemm) product = space.take(size * D * product_size());
   }
 
   const char* run() {
-    const Spread copies = gemm ? Spread{nullptr, {a.h_n, nullptr, nullptr}} : Spread{nullptr, {a.h_n, h[0], h[1]}};
+    const Spread copies{nullptr, {a.h_n, h[0], h[1]}, s.options.mask, {factor[0], gemm ? nullptr : factor[1]}};
     FUSEDNN_TRY(spread_state(a.h0, s.dtype, D * B * P, copies, s.stream));
     if (cell.cell_state) {
-      FUSEDNN_TRY(spread_state(a.c0, s.dtype, D * B * H, {c, {a.c_n, nullptr, nullptr}}, s.stream));
+      FUSEDNN_TRY(spread_state(a.c0, s.dtype, D * B * H, {c, {a.c_n, nullptr, nullptr}, nullptr, {}}, s.stream));
     }
     for (int64_t i = 0; i < s.steps; ++i) {
       Both<ForwardStep> both{};
-      for (int64_t d = 0; d < D; ++d) both.step[d] = step(d, i);
+      for (int64_t d = 0; d < directions; ++d) both.step[d] = step(d, i);
       FUSEDNN_TRY(gemm ? gemm_step(both) : step_kernels_of(s)->forward(s, both, i > 0));
     }
     return settle();
@@ -120,55 +125,64 @@ struct Forward : Sequence {
     ForwardStep f{};
     f.count = count(d, i);
     f.gates = row(a.gates, d, i, G * H);
-    f.b_hh = at(a.b_hh, d * G * H, size);
-    f.w = at(a.w_hh, d * G * H * P, size);
-    void* h_n = at(a.h_n, d * B * P, size);
-    f.h = gemm ? h_n : at(h[i % 2], d * B * P, size);
-    f.h_next = gemm ? h_n : at(h[1 - i % 2], d * B * P, size);
+    f.b_hh = of(a.b_hh, d, G * H, size);
+    f.w = of(a.w_hh, d, G * H * P, size);
+    void* h_n = of(a.h_n, d, B * P, size);
+    f.h = gemm ? h_n : of(h[i % 2], d, B * P, size);
+    f.h_next = gemm ? h_n : of(h[1 - i % 2], d, B * P, size);
     f.h_n = gemm ? nullptr : h_n;
-    f.c = at(c, d * B * H, acc);
-    f.c_n = at(a.c_n, d * B * H, size);
+    f.mask = of(s.options.mask, d, B * P, size);
+    f.factor = f.mask == nullptr ? f.h : of(factor[i % 2], d, B * P, size);
+    f.factor_next = of(factor[1 - i % 2], d, B * P, size);
+    f.c = of(c, d, B * H, acc);
+    f.c_n = of(a.c_n, d, B * H, size);
     f.y = row(a.y, d, i, P);
     f.saved = row(a.saved, d, i, S * H);
-    f.middle = at(middle, d * B * H, size);
-    f.kept = at(kept, d * B * S * H, acc);
-    f.product = at(product, d * B * std::max(first * H, P), size);
+    (cell.cell_state ? f.c_states : f.h_states) = row(a.states, d, i, H);
+    f.seed = seed(d), f.t = s.options.first + time_of(d, i);
+    f.middle = of(middle, d, B * H, size);
+    f.kept = of(kept, d, B * S * H, acc);
+    f.product = of(product, d, product_size(), size), f.product_size = static_cast<long>(product_size());
     return f;
   }
 
+  int64_t product_size() const { return B * std::max(first * H, P); }
+
   const char* gemm_step(const Both<ForwardStep>& both) const {
     const PointwiseKernels& kernels = *pointwise_kernels(s.cell, s.dtype);
-    FUSEDNN_TRY(products(both, [&](const ForwardStep& f) { return Factor{f.h, P, f.w, first * H}; }));
+    FUSEDNN_TRY(products(both, [&](const ForwardStep& f) { return Factor{f.factor, P, f.w, G * H * P, first * H}; }));
     FUSEDNN_TRY(kernels.forward(s, both));
     if (late > 0) {
       const auto factor = [&](const ForwardStep& f) {
-        return Factor{f.middle, H, at(f.w, first * H * P, size), late * H};
+        return Factor{f.middle, H, at(f.w, first * H * P, size), G * H * P, late * H};
       };
       FUSEDNN_TRY(products(both, factor));
       FUSEDNN_TRY(kernels.forward_late(s, both));
     }
     if (a.w_hr == nullptr) return nullptr;
-    for (int64_t d = 0; d < D; ++d) {
-      const ForwardStep& f = both.step[d];
-      FUSEDNN_TRY(
-          multiply(f.middle, H, at(a.w_hr, d * P * H, size), H, true, const_cast<void*>(f.product), f.count, P, H));
-    }
+    FUSEDNN_TRY(products(both, [&](const ForwardStep& f) {
+      const int64_t d = &f - both.step;
+      return Factor{f.middle, H, of(a.w_hr, d, P * H, size), P * H, P};
+    }));
     return put_projected(s, both);
   }
 
-  // product = from w^T, with w [n, k]
+  // product = from w^T, with from [B, k] and w [n, k] of each head
   struct Factor {
     const void* from;
     int64_t k;
     const void* w;
+    int64_t w_head;  // elements from one head's to the next
     int64_t n;
   };
-  template <class Of>
-  const char* products(const Both<ForwardStep>& both, Of of) const {
-    for (int64_t d = 0; d < D; ++d) {
-      const ForwardStep& f = both.step[d];
-      const Factor x = of(f);
-      FUSEDNN_TRY(multiply(x.from, x.k, x.w, x.k, true, const_cast<void*>(f.product), f.count, x.n, x.k));
+  template <class Factors>
+  const char* products(const Both<ForwardStep>& both, Factors factors) const {
+    for (int64_t k = 0; k < D; ++k) {
+      const ForwardStep& f = both.step[k / heads];
+      const int64_t head = k % heads;
+      const Factor x = factors(f);
+      FUSEDNN_TRY(multiply(at(x.from, head * B * x.k, size), x.k, at(x.w, head * x.w_head, size), x.k, true,
+                           at(f.product, head * f.product_size, size), f.count, x.n, x.k));
     }
     return nullptr;
   }
@@ -177,12 +191,13 @@ struct Forward : Sequence {
 struct Backward : Sequence {
   const RecurrentBackward& a;
   Workspace space;
-  void *dh, *dc, *product, *middle, *w_t, *w_t_late;
+  void *dh, *dc, *kept_h, *product, *middle, *w_t, *w_t_late;
 
   explicit Backward(const RecurrentBackward& args, void* workspace)
-      : Sequence(args.shape), a(args), space(workspace), dc{}, product{}, middle{}, w_t{}, w_t_late{} {
+      : Sequence(args.shape), a(args), space(workspace), dc{}, kept_h{}, product{}, middle{}, w_t{}, w_t_late{} {
     dh = space.take(acc * D * B * P);
     if (cell.cell_state) dc = space.take(acc * D * B * H);
+    if (s.options.zones()) kept_h = space.take(acc * D * B * P);
     if (gemm) {
       product = space.take(size * D * B * P);
       if (late > 0 || a.w_hr != nullptr) middle = space.take(size * D * B * H);
@@ -193,20 +208,22 @@ struct Backward : Sequence {
   }
 
   const char* run() {
-    FUSEDNN_TRY(spread_state(a.grad_h_n, s.dtype, D * B * P, {dh, {}}, s.stream));
-    if (cell.cell_state) FUSEDNN_TRY(spread_state(a.grad_c_n, s.dtype, D * B * H, {dc, {}}, s.stream));
+    FUSEDNN_TRY(spread_state(a.grad_h_n, s.dtype, D * B * P, {dh, {}, nullptr, {}}, s.stream));
+    if (cell.cell_state) FUSEDNN_TRY(spread_state(a.grad_c_n, s.dtype, D * B * H, {dc, {}, nullptr, {}}, s.stream));
     if (!gemm) FUSEDNN_TRY(transpose_weights());
     // The step -1 has no rows; what is still to pass through W_hh arrives there.
     for (int64_t i = s.steps - 1; i >= (gemm ? 0 : -1); --i) {
       Both<BackwardStep> both{};
-      for (int64_t d = 0; d < D; ++d) both.step[d] = step(d, i);
+      for (int64_t d = 0; d < directions; ++d) both.step[d] = step(d, i);
       FUSEDNN_TRY(gemm ? gemm_step(both) : step_kernels_of(s)->backward(s, both, i < s.steps - 1));
     }
-    for (int64_t d = 0; d < D; ++d) {
-      FUSEDNN_TRY(gather_state(at(dh, d * B * P, acc), s.dtype, B * P, at(product, d * B * P, size), count(d, 0), P,
-                               at(a.d_h0, d * B * P, size), s.stream));
+    for (int64_t k = 0; k < D; ++k) {
+      const int64_t state = k * B * P;
+      FUSEDNN_TRY(gather_state(at(dh, state, acc), s.dtype, B * P, at(product, state, size),
+                               at(s.options.mask, state, size), count(k / heads, 0), P, at(a.d_h0, state, size),
+                               s.stream));
     }
-    if (cell.cell_state) FUSEDNN_TRY(gather_state(dc, s.dtype, D * B * H, nullptr, 0, H, a.d_c0, s.stream));
+    if (cell.cell_state) FUSEDNN_TRY(gather_state(dc, s.dtype, D * B * H, nullptr, nullptr, 0, H, a.d_c0, s.stream));
     return settle();
   }
 
@@ -227,11 +244,16 @@ struct Backward : Sequence {
     b.grad_y = row(a.grad_y, d, i, P);
     b.y = row(a.y, d, i, P), b.y_prev = row(a.y, d, i - 1, P);
     b.saved = row(a.saved, d, i, S * H), b.saved_prev = row(a.saved, d, i - 1, S * H);
-    b.h0 = at(a.h0, d * B * P, size), b.c0 = at(a.c0, d * B * H, size);
-    b.w_t = at(w_t, d * P * first * H, size), b.w_t_late = at(w_t_late, d * H * late * H, size);
+    if (a.states != nullptr && cell.cell_state) b.c_prev = row(a.states, d, i - 1, H);
+    if (a.states != nullptr && !cell.cell_state) b.y = row(a.states, d, i, H);
+    b.mask = of(s.options.mask, d, B * P, size);
+    b.seed = seed(d), b.t = s.options.first + time_of(d, i);
+    b.kept_h = of(kept_h, d, B * P, acc);
+    b.h0 = of(a.h0, d, B * P, size), b.c0 = of(a.c0, d, B * H, size);
+    b.w_t = of(w_t, d, P * first * H, size), b.w_t_late = of(w_t_late, d, H * late * H, size);
     b.d_before = row(cell.split ? a.d_recurrent : a.d_gates, d, i + 1, G * H);
-    b.product = at(product, d * B * P, size), b.middle = at(middle, d * B * H, size);
-    b.dh = at(dh, d * B * P, acc), b.dc = at(dc, d * B * H, acc);
+    b.product = of(product, d, B * P, size), b.middle = of(middle, d, B * H, size);
+    b.dh = of(dh, d, B * P, acc), b.dc = of(dc, d, B * H, acc);
     b.d_gates = row(a.d_gates, d, i, G * H);
     b.d_recurrent = row(a.d_recurrent, d, i, G * H);
     b.d_proj = row(a.d_proj, d, i, P);
@@ -241,21 +263,24 @@ struct Backward : Sequence {
   const char* gemm_step(const Both<BackwardStep>& both) const {
     const PointwiseKernels& kernels = *pointwise_kernels(s.cell, s.dtype);
     FUSEDNN_TRY(a.w_hr != nullptr ? gather_projected(s, both) : kernels.backward(s, both));
-    for (int64_t d = 0; d < D && (a.w_hr != nullptr || late > 0); ++d) {
-      const BackwardStep& b = both.step[d];
-      void* to = const_cast<void*>(b.middle);
+    for (int64_t k = 0; k < D && (a.w_hr != nullptr || late > 0); ++k) {
+      const BackwardStep& b = both.step[k / heads];
+      const int64_t head = k % heads;
+      void* to = at(b.middle, head * B * H, size);
       if (a.w_hr != nullptr) {
-        FUSEDNN_TRY(multiply(b.d_proj, D * P, at(a.w_hr, d * P * H, size), H, false, to, b.count, H, P));
+        FUSEDNN_TRY(
+            multiply(at(b.d_proj, head * P, size), D * P, at(a.w_hr, k * P * H, size), H, false, to, b.count, H, P));
       } else {
-        FUSEDNN_TRY(multiply(at(recurrent(b), first * H, size), D * G * H, at(a.w_hh, (d * G + first) * H * P, size), P,
-                             false, to, b.count, H, late * H));
+        FUSEDNN_TRY(multiply(at(recurrent(b), (head * G + first) * H, size), D * G * H,
+                             at(a.w_hh, (k * G + first) * H * P, size), P, false, to, b.count, H, late * H));
       }
     }
     if (a.w_hr != nullptr || late > 0) FUSEDNN_TRY(kernels.backward_late(s, both));
-    for (int64_t d = 0; d < D; ++d) {
-      const BackwardStep& b = both.step[d];
-      FUSEDNN_TRY(multiply(recurrent(b), D * G * H, at(a.w_hh, d * G * H * P, size), P, false,
-                           const_cast<void*>(b.product), b.count, P, first * H));
+    for (int64_t k = 0; k < D; ++k) {
+      const BackwardStep& b = both.step[k / heads];
+      const int64_t head = k % heads;
+      FUSEDNN_TRY(multiply(at(recurrent(b), head * G * H, size), D * G * H, at(a.w_hh, k * G * H * P, size), P, false,
+                           at(b.product, head * B * P, size), b.count, P, first * H));
     }
     return nullptr;
   }

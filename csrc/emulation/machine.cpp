@@ -75,6 +75,7 @@ struct MemoryBarrier {
   int64_t pending;
   int64_t bytes = 0;
   uint64_t phase = 0;
+  bool fenced = false;  // other blocks know of it
 };
 
 struct Cluster {
@@ -308,6 +309,10 @@ struct Run {
     auto found = store.target->memory_barriers.find(store.barrier);
     if (found == store.target->memory_barriers.end()) {
       failure = failed("a remote store names no initialised mbarrier");
+      return;
+    }
+    if (!found->second.fenced && store.from != store.target) {
+      failure = failed("a remote store names an mbarrier that was initialised without a fence");
       return;
     }
     if (store.target->threads_left == 0) {
@@ -672,6 +677,10 @@ void mbarrier_init(uint32_t at, unsigned count) {
   Block& block = block_of(at);
   if (&block != current->warp->block) die("mbarrier.init in another block");
   block.memory_barriers[offset_of(at, 8, 8)] = MemoryBarrier{count, count};
+}
+
+void mbarrier_init_fence() {
+  for (auto& [at, barrier] : current->warp->block->memory_barriers) barrier.fenced = true;
 }
 
 void mbarrier_expect(uint32_t at, unsigned bytes) {

@@ -343,6 +343,10 @@ Outputs ForwardCall::read() const {
   return {parts_->y.values(), parts_->h_n.values(), parts_->c_n.values(), parts_->saved.values()};
 }
 
+const RecurrentForward& ForwardCall::arguments() const {
+  return parts_->call->args;
+}
+
 struct BackwardCall::Parts {
   Tensor grad_y, grad_h_n, grad_c_n, y, saved, h0, c0, w_hh, w_hr, d_gates, d_recurrent, d_h0, d_c0, d_proj;
   std::unique_ptr<Call<RecurrentBackward>> call;
@@ -382,6 +386,16 @@ Gradients BackwardCall::read() const {
   parts_->call->workspace.check();
   return {parts_->d_gates.values(), parts_->d_recurrent.values(), parts_->d_h0.values(), parts_->d_c0.values(),
           parts_->d_proj.values()};
+}
+
+double distance(const Values& got, const Values& truth, double eps) {
+  if (got.size() != truth.size()) return std::numeric_limits<double>::infinity();
+  double error = 0, largest = 1e-30;
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (!(std::fabs(got[i] - truth[i]) <= error)) error = std::fabs(got[i] - truth[i]);
+    largest = std::max(largest, std::fabs(truth[i]));
+  }
+  return error / (eps * largest);
 }
 
 Outputs run_forward(const Problem& p, const CellInfo& cell, Dtype dtype, int threads, bool save) {

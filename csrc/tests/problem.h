@@ -1,4 +1,4 @@
-// Random problems, and calls of a provider on them in any dtype: the CPU's, or with FUSEDNN_TEST_STRATEGY=gemm|step the
+// Random problems, and calls of a provider on them in any dtype: the CPU's, or with FUSEDNN_TEST_STRATEGY=gemm|step|block|cluster|grid the
 // CUDA kernels, emulated or, in a test that was compiled as CUDA, on the GPU.
 #pragma once
 
@@ -44,6 +44,7 @@ class ForwardCall {
   ~ForwardCall();
   void run();
   Outputs read() const;
+  const RecurrentForward& arguments() const;
 
  private:
   struct Parts;
@@ -68,6 +69,9 @@ Gradients run_backward(const Problem& p, const Outputs& forward, const CellInfo&
 
 Outputs naive_forward(const Problem& p, const CellInfo& cell, Dtype dtype);
 Gradients naive_backward(const Problem& p, const CellInfo& cell, Dtype dtype);
+
+// The largest difference, in units of eps times the largest true value.
+double distance(const Values& got, const Values& truth, double eps);
 
 // From here on fp32 products of CUDA kernels may use TF32.
 void allow_tf32(bool allow);

@@ -557,6 +557,7 @@ enum class Fault {
   kWaitWithoutArrive,
   kReadAnEndedBlock,
   kStoreToAnEndedBlock,
+  kStoreNamesAnUnfencedBarrier,
   kBeyondTheCluster,
   kOutside,
   kNoSharedAddress,
@@ -654,8 +655,15 @@ __global__ void fault_of(Fault fault, u32* global) {
       break;
     case Fault::kStoreToAnEndedBlock:
       if (i == 0) mbarrier_init(barrier, 1);
+      mbarrier_init_fence();
       cluster_sync();
       store_async(remote_address(data_at, 1 - cluster_rank()), 1, remote_address(at, 1 - cluster_rank()));
+      break;
+    case Fault::kStoreNamesAnUnfencedBarrier:
+      if (i == 0) mbarrier_init(barrier, 1);
+      cluster_sync();
+      store_async(remote_address(data_at, 1 - cluster_rank()), 1, remote_address(at, 1 - cluster_rank()));
+      for (int turn = 0; turn < 10000; ++turn) warp_sync();
       break;
     case Fault::kBeyondTheCluster:
       load_remote(remote_address(data_at, 2));
@@ -766,10 +774,12 @@ TEST(wrong_use_of_mbarriers_dies) {
 }
 
 TEST(wrong_use_of_clusters_dies) {
-  check_deaths({{Fault::kArriveTwice, "barrier.cluster.arrive twice without a wait"},
-                {Fault::kWaitWithoutArrive, "barrier.cluster.wait without an arrive"},
-                {Fault::kReadAnEndedBlock, "the shared memory of a block that has ended"},
-                {Fault::kBeyondTheCluster, "an address of shared memory beyond the cluster"}});
+  check_deaths(
+      {{Fault::kArriveTwice, "barrier.cluster.arrive twice without a wait"},
+       {Fault::kWaitWithoutArrive, "barrier.cluster.wait without an arrive"},
+       {Fault::kReadAnEndedBlock, "the shared memory of a block that has ended"},
+       {Fault::kStoreNamesAnUnfencedBarrier, "a remote store names an mbarrier that was initialised without a"},
+       {Fault::kBeyondTheCluster, "an address of shared memory beyond the cluster"}});
   bool reached = false;
   over_seeds([&] {
     const std::string died = death_of(Fault::kStoreToAnEndedBlock);

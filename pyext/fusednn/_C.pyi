@@ -48,6 +48,7 @@ def launches(
     hidden: int,
     proj: int,
     directions: int,
+    heads: int,
     training: bool,
     tf32: bool,
 ) -> list[Launch]:
