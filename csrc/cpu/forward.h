@@ -26,6 +26,7 @@ class Forward {
   using V = Vec<A>;
   static constexpr long kLanes = Lanes<A>::kCount;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
+  static constexpr int kTogether = G < 4 ? 4 : 2;  // rows whose cells run side by side
   static constexpr long kTile = kRowGroup * kLanes * largest(Blocking<kFirst>::kGroup * kFirst, 8);
 
   struct Track {
@@ -191,7 +192,7 @@ class Forward {
     Rows<A> from;
     const A* bias;
     const T* gates;  // to fetch: of row 0 at the product's first gate; null: none, or in a chunk
-    const T* done;   // as in Direction
+    const T* done;   // as in Track
     long units;      // of the result
   };
 
@@ -317,48 +318,58 @@ class Forward {
   template <class Lane>
   __attribute__((noinline)) void first_cells(int i, const InputStep& step, Lane lanes, long block, Range rows,
                                              const A* r) {
-    for (long b = rows.begin; b < rows.end; ++b, r += kFirst * kLanes) {
-      V x[G], rec[G], saved[S + 1] = {};
-      load_inputs<0, kFirst>(i, step, lanes, block, b, x);
-      for (int g = 0; g < kFirst; ++g) rec[g] = load(r + g * kLanes);
-      if constexpr (kSecond > 0) {
-        const V h = load(tracks[i].h[step.odd] + b * sizes.proj_row + block * kLanes);
-        store(tracks[i].middle + b * sizes.hidden_row + block * kLanes, Cell::forward_first(x, rec, h, saved));
-        for (int k = 0; k < S; ++k) store(kept_at(i, block, b) + k * kLanes, saved[k]);
-      } else {
-        one_cell(i, step, lanes, block, b, x, rec, saved);
-      }
-    }
-  }
-
-  template <class Lane>
-  FUSEDNN_FN void one_cell(int i, const Step& step, Lane lanes, long block, long b, const V* x, const V* rec,
-                           V* saved) {
-    const Track& d = tracks[i];
-    const long at_c = b * sizes.hidden_row + block * kLanes;
-    V c = Cell::kCellState ? load(d.c[step.odd] + at_c) : V{};
-    const V h_prev = Cell::kCellState ? V{} : load(d.h[step.odd] + b * sizes.proj_row + block * kLanes);
-    const V h = Cell::forward(x, rec, h_prev, c, saved);
-    if (Cell::kCellState) store(d.c[!step.odd] + at_c, c);
-    save(i, step, lanes, block, b, saved);
-    if (a.w_hr != nullptr) {
-      store(d.middle + b * sizes.hidden_row + block * kLanes, h);
-    } else {
-      put_h(i, step, lanes, block, b, h);
-    }
+    cells<0, kFirst>(i, step, lanes, block, rows, r);
   }
 
   template <class Lane>
   __attribute__((noinline)) void second_cells(int i, const InputStep& step, Lane lanes, long block, Range rows,
                                               const A* r) {
-    for (long b = rows.begin; b < rows.end; ++b, r += kSecond * kLanes) {
-      V x[G], rec[G], saved[S + 1] = {};
-      load_inputs<kFirst, G>(i, step, lanes, block, b, x);
-      for (int g = kFirst; g < G; ++g) rec[g] = load(r + (g - kFirst) * kLanes);
-      for (int k = 0; k < S; ++k) saved[k] = load(kept_at(i, block, b) + k * kLanes);
-      const V h_prev = load(tracks[i].h[step.odd] + b * sizes.proj_row + block * kLanes);
-      if constexpr (kSecond > 0) put_h(i, step, lanes, block, b, Cell::forward_second(x, rec, h_prev, saved));
-      save(i, step, lanes, block, b, saved);
+    cells<kFirst, G>(i, step, lanes, block, rows, r);
+  }
+
+  template <int kFrom, int kTo, class Lane>
+  FUSEDNN_FN void cells(int i, const InputStep& step, Lane lanes, long block, Range rows, const A* r) {
+    constexpr long kRow = (kTo - kFrom) * kLanes;
+    long b = rows.begin;
+    for (; b + kTogether <= rows.end; b += kTogether, r += kTogether * kRow) {
+      cells_of<kTogether, kFrom, kTo>(i, step, lanes, block, b, r);
+    }
+    for (; b < rows.end; ++b, r += kRow) cells_of<1, kFrom, kTo>(i, step, lanes, block, b, r);
+  }
+
+  // Of N rows from b on: all gates, or one half of a step of two products.
+  template <int N, int kFrom, int kTo, class Lane>
+  FUSEDNN_FN void cells_of(int i, const InputStep& step, Lane lanes, long block, long b, const A* r) {
+    const Track& d = tracks[i];
+    Several<A, N> x[G], rec[G], saved[S + 1] = {}, h_prev{}, c{}, h;
+    for (int n = 0; n < N; ++n) {
+      V inputs[G];
+      load_inputs<kFrom, kTo>(i, step, lanes, block, b + n, inputs);
+      for (int g = kFrom; g < kTo; ++g) x[g].v[n] = inputs[g];
+      for (int g = kFrom; g < kTo; ++g) rec[g].v[n] = load(r + (n * (kTo - kFrom) + g - kFrom) * kLanes);
+      for (int k = 0; k < S && kFrom > 0; ++k) saved[k].v[n] = load(kept_at(i, block, b + n) + k * kLanes);
+      if (!Cell::kCellState) h_prev.v[n] = load(d.h[step.odd] + (b + n) * sizes.proj_row + block * kLanes);
+      if (Cell::kCellState) c.v[n] = load(d.c[step.odd] + (b + n) * sizes.hidden_row + block * kLanes);
+    }
+    if constexpr (kSecond == 0) {
+      h = Cell::forward(x, rec, h_prev, c, saved);
+    } else if constexpr (kFrom == 0) {
+      h = Cell::forward_first(x, rec, h_prev, saved);
+    } else {
+      h = Cell::forward_second(x, rec, h_prev, saved);
+    }
+    for (int n = 0; n < N; ++n) {
+      if (Cell::kCellState) store(d.c[!step.odd] + (b + n) * sizes.hidden_row + block * kLanes, c.v[n]);
+      if (kTo < G) {
+        for (int k = 0; k < S; ++k) store(kept_at(i, block, b + n) + k * kLanes, saved[k].v[n]);
+      } else if (a.saved != nullptr) {
+        for (int k = 0; k < S; ++k) lanes.store(saved_at(i, step, block, b + n) + k * sizes.hidden, saved[k].v[n]);
+      }
+      if (kTo < G || a.w_hr != nullptr) {
+        store(d.middle + (b + n) * sizes.hidden_row + block * kLanes, h.v[n]);
+      } else {
+        put_h(i, step, lanes, block, b + n, h.v[n]);
+      }
     }
   }
 
@@ -366,11 +377,8 @@ class Forward {
     return tracks[i].kept + (b * sizes.hidden_blocks + block) * S * kLanes;
   }
 
-  template <class Lane>
-  FUSEDNN_FN void save(int i, const Step& step, Lane lanes, long block, long b, const V* saved) const {
-    if (a.saved == nullptr) return;
-    T* to = static_cast<T*>(a.saved) + ((step.offset + b) * sizes.tracks + i) * S * sizes.hidden + block * kLanes;
-    for (int k = 0; k < S; ++k) lanes.store(to + k * sizes.hidden, saved[k]);
+  T* saved_at(int i, const Step& step, long block, long b) const {
+    return static_cast<T*>(a.saved) + ((step.offset + b) * sizes.tracks + i) * S * sizes.hidden + block * kLanes;
   }
 
   template <class Lane>

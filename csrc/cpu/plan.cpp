@@ -6,8 +6,8 @@ namespace {
 // Rates of one core, rounded from measurements on a server core with 1 MB of L2 (docs/kernels/recurrent_cpu.md). Only
 // their ratios matter: they decide where one split overtakes the other.
 constexpr double kFlopsPerUs = 150e3;
-constexpr double kFastBytes = 700e3;  // weights that stay in L2 beside h and the gates
-constexpr double kFastBytesPerUs = 120e3;
+constexpr double kFastBytes = 700e3;      // weights that stay in L2 beside h and the gates
+constexpr double kFastBytesPerUs = 75e3;  // for one row, its cells included
 constexpr double kSlowBytesPerUs = 30e3;
 constexpr double kBarrierUs = 0.2, kBarrierPerThreadUs = 0.05;
 

@@ -12,6 +12,7 @@
 #include "cells/zoneout.h"
 // clang-format off: each needs those before it
 #include "cpu/vec.h"
+#include "cpu/several.h"
 #include "cpu/vector_math.h"
 #include "cpu/panels.h"
 #include "cpu/product.h"
