@@ -31,6 +31,9 @@ Problem make_problem(const Size& size, const CellInfo& cell, Dtype dtype, unsign
 // The same with an input part that is left to the provider: x of `inputs` columns, and the gates that it makes.
 Problem with_inputs(Problem problem, long inputs, const CellInfo& cell, Dtype dtype, unsigned seed);
 
+// The same with every option; `heads` must divide its directions, which then count heads too.
+Problem with_options(Problem problem, long heads, const CellInfo& cell, Dtype dtype, unsigned seed);
+
 // The strategy of the CUDA kernels under test, or null: the CPU's.
 const char* cuda_strategy();
 const Provider& provider_of(const char* strategy);
