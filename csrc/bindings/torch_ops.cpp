@@ -151,7 +151,8 @@ void gemm(const Gemm& g) {
   torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference
 }
 
-// "step+tf32" is the strategy "step", and so for the persistent ones, with fp32 products that may round their factors to TF32.
+// "step+tf32" is the strategy "step", and so for the persistent ones, with fp32 products that may round their factors
+// to TF32.
 constexpr const char* kTf32 = "+tf32";
 
 // A call: which kernels run, on what. Lives as long as the arguments that point into it.

@@ -113,9 +113,7 @@ def _persistent(strategy: str) -> Callable[[Request], str | None]:
 
 
 @torch.compiler.assume_constant_result
-def _no_room(
-    strategy: str, cell: str, dtype: str, tf32: bool, batch: int, hidden: int, directions: int
-) -> str | None:
+def _no_room(strategy: str, cell: str, dtype: str, tf32: bool, batch: int, hidden: int, directions: int) -> str | None:
     """Why the weights and states do not fit, by the host code of the kernels itself."""
     try:
         launches(cell, dtype, strategy, Sizes(batch, 1, hidden, directions=directions), training=True, tf32=tf32)
