@@ -161,11 +161,10 @@ def measure(jobs: list[tuple[str, str]]) -> dict[str, dict]:
     return kernels
 
 
-def merged(kept: dict, prints: dict[str, str], complete: set[str], found: dict[str, dict]) -> dict[str, dict]:
+def merged(kept: dict[str, dict], found: dict[str, dict], complete: set[str], shapes: dict) -> dict[str, dict]:
     """The kernels after a run: those of files that were compiled as found, the others as they were."""
-    rest = {n: facts for n, facts in kept["kernels"].items() if facts["file"] in prints.keys() - complete}
+    rest = {n: facts for n, facts in kept.items() if facts["file"] not in complete}
     fresh = {n: facts for n, facts in found.items() if facts["file"] in complete}
-    shapes = launched()
     whole = {n: {"file": facts["file"], **shapes.get(n, {}), **code(facts)} for n, facts in {**rest, **fresh}.items()}
     return dict(sorted(whole.items()))
 
@@ -232,19 +231,19 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="bring the table up to date")
     options = parser.parse_args()
     kept, prints = json.loads(TABLE.read_text()), fingerprints()
-    old = [f"{file}.cu: changed since its row, tools/machine_code.py --write" for file in stale(kept, prints)]
+    old = [f"{file}.cu: changed since its rows, tools/machine_code.py --write" for file in stale(kept, prints)]
     if options.none:
         sys.exit("\n".join(old))
     missing = [program for program in ("nvcc", "cuobjdump", "c++filt") if find(program) is None]
     if missing:
         sys.exit(f"machine code not checked: {', '.join(missing)} not found")
     version = compiler()
-    every = options.all or (options.write and version != kept["nvcc"])
-    complete = {file for file in prints if every or file in stale(kept, prints)}
+    every, changed, shapes = options.all or (options.write and version != kept["nvcc"]), stale(kept, prints), launched()
+    complete = {file for file in kept["files"].keys() | prints.keys() if every or file in changed}
     jobs = [(file, architecture) for file in prints for architecture in ARCHITECTURES
             if file in complete or (file in ALWAYS and architecture == "sm_90a")]  # fmt: skip
     found = measure(jobs)
-    kernels = merged(kept, prints, complete, found)
+    kernels = merged(kept["kernels"], found, complete, shapes)
     if options.write:
         kept, old = {"nvcc": version, "files": prints, "kernels": kernels}, []
         TABLE.write_text(text_of(kept))
