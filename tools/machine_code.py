@@ -120,13 +120,13 @@ def launched() -> dict[str, dict[str, int]]:
     assert MODULE is not None and COMPILED_DEVICES
     shapes: dict[str, dict[str, int]] = {}
     sizes = [Sizes(2, 3, hidden, proj) for hidden in (48, 512) for proj in (0, 24)]
-    calls = itertools.product(MODULE.cells(), COMPILED_DTYPES, (False, True), sizes)
-    for cell, dtype, tf32, size in calls:
+    calls = itertools.product(MODULE.cells(), COMPILED_DTYPES, (False, True), (False, True), sizes)
+    for cell, dtype, tf32, packed, size in calls:
         asks = Request(cell["name"], "cpu", dtype, projection=size.proj > 0, hidden=size.hidden, tf32=tf32)
         if size.proj and not cell["cell_state"]:
             continue
         for strategy in (s.name for s in STRATEGIES if s.cuda and not s.refuse(asks)):
-            found = launches(cell["name"], dtype, strategy, size, training=True, tf32=tf32)
+            found = launches(cell["name"], dtype, strategy, size, training=True, tf32=tf32, packed=packed)
             for launch in found or ():
                 shape = {"threads": launch.threads, "dynamic": launch.dynamic}
                 if launch.kernel == LIBRARY_GEMM:
