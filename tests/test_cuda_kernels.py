@@ -240,7 +240,8 @@ def test_what_does_not_fit_is_refused_by_name_and_by_auto(strategy):
 def test_each_rung_of_the_ladder_serves_larger_sizes_than_the_one_below():
     def largest(strategy):
         sizes = range(64, 4097, 64)
-        return max(H for H in sizes if plan_table[strategy].refuse(Request("lstm", "cpu", "bfloat16", hidden=H)) is None)
+        refuse = plan_table[strategy].refuse
+        return max(H for H in sizes if refuse(Request("lstm", "cpu", "bfloat16", hidden=H)) is None)
 
     plan_table = {s.name: s for s in STRATEGY_TABLE}
     assert largest("block") < largest("cluster") < largest("grid") < largest("step")

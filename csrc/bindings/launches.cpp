@@ -52,8 +52,12 @@ std::vector<Launched> launches(const Provider& provider, const Sequence& q, bool
                           static_cast<std::vector<Launched>*>(context)->push_back({kernel, shape});
                         },
                         &found};
-  const char* error = provider.forward_launches(forward_of(q, *cell, training), witness);
-  if (error == nullptr && training) error = provider.backward_launches(backward_of(q, *cell), witness);
+  const std::vector<int64_t> batch_sizes(q.packed ? static_cast<size_t>(q.steps) : 0, q.batch);
+  RecurrentForward forward = forward_of(q, *cell, training);
+  RecurrentBackward backward = backward_of(q, *cell);
+  forward.shape.batch_sizes = backward.shape.batch_sizes = q.packed ? batch_sizes.data() : nullptr;
+  const char* error = provider.forward_launches(forward, witness);
+  if (error == nullptr && training) error = provider.backward_launches(backward, witness);
   if (error != nullptr) throw std::invalid_argument(error);
   return found;
 }

@@ -396,7 +396,8 @@ class Forward {
     const A* bias = f.bias;
     f.bias = nullptr;
     A* raw = tracks[i].raw;
-    const long row = sizes.hidden_blocks * kGates * kLanes;
+    const long row =
+        sizes.hidden_blocks * G * kLanes;  // for either product: rows of other threads may be at the other one
     product<kGates>(f, step, part.blocks, tile, [&](auto, long block, Range rows, const A* r) {
       for (long b = rows.begin; b < rows.end; ++b, r += kGates * kLanes) {
         for (int g = 0; g < kGates; ++g) store(raw + b * row + (block * kGates + g) * kLanes, load(r + g * kLanes));

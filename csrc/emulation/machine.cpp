@@ -45,6 +45,7 @@ struct Thread {
   Index3 index;
   State state = State::kReady;
   const char* where = "its start";  // what it last waited for
+  bool polls = false;               // left in a polling loop
   std::vector<Copy> copies;         // not committed
   std::deque<std::vector<Copy>> groups;
   bool cluster_arrived = false;
@@ -58,6 +59,7 @@ struct Warp {
   const char* meeting = nullptr;
   void* slots[kLanes];
   unsigned arrived = 0, done = 0;
+  uint64_t seen = 0, polled = 0;  // the event before the end of its last turn; the one after which it polled in vain
 
   bool ready() const {
     return std::any_of(threads, threads + kLanes, [](const Thread& t) { return t.state == State::kReady; });
@@ -139,6 +141,7 @@ struct Run {
   bool dependency_met = true;
   uint64_t begun = 0;  // blocks
   uint64_t progress = 0, spins = 0, picks = 0;
+  uint64_t events = 1;  // that a polling loop may wait for
   Warp* stalled = nullptr;
   std::string failure;
 
@@ -243,34 +246,44 @@ struct Run {
     return failure.empty();
   }
 
+  // One that can do something; else, when no store is under way, the stalled one; else one that can only poll again for
+  // what has not happened. Null: none.
   Warp* pick() {
     const bool pass_over = stalled != nullptr && ++picks < kStall;
     const size_t first = draw(warps.size());
-    Warp* last_choice = nullptr;
+    Warp *late = nullptr, *vain = nullptr;
     for (size_t i = 0; i < warps.size(); ++i) {
       Warp* warp = warps[(first + i) % warps.size()];
       if (warp->done == kLanes || !warp->ready()) continue;
-      if (pass_over && warp == stalled) {
-        last_choice = warp;
-        continue;
+      if (warp->polled == events) {
+        vain = warp;
+      } else if (pass_over && warp == stalled) {
+        late = warp;
+      } else {
+        return warp;
       }
-      return warp;
     }
-    return last_choice;
+    return !stores.empty() ? nullptr : late != nullptr ? late : vain;
   }
 
   // Each ready lane runs until it waits, in an order that changes from turn to turn.
   void turn(Warp& warp) {
     const unsigned first = static_cast<unsigned>(draw(kLanes));
     const unsigned step = draw(2) == 0 ? 1 : kLanes - 1;
+    bool in_vain = true;
     for (unsigned i = 0; i < kLanes && failure.empty(); ++i) {
       Thread& t = warp.threads[(first + i * step) % kLanes];
       if (t.state != State::kReady) continue;
       ++total.switches;
+      const bool polled = t.polls;
+      t.polls = false;
       current = &t;
       t.fiber.enter();
       current = nullptr;
+      in_vain = in_vain && polled && t.polls;
     }
+    if (in_vain) warp.polled = warp.seen;
+    warp.seen = events;
   }
 
   std::string deadlock() const {
@@ -303,6 +316,7 @@ struct Run {
     stores.erase(stores.begin() + static_cast<std::ptrdiff_t>(at));
     ++progress;
     if (store.target == nullptr) {
+      ++events;
       std::memcpy(store.to, store.data, store.bytes);
       return;
     }
@@ -328,7 +342,7 @@ struct Run {
     if (barrier.pending != 0 || barrier.bytes != 0) return;
     ++barrier.phase;
     barrier.pending = barrier.count;
-    ++progress;
+    ++progress, ++events;
   }
 
   void wake(std::vector<Thread*>& waiting) {
@@ -518,7 +532,7 @@ void spin(const char* what) {
   Run& run = here();
   if (run.progress != 0) run.progress = run.spins = 0;
   if (++run.spins > kMostSpins) die(std::string("polls for ever: ") + what);
-  current->where = what;
+  current->where = what, current->polls = true;
   current->fiber.leave();
 }
 
@@ -563,6 +577,7 @@ void store_late(void* to, const void* from, size_t bytes) {
 
 void land_stores() {
   Run& run = here();
+  ++run.events;  // what follows a release may be stored at once
   const Block* block = current->warp->block;
   for (size_t i = 0; i < run.stores.size();) {
     if (run.stores[i].from == block && run.stores[i].target == nullptr) {

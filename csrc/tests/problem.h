@@ -1,5 +1,6 @@
-// Random problems, and calls of a provider on them in any dtype: the CPU's, or with FUSEDNN_TEST_STRATEGY=gemm|step|block|cluster|grid the
-// CUDA kernels, emulated or, in a test that was compiled as CUDA, on the GPU.
+// Random problems, and calls of a provider on them in any dtype: the CPU's, or with
+// FUSEDNN_TEST_STRATEGY=gemm|step|block|cluster|grid the CUDA kernels, emulated or, in a test that was compiled as
+// CUDA, on the GPU.
 #pragma once
 
 #include <memory>
@@ -30,6 +31,9 @@ Problem make_problem(const Size& size, const CellInfo& cell, Dtype dtype, unsign
 
 // The same with an input part that is left to the provider: x of `inputs` columns, and the gates that it makes.
 Problem with_inputs(Problem problem, long inputs, const CellInfo& cell, Dtype dtype, unsigned seed);
+
+// The same with every option; `heads` must divide its directions, which then count heads too.
+Problem with_options(Problem problem, long heads, const CellInfo& cell, Dtype dtype, unsigned seed);
 
 // The strategy of the CUDA kernels under test, or null: the CPU's.
 const char* cuda_strategy();

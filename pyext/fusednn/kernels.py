@@ -218,7 +218,7 @@ class Sizes:
 
 
 def launches(
-    cell: str, dtype: str, strategy: str, sizes: Sizes, training: bool = False, tf32: bool = False
+    cell: str, dtype: str, strategy: str, sizes: Sizes, training: bool = False, tf32: bool = False, packed: bool = False
 ) -> Counter[Launch] | None:
     """What one layer launches for a sequence, forward and with ``training`` backward, how often each.
 
@@ -233,7 +233,7 @@ def launches(
         return None
     found = native.MODULE.launches(
         provider, cell, dtype, strategy, sizes.batch, sizes.steps, sizes.hidden, sizes.proj, sizes.directions,
-        sizes.heads, training, tf32,
+        sizes.heads, training, tf32, packed,
     )  # fmt: skip
     fields = ("kernel", "grid", "threads", "shared", "cluster", "cooperative", "resident")
     return Counter(Launch(*(each[field] for field in fields)) for each in found)

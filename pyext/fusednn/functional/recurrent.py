@@ -36,7 +36,7 @@ def recurrent(
     *,
     heads: int = 1,
     recurrent_mask: Tensor | None = None,
-    zoneout: float | tuple[float, float] = 0.0,
+    zoneout: float | tuple[float, float] = 0,  # no float: torch.compile would take it for a symbol
     zoneout_seed: Tensor | None = None,
     first_step: int = 0,
     norm_ih: Tensor | None = None,
@@ -93,7 +93,8 @@ def recurrent(
         (torch.Size([10, 4]), torch.Size([1, 2, 4]))
     """
     tensors: tuple[Any, ...] = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
-    options, asked = PLAIN, ()
+    options: Options | None = None
+    asked: tuple[str, ...] = ()
     if heads != 1 or recurrent_mask is not None or zoneout or norm_hh is not None or recompute:
         kept_h, kept_c = zoneout if isinstance(zoneout, tuple) else (zoneout, 0.0 if c0 is None else zoneout)
         options = Options(
@@ -104,10 +105,10 @@ def recurrent(
     if device != "meta" and torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
         tensors = tuple(_cast(t, low) for t in tensors)
-        if options is not PLAIN:
+        if options is not None:
             mask, norm_ih, norm_hh = (_cast(t, low) for t in (recurrent_mask, norm_ih, norm_hh))
             options = options._replace(mask=mask, norm=norm_hh)
-    if options is not PLAIN:
+    if options is not None:
         _check_options(options, tensors[1], c0, norm_ih)
     compiling = torch.compiler.is_compiling()
     sizes, short = (1, 0, 1), False  # B, H, D, and whether T is small: what CUDA kernels are chosen by
@@ -120,18 +121,18 @@ def recurrent(
     )
     if not compiling and _is_transformed():
         chosen = "reference"
-    given = tensors
-    if norm_ih is not None and norm_hh is not None:
-        _check(cell, *given, batch_sizes=batch_sizes, options=options, norm_ih=norm_ih)
-        tensors = _normalised_input(given, norm_ih)
+    check = functools.partial(_check, cell, *tensors, norm_ih, norm_hh, batch_sizes=batch_sizes, heads=heads)
+    if options is not None and norm_ih is not None and norm_hh is not None:
+        check()
+        tensors = _normalised_input(tensors, norm_ih)
         options = options._replace(norm=norm_hh.view(tensors[1].shape[0], -1))
     run = {"reference": _reference, "loop": _loop}.get(chosen, _operator)
     if compiling or run is not _operator:
-        _check(cell, *given, batch_sizes=batch_sizes, options=options)
+        check()
     try:
         y, h_n, c_n = run(*tensors, batch_sizes, cell, chosen, options)
     except RuntimeError:  # the kernels refuse what does not fit, at less cost, but know one error and no names
-        _check(cell, *given, batch_sizes=batch_sizes, options=options)
+        check()
         raise
     return y, h_n, c_n if c0 is not None else None
 
@@ -179,7 +180,7 @@ def _operator(*call):
     args, strategy, options = call[:-2], call[-2], call[-1]
     if strategy in _TF32 and args[0].dtype == torch.float32 and _allows_tf32():
         strategy = f"{strategy}+tf32"
-    args = (*args, strategy) if options is PLAIN else (*args, strategy, *options)
+    args = (*args, strategy) if options is None else (*args, strategy, *options)
     if torch.compiler.is_compiling() or _differentiates(args):
         return torch.ops.fusednn.recurrent.default(*args)
     with torch._C._AutoDispatchBelowAutograd():  # nothing to record: a third of the time of one small step
@@ -197,7 +198,7 @@ def _differentiates(args) -> bool:
 
 def _reference(*call):
     *args, _, options = call
-    return reference_recurrent.recurrent(*args, options=options)
+    return reference_recurrent.recurrent(*args, options=options or PLAIN)
 
 
 def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _, options):
@@ -207,7 +208,7 @@ def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _, options
     sizes = batch_sizes.tolist() if batch_sizes is not None else [batch] * (rows // batch if batch else 0)
     tracks = h0.shape[0]
     outputs, last_h, last_c = [], [], []
-    heads = options.heads
+    heads = 1 if options is None else options.heads
     for d in range(tracks // heads):
         only = slice(d * heads, (d + 1) * heads)
         steps = (x if w_ih is not None else x.chunk(tracks // heads, dim=1)[d]).split(sizes)
@@ -216,7 +217,7 @@ def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _, options
         ]
         h, c = h0[only], None if c0 is None else c0[only]
         own = options
-        if options is not PLAIN:
+        if options is not None:
             mask, seed = options.mask, options.seed
             own = options._replace(
                 mask=None if mask is None else mask[only],
@@ -227,7 +228,7 @@ def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _, options
         for t in reversed(range(len(steps))) if d else range(len(steps)):
             n = sizes[t]
             at_t = own
-            if own is not PLAIN:
+            if own is not None:
                 mask = own.mask if own.mask is None else own.mask[:, :n]
                 at_t = own._replace(mask=mask, first=own.first + t)
             states = h[:, :n], None if c is None else c[:, :n]
@@ -244,8 +245,7 @@ def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _, options
 
 
 def _check(
-    cell: str, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, *, batch_sizes: Tensor | None, options: Options = PLAIN,
-    norm_ih: Tensor | None = None,
+    cell: str, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, norm_ih, norm_hh, *, batch_sizes: Tensor | None, heads: int,
 ) -> None:  # fmt: skip
     """Raise unless dtypes, devices and shapes fit together."""
     dtype, device = x.dtype, x.device
@@ -268,7 +268,7 @@ def _check(
         raise ValueError(f"cell {cell} {'needs' if definition.has_cell_state else 'takes no'} c0")
     if w_hr is not None and not definition.has_cell_state:
         raise ValueError(f"cell {cell} takes no w_hr: projections exist for lstm")
-    if directions not in (options.heads, 2 * options.heads):
+    if directions not in (heads, 2 * heads):
         raise ValueError(f"h0 must have 1 or 2 directions, got shape {list(h0.shape)}")
     lines = units * len(definition.gates)  # a number of lines that G does not divide fits no tensor
     for name, tensor, shape in (
@@ -279,7 +279,7 @@ def _check(
         ("b_hh", b_hh, (directions, lines)),
         ("w_hr", w_hr, (directions, width, units)),
         ("norm_ih", norm_ih, (directions, lines)),
-        ("norm_hh", options.norm, (directions, lines)),
+        ("norm_hh", norm_hh, (directions, lines)),
     ):
         shape = shape[1:] if one and directions == 1 and tensor is not c0 else shape
         if tensor is not None and tensor.shape != shape:
