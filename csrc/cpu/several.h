@@ -8,22 +8,17 @@ struct Several {
   Vec<A> v[N];
 };
 
-// x, known only here: without it the compiler would compute one vector to its end before it begins the next.
-template <class V>
+#define FUSEDNN_EACH for (int i = 0; i < N; ++i)
+
+// x; before it begins with the next of the N vectors. Without this the compiler would compute each to its end.
+template <int N, class V>
 FUSEDNN_FN V in_turn(V x) {
 #if defined(__x86_64__)
-  __asm__("" : "+v"(x));
+  if constexpr (N > 1) __asm__("" : "+v"(x));
 #elif defined(__aarch64__)
-  __asm__("" : "+w"(x));
+  if constexpr (N > 1) __asm__("" : "+w"(x));
 #endif
   return x;
-}
-
-// z = f(x...), vector by vector; z may be one of x.
-template <class A, int N, class F, class... X>
-FUSEDNN_FN void each(Several<A, N>& z, F f, const X&... x) {
-#pragma GCC unroll 8
-  for (int n = 0; n < N; ++n) z.v[n] = N == 1 ? f(x.v[n]...) : in_turn(f(x.v[n]...));
 }
 
 // What cells are written in.
@@ -31,13 +26,13 @@ FUSEDNN_FN void each(Several<A, N>& z, F f, const X&... x) {
   template <class A, int N>                                                              \
   FUSEDNN_FN Several<A, N> operator op(const Several<A, N>& x, const Several<A, N>& y) { \
     Several<A, N> z;                                                                     \
-    for (int n = 0; n < N; ++n) z.v[n] = x.v[n] op y.v[n];                               \
+    FUSEDNN_EACH z.v[i] = x.v[i] op y.v[i];                                              \
     return z;                                                                            \
   }                                                                                      \
   template <class A, int N>                                                              \
   FUSEDNN_FN Several<A, N> operator op(float x, const Several<A, N>& y) {                \
     Several<A, N> z;                                                                     \
-    for (int n = 0; n < N; ++n) z.v[n] = x op y.v[n];                                    \
+    FUSEDNN_EACH z.v[i] = x op y.v[i];                                                   \
     return z;                                                                            \
   }
 FUSEDNN_OPERATOR(+)
@@ -48,7 +43,7 @@ FUSEDNN_OPERATOR(*)
 template <class A, int N>
 FUSEDNN_FN Several<A, N> relu(const Several<A, N>& x) {
   Several<A, N> z;
-  for (int n = 0; n < N; ++n) z.v[n] = cells::relu(x.v[n]);
+  FUSEDNN_EACH z.v[i] = cells::relu(x.v[i]);
   return z;
 }
 

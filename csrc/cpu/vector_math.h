@@ -30,26 +30,23 @@ FUSEDNN_FN void reduced_exp(const Several<A, N>& x, Several<A, N>& scale, Severa
   using C = ExpConstants<A>;
   using V = Vec<A>;
   using I = typename Lanes<A>::I;
-  Several<A, N> shifted, n, r, q;
-  each(shifted, [](V x) { return x * C::kLog2e + C::kRoundToInt; }, x);
-  each(n, [](V shifted) { return shifted - C::kRoundToInt; }, shifted);
-  each(r, [](V x, V n) { return x - n * C::kLn2High - n * C::kLn2Low; }, x, n);
+  V shifted[N], n[N], r[N], q[N];
+  FUSEDNN_EACH shifted[i] = in_turn<N>(x.v[i] * C::kLog2e + C::kRoundToInt);
+  FUSEDNN_EACH n[i] = in_turn<N>(shifted[i] - C::kRoundToInt);
+  FUSEDNN_EACH r[i] = in_turn<N>(x.v[i] - n[i] * C::kLn2High - n[i] * C::kLn2Low);
   A factorial = 1;
-  for (int i = 2; i < C::kTerms; ++i) factorial *= static_cast<A>(i);
-  each(q, [=](V r) { return r * (1 / (factorial * C::kTerms)) + 1 / factorial; }, r);
+  for (int k = 2; k < C::kTerms; ++k) factorial *= static_cast<A>(k);
+  FUSEDNN_EACH q[i] = in_turn<N>(r[i] * (1 / (factorial * C::kTerms)) + 1 / factorial);
 #pragma GCC unroll 16
-  for (int i = C::kTerms - 1; i > 2; --i) {  // Taylor's series down to 1/2
-    factorial /= static_cast<A>(i);
-    each(q, [=](V q, V r) { return q * r + 1 / factorial; }, q, r);
+  for (int k = C::kTerms - 1; k > 2; --k) {  // Taylor's series down to 1/2
+    factorial /= static_cast<A>(k);
+    FUSEDNN_EACH q[i] = in_turn<N>(q[i] * r[i] + 1 / factorial);
   }
-  each(
-      scale,
-      [](V shifted) {
-        const I exponent = bit_cast<I>(shifted) - bit_cast<I>(V{} + C::kRoundToInt) + C::kBias;
-        return bit_cast<V>(exponent << C::kMantissa);
-      },
-      shifted);
-  each(p, [](V q, V r) { return r + r * r * q; }, q, r);
+  FUSEDNN_EACH {
+    const I exponent = bit_cast<I>(shifted[i]) - bit_cast<I>(V{} + C::kRoundToInt) + C::kBias;
+    scale.v[i] = in_turn<N>(bit_cast<V>(exponent << C::kMantissa));
+  }
+  FUSEDNN_EACH p.v[i] = in_turn<N>(r[i] + r[i] * r[i] * q[i]);
 }
 
 template <class A, int N>
@@ -61,36 +58,34 @@ struct VectorMath {
 
   // x <= 0. Where the result leaves the range of normal numbers it is zero.
   static FUSEDNN_FN W exp(const W& x) {
+    const V least = V{} + C::kLeast;
     W y, scale, p, result;
-    each(y, [](V x) { return x < V{} + C::kLeast ? V{} + C::kLeast : x; }, x);
+    FUSEDNN_EACH y.v[i] = in_turn<N>(x.v[i] < least ? least : x.v[i]);
     reduced_exp(y, scale, p);
-    each(result, [](V x, V scale, V p) { return x < V{} + C::kLeast ? V{} : scale + scale * p; }, x, scale, p);
+    FUSEDNN_EACH result.v[i] = in_turn<N>(x.v[i] < least ? V{} : scale.v[i] + scale.v[i] * p.v[i]);
     return result;
   }
 
+  // With e = exp(-|x|): 1 / (1 + e) or e / (1 + e), which neither overflows nor cancels.
   static FUSEDNN_FN W sigmoid(const W& x) {
     W y, result;
-    each(y, [](V x) { return x < 0 ? x : -x; }, x);
+    FUSEDNN_EACH y.v[i] = in_turn<N>(x.v[i] < 0 ? x.v[i] : -x.v[i]);
     const W e = exp(y);
-    each(result, [](V x, V e) { return (x < 0 ? e : V{} + 1) / (1 + e); }, x, e);
+    FUSEDNN_EACH result.v[i] = in_turn<N>((x.v[i] < 0 ? e.v[i] : V{} + 1) / (1 + e.v[i]));
     return result;
   }
 
   // With q = exp(-2|x|) - 1, which keeps its leading digits near 0: tanh|x| = -q / (q + 2).
   static FUSEDNN_FN W tanh(const W& x) {
-    W y, scale, p, q, result;
-    each(
-        y,
-        [](V x) {
-          const V least = V{} - 40;  // tanh is 1 long before
-          const V y = -2 * bit_cast<V>(bit_cast<U>(x) ^ sign_of(x));
-          return y < least ? least : y;
-        },
-        x);
+    const V least = V{} - 40;  // tanh is 1 long before
+    V q[N];
+    W y, scale, p, result;
+    FUSEDNN_EACH y.v[i] = in_turn<N>(-2 * bit_cast<V>(bit_cast<U>(x.v[i]) ^ sign_of(x.v[i])));
+    FUSEDNN_EACH y.v[i] = in_turn<N>(y.v[i] < least ? least : y.v[i]);
     reduced_exp(y, scale, p);
-    each(q, [](V scale, V p) { return scale * p + (scale - 1); }, scale, p);
+    FUSEDNN_EACH q[i] = in_turn<N>(scale.v[i] * p.v[i] + (scale.v[i] - 1));
     // 0 - q, not -q: tanh(0) is +0.
-    each(result, [](V x, V q) { return bit_cast<V>(bit_cast<U>((0 - q) / (q + 2)) | sign_of(x)); }, x, q);
+    FUSEDNN_EACH result.v[i] = in_turn<N>(bit_cast<V>(bit_cast<U>((0 - q[i]) / (q[i] + 2)) | sign_of(x.v[i])));
     return result;
   }
 
