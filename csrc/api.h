@@ -36,7 +36,7 @@ struct RecurrentShape {
   int threads;                                           // at most this many (cpu)
   void (*gemm)(const Gemm&);  // a library GEMM; null: the provider does without (cpu), or cannot serve `gemm`
   // For providers of CUDA kernels; the cpu provider has one strategy and needs none of these.
-  const char* strategy;  // "gemm", "step", "block", "cluster" or "grid"
+  const char* strategy;  // "gemm", "step", "graph", "block", "cluster" or "grid"
   bool allow_tf32;       // fp32 products may round their factors to TF32
   void* stream;          // a cudaStream_t; all work is ordered by it, and nothing waits for it
   void* workspace;       // device memory of the size that the provider asked for, 256-byte aligned
@@ -207,7 +207,7 @@ void dropout_keep(const DropoutKeep&);
 // How a kernel is launched.
 struct LaunchShape {
   unsigned grid[3] = {1, 1, 1};
-  unsigned threads = 32;     // of a block; 0: no kernel of ours but a library GEMM
+  unsigned threads = 32;     // of a block; 0: no kernel of ours
   size_t shared_bytes = 0;   // dynamic
   unsigned cluster = 1;      // blocks along x
   bool cooperative = false;  // all blocks are resident together
@@ -215,9 +215,11 @@ struct LaunchShape {
   // May begin while the launch in front still runs: the kernel then calls dependency_wait() before it reads what that
   // one wrote. A plain launch on GPUs before sm_90.
   bool programmatic = false;
+  bool replayed = false;  // told to a witness: one of those that a replay stands for
 };
 
-// Told of one launch; the kernel's name as in machine_code.json.
+// Told of one launch; the kernel's name as in machine_code.json. Without threads: a library GEMM, or the replay of
+// recorded launches, which are told behind it.
 struct Witness {
   void (*launched)(void* context, const char* kernel, const LaunchShape& shape);
   void* context;

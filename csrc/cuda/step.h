@@ -72,14 +72,14 @@ struct Place {
 };
 
 template <class Cell, class Form, bool kLate>
-__global__ void __launch_bounds__(kThreads, 1) step_forward(Cell math, Sizes z, Both<ForwardStep> both) {
+__global__ void __launch_bounds__(kThreads, 1) step_forward(Cell math, Sizes z, Given<ForwardStep> given) {
   using T = typename Form::T;
   using A = typename Form::A;
   constexpr int kSecond = Cell::kSecondGates, kFirst = Cell::G - kSecond, kGates = kLate ? kSecond : kFirst;
   dependency_launch();
-  const ForwardStep& s = both.step[blockIdx.z];
+  const ForwardStep s = given.of(blockIdx.z);
   const Place at;
-  if (at.first_b >= s.count) return;  // the whole block; others of this launch wait, so it never ends too early
+  if (at.first_b >= s.count) return dependency_wait();  // the whole block, and a recorded step may have no rows at all
   const int k = kLate ? z.hidden : z.proj;
   const T* w = static_cast<const T*>(s.w) + (kLate ? static_cast<long>(kFirst) * z.hidden * z.proj : 0);
   const BlockProduct<Form, kGates> product({w, k, z.hidden, at.first_u, z.hidden},
@@ -98,16 +98,16 @@ __global__ void __launch_bounds__(kThreads, 1) step_forward(Cell math, Sizes z, 
 }
 
 template <class Cell, class Form, bool kLate>
-__global__ void __launch_bounds__(kThreads, 1) step_backward(Cell math, Sizes z, Both<BackwardStep> both) {
+__global__ void __launch_bounds__(kThreads, 1) step_backward(Cell math, Sizes z, Given<BackwardStep> given) {
   using T = typename Form::T;
   using A = typename Form::A;
   constexpr int kSecond = Cell::kSecondGates, kFirst = Cell::G - kSecond;
   dependency_launch();
-  const BackwardStep& s = both.step[blockIdx.z];
+  const BackwardStep s = given.of(blockIdx.z);
   const Place at;
   const int rows = kLate ? s.count : s.before;  // whose gradients pass through the weights
   const int reached = kLate ? s.count : rows_reached(s);
-  if (at.first_b >= reached) return;
+  if (at.first_b >= reached) return dependency_wait();
   const long row = static_cast<long>(z.directions) * Cell::G * z.hidden;
   const int k = (kLate ? kSecond : kFirst) * z.hidden;
   const T* own = static_cast<const T*>(Cell::kSplit ? s.d_recurrent : s.d_gates);
@@ -130,9 +130,18 @@ __global__ void __launch_bounds__(kThreads, 1) step_backward(Cell math, Sizes z,
 // ------- launches of one step, of a cell known by its type
 
 struct StepKernels {
-  const char* (*forward)(const RecurrentShape&, const Both<ForwardStep>&, bool programmatic);
-  const char* (*backward)(const RecurrentShape&, const Both<BackwardStep>&, bool programmatic);
+  const char* (*forward)(const RecurrentShape&, const Given<ForwardStep>&, bool programmatic);
+  const char* (*backward)(const RecurrentShape&, const Given<BackwardStep>&, bool programmatic);
 };
+
+// Of a recorded step, as many as any step has.
+template <class Step, class Rows>
+int most_rows(const RecurrentShape& s, const Given<Step>& given, Rows rows) {
+  if (given.recorded != nullptr) return static_cast<int>(s.batch);
+  int most = 0;
+  for (int64_t d = 0; d < s.directions; ++d) most = std::max(most, rows(given.both.step[d]));
+  return most;
+}
 
 inline LaunchShape step_shape(const RecurrentShape& s, int rows, size_t shared_bytes, bool programmatic) {
   LaunchShape shape;
@@ -156,34 +165,30 @@ struct StepOf {
   static constexpr Cell kCell = device_cell(Registered{});
   static constexpr int kSecond = Cell::kSecondGates, kFirst = Cell::G - kSecond;
 
-  static const char* forward(const RecurrentShape& s, const Both<ForwardStep>& both, bool programmatic) {
-    int rows = 0;
-    for (int64_t d = 0; d < s.directions; ++d) rows = std::max(rows, both.step[d].count);
+  static const char* forward(const RecurrentShape& s, const Given<ForwardStep>& given, bool programmatic) {
+    const int rows = most_rows(s, given, [](const ForwardStep& step) { return step.count; });
     if (rows == 0) return nullptr;
     const char* error = launch<step_forward<Cell, Form, false>>(
-        step_shape(s, rows, step_shared_bytes<A>(kFirst), programmatic), s.stream, kCell, sizes_of(s), both);
+        step_shape(s, rows, step_shared_bytes<A>(kFirst), programmatic), s.stream, kCell, sizes_of(s), given);
     if constexpr (kSecond > 0) {
       if (error == nullptr) {
         error = launch<step_forward<Cell, Form, true>>(step_shape(s, rows, step_shared_bytes<A>(kSecond), true),
-                                                       s.stream, kCell, sizes_of(s), both);
+                                                       s.stream, kCell, sizes_of(s), given);
       }
     }
     return error;
   }
 
-  static const char* backward(const RecurrentShape& s, const Both<BackwardStep>& both, bool programmatic) {
-    int rows = 0, active = 0;
-    for (int64_t d = 0; d < s.directions; ++d) {
-      rows = std::max(rows, rows_reached(both.step[d]));
-      active = std::max(active, both.step[d].count);
-    }
+  static const char* backward(const RecurrentShape& s, const Given<BackwardStep>& given, bool programmatic) {
+    const int rows = most_rows(s, given, rows_reached);
     if (rows == 0) return nullptr;
     const char* error = launch<step_backward<Cell, Form, false>>(
-        step_shape(s, rows, step_shared_bytes<A>(1), programmatic), s.stream, kCell, sizes_of(s), both);
+        step_shape(s, rows, step_shared_bytes<A>(1), programmatic), s.stream, kCell, sizes_of(s), given);
     if constexpr (kSecond > 0) {
+      const int active = most_rows(s, given, [](const BackwardStep& step) { return step.count; });
       if (error == nullptr && active > 0) {
         error = launch<step_backward<Cell, Form, true>>(step_shape(s, active, step_shared_bytes<A>(1), true), s.stream,
-                                                        kCell, sizes_of(s), both);
+                                                        kCell, sizes_of(s), given);
       }
     }
     return error;

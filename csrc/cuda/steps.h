@@ -1,13 +1,12 @@
-// One time step of one direction as the kernels see it, and how the host walks through a sequence.
+// One time step of one direction as the kernels see it.
 //
 // Strides between rows of the batch: gates and its gradients D*G*H, y and its gradient D*P, saved D*S*H; each pointer
 // names row 0 of this direction at this step. States are [B, P] or [B, H]. T is the dtype of the call, A its
 // accumulation type (fp32, for fp64 fp64). Every pointer is device memory that lives until the stream has passed.
 #pragma once
 
-#include <vector>
-
 #include "api.h"
+#include "cells/math.h"
 
 namespace fusednn::cuda {
 
@@ -62,21 +61,15 @@ struct Both {
   Step step[kMostDirections];
 };
 
-// Where the rows of each step lie.
-class Timeline {
- public:
-  explicit Timeline(const RecurrentShape& s) : shape_(s), offsets_(static_cast<size_t>(s.steps) + 1) {
-    for (int64_t t = 0; t < s.steps; ++t) offsets_[static_cast<size_t>(t) + 1] = offset(t) + count(t);
-  }
-  int count(int64_t t) const {
-    if (t < 0 || t >= shape_.steps) return 0;
-    return static_cast<int>(shape_.batch_sizes == nullptr ? shape_.batch : shape_.batch_sizes[t]);
-  }
-  int64_t offset(int64_t t) const { return offsets_[static_cast<size_t>(t)]; }
+// The step of a launch: among its arguments, or, where the launch was recorded, in memory.
+template <class Step>
+struct Given {
+  Both<Step> both;
+  const Both<Step>* recorded;  // null: both
 
- private:
-  const RecurrentShape& shape_;
-  std::vector<int64_t> offsets_;
+  FUSEDNN_HD Step of(unsigned direction) const {
+    return recorded != nullptr ? recorded->step[direction] : both.step[direction];
+  }
 };
 
 }  // namespace fusednn::cuda

@@ -201,6 +201,15 @@ STRATEGIES = (
         cuda=True,
     ),
     Strategy(
+        "graph",
+        "the kernels of 'step', of 64 steps at a time, recorded once and replayed; inside a stream capture as 'step'",
+        "T / 64 + 3",
+        _step,
+        "predicted, not measured on a GPU",
+        lambda request: "kept for measurement until a GPU has compared it with 'step'",
+        cuda=True,
+    ),
+    Strategy(
         "gemm",
         "a library GEMM and one fused pointwise kernel a step: works for every size and dtype",
         "2 T + 2",
