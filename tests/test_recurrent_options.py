@@ -150,6 +150,13 @@ def test_each_option_meets_the_rule_on_the_cuda_rungs(cell, call, strategy):
 
 
 @needs_library
+@pytest.mark.parametrize("call", [Call(heads=3), Call(heads=2, directions=2, recompute=True, packed=True)], ids=str)
+@pytest.mark.parametrize("strategy", ["block", "cluster", "grid"])
+def test_persistent_rungs_have_heads_and_recompute(cell, call, strategy):
+    check(call, cell, torch.float32, strategy)
+
+
+@needs_library
 @pytest.mark.parametrize("cell", ["gru_reset_before", "lstm"])
 def test_recorded_steps_meet_the_rule(cell):
     """Enough steps for a replay."""

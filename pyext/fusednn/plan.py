@@ -160,6 +160,7 @@ def _large_batch(request: Request) -> str | None:
     return _emulation(request)
 
 
+_RESIDENT = ("heads", "recompute")  # others would take registers from the weights
 _STEPWISE = tuple(option for option in OPTIONS if option != "layer norm")  # a block sees its own units alone
 
 
@@ -180,7 +181,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _many_rows,
         cuda=True,
-        options=(),
+        options=_RESIDENT,
     ),
     Strategy(
         "cluster",
@@ -190,7 +191,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _many_rows,
         cuda=True,
-        options=(),
+        options=_RESIDENT,
     ),
     Strategy(
         "grid",
@@ -200,7 +201,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _many_rows,
         cuda=True,
-        options=(),
+        options=_RESIDENT,
     ),
     Strategy(
         "step",
