@@ -28,16 +28,16 @@ struct Gemm {
   Dtype dtype;
 };
 
-// What a layer may ask for beside its cell; docs/kernels/recurrent_options.md defines each. As given: nothing.
+// What a layer may ask for beside its cell; docs/kernels/recurrent_options.md defines each. Zero: nothing.
 struct RecurrentOptions {
-  const void* mask = nullptr;  // [D, B, P] multiplies h (and what a second product takes) where W_hh does; or null
+  const void* mask;  // [D, B, P] multiplies h (and what a second product takes) where W_hh does; or null
   // Zoneout: the probability that a unit keeps its h, or c, from the step before.
-  double zoneout_h = 0, zoneout_c = 0;
-  const int64_t* seed = nullptr;  // one a direction: what is kept is drawn from it; null: the expectation
+  double zoneout_h, zoneout_c;
+  const int64_t* seed;  // one a direction: what is kept is drawn from it; null: the expectation
   // [D, G*H] the gain of layer norm over the gates of a product (the last gates of a second product apart), which b_hh
   // follows; or null.
-  const void* norm = nullptr;
-  int64_t first = 0;  // the number of the first step, which the draw depends on
+  const void* norm;
+  int64_t first;  // the number of the first step, which the draw depends on
 
   bool zones() const { return zoneout_h > 0 || zoneout_c > 0; }
 };
@@ -53,11 +53,11 @@ struct RecurrentShape {
   int threads;                                           // at most this many (cpu)
   void (*gemm)(const Gemm&);  // a library GEMM; null: the provider does without (cpu), or cannot serve `gemm`
   // For providers of CUDA kernels; the cpu provider has one strategy and needs none of these.
-  const char* strategy;  // "gemm", "step", "block", "cluster" or "grid"
+  const char* strategy;  // "gemm", "step", "graph", "block", "cluster" or "grid"
   bool allow_tf32;       // fp32 products may round their factors to TF32
   void* stream;          // a cudaStream_t; all work is ordered by it, and nothing waits for it
   void* workspace;       // device memory of the size that the provider asked for, 256-byte aligned
-  int64_t heads = 1;     // of each direction
+  int64_t heads;         // of each direction
   RecurrentOptions options;
 
   int64_t tracks() const { return directions * heads; }  // D
@@ -235,7 +235,7 @@ void dropout_keep(const DropoutKeep&);
 // How a kernel is launched.
 struct LaunchShape {
   unsigned grid[3] = {1, 1, 1};
-  unsigned threads = 32;     // of a block; 0: no kernel of ours but a library GEMM
+  unsigned threads = 32;     // of a block; 0: no kernel of ours
   size_t shared_bytes = 0;   // dynamic
   unsigned cluster = 1;      // blocks along x
   bool cooperative = false;  // all blocks are resident together
@@ -243,9 +243,11 @@ struct LaunchShape {
   // May begin while the launch in front still runs: the kernel then calls dependency_wait() before it reads what that
   // one wrote. A plain launch on GPUs before sm_90.
   bool programmatic = false;
+  bool replayed = false;  // told to a witness: one of those that a replay stands for
 };
 
-// Told of one launch; the kernel's name as in machine_code.json.
+// Told of one launch; the kernel's name as in machine_code.json. Without threads: a library GEMM, or the replay of
+// recorded launches, which are told behind it.
 struct Witness {
   void (*launched)(void* context, const char* kernel, const LaunchShape& shape);
   void* context;

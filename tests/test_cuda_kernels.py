@@ -20,7 +20,7 @@ DEVICES = [
     pytest.param("cuda", marks=pytest.mark.gpu),
 ]
 PERSISTENT = ["block", "cluster", "grid"]
-STRATEGIES = ["gemm", "step", *PERSISTENT]
+STRATEGIES = ["gemm", "step", "graph", *PERSISTENT]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BOTH = {"num_layers": 2, "bidirectional": True}
 CASES = [
@@ -71,6 +71,13 @@ def test_every_persistent_rung_meets_the_rule(strategy, cell, case, dtype, devic
     if strategy == "block" and case.H > 128:
         pytest.skip("one block holds 128 units")
     check(make_layer(cell, case, dtype, strategy=strategy), case, dtype, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [Case(65, 3, 4, 5), Case(90, 9, 4, 7, {"bidirectional": True}, packed=True)], ids=str)
+def test_replays_meet_the_rule(cell, case, dtype, device):
+    check(make_layer(cell, case, dtype, strategy="graph"), case, dtype, device)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -185,10 +192,10 @@ def test_forward_and_backward_can_be_captured_in_a_graph(strategy, cell):
 
 
 def counted(cell, strategy, steps, directions=1, training=False, dtype="bfloat16", proj=0):
-    """Launches of csrc/cuda and of library GEMMs."""
+    """Launches of csrc/cuda, a replay counting as one, and of library GEMMs."""
     found = launches(cell, dtype, strategy, Sizes(5, steps, 40, proj, directions), training)
     library = sum(n for launch, n in found.items() if launch.kernel == LIBRARY_GEMM)
-    return found.total() - library, library
+    return sum(n for launch, n in found.items() if not launch.replayed) - library, library
 
 
 needs_library = pytest.mark.skipif(not EMULATED, reason="`make emulated` builds the emulated kernels")
@@ -202,6 +209,16 @@ def test_step_launches_once_a_step_and_twice_for_a_cell_with_two_products(cell):
     for steps in (3, 50):
         assert counted(cell, "step", steps) == (products * steps + states, 0)
         assert counted(cell, "step", steps, directions=2) == (products * steps + states, 0), "directions share a launch"
+
+
+@needs_library
+def test_graph_launches_a_replay_for_64_steps_and_few_steps_by_themselves(cell):
+    states = 2 if fusednn.reference.cells.CELLS[cell].has_cell_state else 1
+    for steps, replays in ((64, 1), (63, 1), (128, 2), (1000, 16)):
+        assert counted(cell, "graph", steps) == (states + 1 + replays, 0), "one launch brings the tensors of the call"
+    assert counted(cell, "graph", 16) == counted(cell, "step", 16)
+    beyond = counted(cell, "step", 7)[0] - states
+    assert counted(cell, "graph", 135) == (states + 1 + 2 + beyond, 0)
 
 
 @needs_library
@@ -253,8 +270,8 @@ def test_each_rung_of_the_ladder_serves_larger_sizes_than_the_one_below():
 def test_what_a_cell_launches_stands_in_the_machine_code_table(strategy, cell, dtype):
     if strategy in PERSISTENT and dtype == "float64":
         pytest.skip("no such kernel")
-    for launch in launches(cell, dtype, strategy, Sizes(5, 3, 40), training=True):
-        if launch.kernel != LIBRARY_GEMM:
+    for launch in launches(cell, dtype, strategy, Sizes(5, 20, 40), training=True):
+        if launch.threads > 0:
             assert launch.kernel in kernels(), "bring the table up to date: tools/machine_code.py --write"
             for code in kernels()[launch.kernel].code.values():
                 if strategy in PERSISTENT:  # as many as the sizes ask for
@@ -274,6 +291,14 @@ def test_explain_names_the_launches_and_what_holds_each_kernel_back():
     assert "launches   inference 18," in text and "(T = 7)" in text
     assert "14 x step_forward<Lstm, Float32, false>: 3 x 1 x 2 blocks of 256 threads" in text
     assert "limited by registers" in text
+
+
+@needs_library
+def test_explain_tells_replays_from_what_they_launch():
+    text = fusednn.explain(fusednn.LSTM(8, 40, strategy="graph"), torch.randn(130, 5, 8))
+    assert "launches   inference 7," in text, "states, tensors of the call, two replays, two steps"
+    assert "kernel     4 x replay of 64 steps\n" in text
+    assert "kernel     128 x step_forward<Lstm, Float32, false>: 3 x 1 x 1 blocks of 256 threads, in replays" in text
 
 
 @needs_library

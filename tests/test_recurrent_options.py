@@ -26,7 +26,7 @@ from sequences import states_of
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 NAMES = ("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "norm_ih", "norm_hh")
 HOST = ["sequence", "loop"]
-CUDA = ["gemm", "step"]
+CUDA = ["gemm", "step", "graph"]
 needs_library = pytest.mark.skipif(not EMULATED, reason="`make emulated` builds the emulated kernels")
 strategies = pytest.mark.parametrize("strategy", [*HOST, *(pytest.param(s, marks=needs_library) for s in CUDA)])
 
@@ -144,9 +144,24 @@ WITHOUT_NORM = [Call(**{**vars(call), "norm": False}) for call in EACH if call !
 
 @needs_library
 @pytest.mark.parametrize("call", WITHOUT_NORM, ids=str)
-@pytest.mark.parametrize("strategy", CUDA)
+@pytest.mark.parametrize("strategy", ["gemm", "step"])
 def test_each_option_meets_the_rule_on_the_cuda_rungs(cell, call, strategy):
     check(call, cell, torch.bfloat16 if call == WITHOUT_NORM[-1] else torch.float32, strategy)
+
+
+@needs_library
+@pytest.mark.parametrize("call", [Call(heads=3), Call(heads=2, directions=2, recompute=True, packed=True)], ids=str)
+@pytest.mark.parametrize("strategy", ["block", "cluster", "grid"])
+def test_persistent_rungs_have_heads_and_recompute(cell, call, strategy):
+    check(call, cell, torch.float32, strategy)
+
+
+@needs_library
+@pytest.mark.parametrize("cell", ["gru_reset_before", "lstm"])
+def test_recorded_steps_meet_the_rule(cell):
+    """Enough steps for a replay."""
+    call = Call(heads=2, directions=2, mask=True, zoneout=0.3, packed=True, T=19)
+    check(call, cell, torch.float32, "graph")
 
 
 @pytest.mark.parametrize("strategy", [*HOST, pytest.param("gemm", marks=needs_library)])

@@ -1,10 +1,10 @@
 """Remove every wait, fence and barrier of the CUDA kernels in turn: the C++ tests must notice each time.
 
-The kernels are judged by `test_recurrent` on their rungs, the exchange of the persistent ones by `test_persistent`, the
-primitives by `test_primitives`, all in the emulation;
-`tools/mutate.py kernels` leaves out the primitives. Needs `make cpp` before. Only what a mutant touches is compiled
-again; each runs under several seeds of the scheduler until one of them fails. Prints every mutant with its verdict, and
-exits non-zero where one survives.
+The kernels are judged by `test_recurrent` on their rungs, the exchange of the persistent ones by `test_persistent`,
+what is replayed by `test_replay`, the primitives by `test_primitives`, all in the emulation; `tools/mutate.py kernels`
+leaves out the primitives. Needs `make cpp` before. Only what a mutant touches is compiled again; each runs under
+several seeds of the scheduler until one of them fails. Prints every mutant with its verdict, and exits non-zero where
+one survives.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ KERNELS = Suite(
 )
 EXCHANGE = Suite("test_persistent", (Path("csrc/tests/test_persistent.cpp"),), ("messages",))
 PERSISTENT = Suite("test_recurrent", KERNELS.sources, ("every_schedule",), ("cluster", "grid", "block"))
+REPLAY = Suite("test_replay", KERNELS.sources, ("replays_give_the_bits_of_single_steps_for",))
 PRIMITIVES = Suite("test_primitives", (Path("csrc/tests/test_primitives.cpp"),), ("",))
 
 
@@ -124,6 +125,10 @@ def suite_of(mutant: Mutant) -> Suite:
         return PRIMITIVES
     if mutant.path.name == "exchange.h":
         return EXCHANGE
+    if (
+        mutant.path.name == "replay.cu" or "return ;" in mutant.text
+    ):  # a recorded step without rows waits and does nothing
+        return REPLAY
     return PERSISTENT if mutant.path.name.startswith(("walk", "persistent")) else KERNELS
 
 

@@ -82,6 +82,7 @@ py::list launches(const std::string& provider, const std::string& cell, const st
     entry["cooperative"] = s.cooperative;
     entry["resident"] = s.resident;
     entry["programmatic"] = s.programmatic;
+    entry["replayed"] = s.replayed;
     out.append(entry);
   }
   return out;

@@ -47,24 +47,22 @@ struct AnyStored<float> {
 // Elements of one head of one direction.
 struct Index {
   const Sizes& z;
-  int head;
+  int batch, head;
 
   // Of a tensor [., D, values, size]: row b, its k-th value.
   FUSEDNN_DEVICE long row(long b, int values, int k, int size, int u) const {
     return ((b * z.tracks + head) * values + k) * size + u;
   }
   // Of a state [N, B, size].
-  FUSEDNN_DEVICE long state(long b, int size, int u) const {
-    return (static_cast<long>(head) * z.batch + b) * size + u;
-  }
+  FUSEDNN_DEVICE long state(long b, int size, int u) const { return (static_cast<long>(head) * batch + b) * size + u; }
 
   // How much of its old state the unit keeps.
-  template <class A, class Step>
-  FUSEDNN_DEVICE A keeps(cells::ZoneoutState which, const Step& s, long b, int u) const {
+  template <class A>
+  FUSEDNN_DEVICE A keeps(cells::ZoneoutState which, const Zoneout& s, long b, int u) const {
     const bool of_h = which == cells::kZoneoutH;
-    if (s.seed == nullptr) return static_cast<A>(of_h ? z.zoneout_h : z.zoneout_c);
+    if (s.seed == nullptr) return static_cast<A>(of_h ? s.h : s.c);
     const cells::Words drawn = cells::zoneout_words(*s.seed, cells::zoneout_stream(head, which), s.t, b, u);
-    return drawn.word[u % 4] < (of_h ? z.limit_h : z.limit_c) ? A(1) : A(0);
+    return drawn.word[u % 4] < (of_h ? s.limit_h : s.limit_c) ? A(1) : A(0);
   }
 };
 
@@ -93,7 +91,7 @@ struct ForwardCell {
       A c = before;
       const A next = cell.forward(x, rec, h, c, saved);
       if (Cell::kCellState) {
-        if (z.zoneout_c > 0) c = mixed(at.template keeps<A>(cells::kZoneoutC, s, b, u), before, c);
+        if (s.zoneout.c > 0) c = mixed(at.template keeps<A>(cells::kZoneoutC, s.zoneout, b, u), before, c);
         static_cast<A*>(s.c)[at.state(b, z.hidden, u)] = c;
         io.store(s.c_n, at.state(b, z.hidden, u), c);
         if (s.c_states != nullptr) io.store(s.c_states, at.row(b, 1, 0, z.hidden, u), c);
@@ -122,7 +120,7 @@ struct ForwardCell {
   FUSEDNN_DEVICE void put(long b, int u, A h) const {
     const long state = at.state(b, z.proj, u);
     if (s.h_states != nullptr) io.store(s.h_states, at.row(b, 1, 0, z.hidden, u), h);
-    if (z.zoneout_h > 0) h = mixed(at.template keeps<A>(cells::kZoneoutH, s, b, u), io.load(s.h, state), h);
+    if (s.zoneout.h > 0) h = mixed(at.template keeps<A>(cells::kZoneoutH, s.zoneout, b, u), io.load(s.h, state), h);
     io.store(s.y, at.row(b, 1, 0, z.proj, u), h);
     io.store(s.h_next, state, h);
     if (s.h_n != nullptr) io.store(s.h_n, state, h);
@@ -171,7 +169,7 @@ struct BackwardCell {
     }
     if (s.grad_y != nullptr) dh += io.load(s.grad_y, at.row(b, 1, 0, z.proj, u));
     if (s.kept_h != nullptr) {
-      const A share = z.zoneout_h > 0 ? at.template keeps<A>(cells::kZoneoutH, s, b, u) : A(0);
+      const A share = s.zoneout.h > 0 ? at.template keeps<A>(cells::kZoneoutH, s.zoneout, b, u) : A(0);
       static_cast<A*>(s.kept_h)[state] = share * dh;
       dh *= A(1) - share;
     }
@@ -196,8 +194,8 @@ struct BackwardCell {
       const A h = Cell::kCellState ? A(0) : io.load(s.y, at.row(b, 1, 0, z.proj, u));
       const A before = Cell::kCellState ? A(0) : h_prev(b, u);
       A dc = Cell::kCellState ? static_cast<A*>(s.dc)[at.state(b, z.hidden, u)] : A(0), kept_c = 0;
-      if (Cell::kCellState && z.zoneout_c > 0) {
-        kept_c = dc * at.template keeps<A>(cells::kZoneoutC, s, b, u);
+      if (Cell::kCellState && s.zoneout.c > 0) {
+        kept_c = dc * at.template keeps<A>(cells::kZoneoutC, s.zoneout, b, u);
         dc -= kept_c;
       }
       const A direct = cell.backward(saved, h, before, Cell::kCellState ? c_prev(b, u) : A(0), dh, dc, dx, dr);

@@ -109,7 +109,7 @@ class Exchange : public Seat {
     const int number = tile * finishers + slice;
     return reinterpret_cast<U*>(shared + z.staged + number * z.staged_of_warp);
   }
-  FUSEDNN_DEVICE long group_of_all() const { return static_cast<long>(direction) * gridDim.y + group; }
+  FUSEDNN_DEVICE long group_of_all() const { return static_cast<long>(track) * gridDim.y + group; }
   FUSEDNN_DEVICE Bytes16* mail(u32 n, int column) const {
     return z.mail + ((group_of_all() * 2 + n % 2) * z.columns + column) * z.message * 32;
   }

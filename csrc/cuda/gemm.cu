@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads) gemm_forward(Cell math, Sizes z, Any
   A products[kGates];
   for (int g = 0; g < kGates; ++g)
     products[g] = io.load(s.product, head * s.product_size + (at.b * kGates + g) * z.hidden + at.u);
-  const ForwardCell<Cell, AnyStored<A>> cell{math, io, z, s, {z, head}};
+  const ForwardCell<Cell, AnyStored<A>> cell{math, io, z, s, {z, s.batch, head}};
   if constexpr (kLate) {
     cell.second(at.b, at.u, products);
   } else {
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads)
   const int heads = z.heads, track = static_cast<int>(blockIdx.y), head = track % heads;
   const BackwardStep& s = both.step[track / heads];
   const At at(z.hidden);
-  const BackwardCell<Cell, AnyStored<A>> cell{math, io, z, s, {z, head}};
+  const BackwardCell<Cell, AnyStored<A>> cell{math, io, z, s, {z, s.batch, head}};
   if constexpr (kLate) {
     if (at.b >= s.count) return;
     const A gradient = io.load(s.middle, cell.at.state(at.b, z.hidden, at.u));
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) projected_forward(Sizes z, AnyStored
   const At at(z.proj);
   if (at.b >= s.count) return;
   const AnyCell any;
-  const ForwardCell<AnyCell, AnyStored<A>> cell{any, io, z, s, {z, head}};
+  const ForwardCell<AnyCell, AnyStored<A>> cell{any, io, z, s, {z, s.batch, head}};
   cell.put(at.b, at.u, io.load(s.product, head * s.product_size + at.b * z.proj + at.u));
 }
 
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) projected_backward(Sizes z, AnyStore
   const At at(z.proj);
   if (at.b >= rows_reached(s)) return;
   const AnyCell any;
-  const BackwardCell<AnyCell, AnyStored<A>> cell{any, io, z, s, {z, head}};
+  const BackwardCell<AnyCell, AnyStored<A>> cell{any, io, z, s, {z, s.batch, head}};
   const A product = at.b < s.before ? io.load(s.product, cell.at.state(at.b, z.proj, at.u)) : A(0);
   A dh;
   if (!cell.arrive(at.b, at.u, product, dh)) return;

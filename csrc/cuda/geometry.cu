@@ -93,7 +93,7 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
            : std::strcmp(s.strategy, "cluster") == 0 ? Rung::kCluster
                                                      : Rung::kGrid;
   z.hidden = static_cast<int>(s.hidden), z.batch = static_cast<int>(s.batch), z.steps = static_cast<int>(s.steps);
-  z.directions = static_cast<int>(s.directions);
+  z.heads = static_cast<int>(s.heads), z.tracks = static_cast<int>(s.tracks());
   z.unit_tiles = up(z.hidden, kTileUnits);
   const std::string what = std::string(s.cell) + " with H = " + std::to_string(s.hidden);
   int launched = 1;  // blocks of a group
@@ -139,8 +139,9 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
     if (launched > 2 && z.rung == Rung::kCluster) return lay_out_within(launched / 2, s, needs, out);
     return refuse(what + ": no " + std::to_string(launched) + " blocks of it are resident together on this GPU");
   }
-  out.launches = z.rung == Rung::kGrid && together < z.directions ? 2 : 1;
-  const int directions = z.directions / out.launches, groups = std::max(1, together / directions);
+  const int tracks = z.rung == Rung::kGrid ? std::min(z.tracks, together) : z.tracks;  // of one launch
+  out.launches = up(z.tracks, tracks);
+  const int groups = std::max(1, together / tracks);
   z.columns = up(rows, groups);
   shape.shared_bytes = place(z, needs);
   while (!fits() && z.rung != Rung::kGrid && z.columns > 1) {  // more groups than run together follow one another
@@ -152,9 +153,9 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
                   " of shared memory a block, this GPU has " + kib(static_cast<size_t>(gpu.shared_bytes)));
   }
   shape.grid[1] = static_cast<unsigned>(up(rows, z.columns));
-  shape.grid[2] = static_cast<unsigned>(directions);
+  shape.grid[2] = static_cast<unsigned>(tracks);
   if (z.rung == Rung::kGrid) {
-    const size_t columns = static_cast<size_t>(z.directions) * shape.grid[1] * static_cast<size_t>(z.columns);
+    const size_t columns = static_cast<size_t>(z.tracks) * shape.grid[1] * static_cast<size_t>(z.columns);
     out.mail_bytes = columns * 2 * static_cast<size_t>(z.message) * 512;
     out.flag_count = columns * static_cast<size_t>(z.unit_tiles * std::min(z.slices, kMostItems));
   } else {

@@ -24,8 +24,8 @@ struct Round {
 
 struct Geometry {
   Rung rung;
-  int hidden, batch, steps, directions, first_direction;
-  int unit_tiles;                      // of the layer
+  int hidden, batch, steps, heads, tracks, first_track;  // heads of a direction, tracks of both
+  int unit_tiles;                                        // of the layer
   int blocks, tiles, slices, columns;  // blocks that own units; unit tiles of a block; warps of a tile; of a group
   int rounds;
   Round round[2];
@@ -35,7 +35,7 @@ struct Geometry {
   // Offsets in shared memory, in pieces of 16 bytes.
   int sums, sums_of_turn, kept, bias, staged, staged_of_warp, barriers, rest[2];
 
-  // `grid`: [direction, group, 2, column, message * 32] and [direction, group, column, unit tile, finishing warp].
+  // `grid`: [track, group, 2, column, message * 32] and [track, group, column, unit tile, finishing warp].
   Bytes16* mail;
   u32* flags;
   // Packed input: the length of each row and, at [t], the rows of all steps before t; null: all rows have all steps.
@@ -47,14 +47,14 @@ struct Geometry {
 
 // Who a warp, and a lane of it, is.
 struct Seat {
-  int lane, g, t;              // lane (g, t) of mma.h
-  int warp, tile, slice;       // tile of the block
-  int rank, group, direction;  // block in its group
-  int unit_tile;               // of the layer
-  bool works;                  // the unit tile exists
-  int item_bits;  // of a tile's four sums a lane finishes 1 << item_bits, so that several warps share them:
-  int finishers;  // the first ones, by number of slice
-  int items;      // that this lane finishes, each a unit of a row; 0: its warp finishes none
+  int lane, g, t;          // lane (g, t) of mma.h
+  int warp, tile, slice;   // tile of the block
+  int rank, group, track;  // block in its group
+  int unit_tile;           // of the layer
+  bool works;              // the unit tile exists
+  int item_bits;           // of a tile's four sums a lane finishes 1 << item_bits, so that several warps share them:
+  int finishers;           // the first ones, by number of slice
+  int items;               // that this lane finishes, each a unit of a row; 0: its warp finishes none
 
   FUSEDNN_DEVICE explicit Seat(const Geometry& z)
       : lane(static_cast<int>(lane_of_warp())),
@@ -65,7 +65,7 @@ struct Seat {
         slice(warp % z.slices),
         rank(static_cast<int>(blockIdx.x)),
         group(static_cast<int>(blockIdx.y)),
-        direction(static_cast<int>(blockIdx.z) + z.first_direction),
+        track(static_cast<int>(blockIdx.z) + z.first_track),
         unit_tile(rank * z.tiles + tile),
         works(unit_tile < z.unit_tiles),
         item_bits(z.slices >= 4 ? 0 : 3 - z.slices),
@@ -97,7 +97,7 @@ struct Needs {
 struct Layout {
   Geometry geometry;
   LaunchShape shape;
-  int launches;  // 2: one a direction, where both are not resident together
+  int launches;  // tracks that are not resident together follow one another
   size_t mail_bytes, flag_count;
 };
 

@@ -1,6 +1,7 @@
 // The host's side of the persistent rungs.
 #include "cuda/persistent.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "cuda/lengths.h"
@@ -51,8 +52,8 @@ struct Persistent {
     if (s.batch == 0) return settle();
     Geometry& z = layout.geometry;
     if (exchanged > 0) {
-      FUSEDNN_TRY(spread_state(nullptr, Dtype::kFloat32, static_cast<int64_t>(exchanged / sizeof(float)), {zeroed, {}},
-                               s.stream));
+      FUSEDNN_TRY(spread_state(nullptr, Dtype::kFloat32, static_cast<int64_t>(exchanged / sizeof(float)),
+                               {zeroed, {}, nullptr, {}}, s.stream));
       z.mail = reinterpret_cast<Bytes16*>(zeroed);
       z.flags = reinterpret_cast<u32*>(zeroed) + layout.mail_bytes / sizeof(u32);
     }
@@ -60,9 +61,10 @@ struct Persistent {
     z.lengths = lengths, z.offsets = offsets;
     z.patience = wait_patience();
     FUSEDNN_TRY(wait_fault(&z.fault));
-    for (int i = 0; i < layout.launches; ++i) {
-      z.first_direction = i;
-      FUSEDNN_TRY(launch(layout.shape, s.stream, z));
+    LaunchShape shape = layout.shape;
+    for (z.first_track = 0; z.first_track < z.tracks; z.first_track += static_cast<int>(layout.shape.grid[2])) {
+      shape.grid[2] = std::min(layout.shape.grid[2], static_cast<unsigned>(z.tracks - z.first_track));
+      FUSEDNN_TRY(launch(shape, s.stream, z));
     }
     return settle();
   }
@@ -78,7 +80,7 @@ Persistent backward_of(const RecurrentBackward& a) {
 }  // namespace
 
 const char* run_persistent_forward(const RecurrentForward& a) {
-  const PersistentForward tensors{a.gates, a.h0, a.c0, a.w_hh, a.b_hh, a.y, a.h_n, a.c_n, a.saved};
+  const PersistentForward tensors{a.gates, a.h0, a.c0, a.w_hh, a.b_hh, a.y, a.h_n, a.c_n, a.saved, a.states};
   return forward_of(a).run([&](const LaunchShape& shape, void* stream, const Geometry& z) {
     return kernels_of(a.shape)->forward(shape, stream, z, tensors);
   });

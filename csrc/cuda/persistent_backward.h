@@ -30,7 +30,7 @@ class BackwardWalk : public Walk<Form> {
  public:
   using T = typename Form::T;
   using Base = Walk<Form>;
-  using Base::direction, Base::items, Base::item, Base::kept, Base::z;
+  using Base::track, Base::items, Base::item, Base::kept, Base::z;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
   // Of each item: the gradient of h as far as it does not pass through W_hh, and that of c.
   static constexpr int kDh = 0, kDc = 1, kStates = 1 + Cell::kCellState;
@@ -40,7 +40,7 @@ class BackwardWalk : public Walk<Form> {
 
   // Rows of W_hh^T, as fetch of residence.h: a unit's weights towards `gates` gates of all units, from `first` on.
   FUSEDNN_DEVICE auto weights_of(int first, int gates) const {
-    const T* w = static_cast<const T*>(a_.w_hh) + static_cast<long>(direction) * G * z.hidden * z.hidden;
+    const T* w = static_cast<const T*>(a_.w_hh) + static_cast<long>(track) * G * z.hidden * z.hidden;
     return [this, w, first, gates](int, int row, int k) {
       const int padded = z.unit_tiles * kTileUnits, gate = k / padded, v = k % padded;
       const int u = Base::unit_tile * kTileUnits + row;
@@ -79,7 +79,7 @@ class BackwardWalk : public Walk<Form> {
   };
   FUSEDNN_DEVICE Inputs inputs(const Step& s, int first) const {
     Inputs in{};
-    const int onward = direction == 0 ? 1 : -1;  // in the time of forward
+    const int onward = track < z.heads ? 1 : -1;  // in the time of forward
 #pragma unroll
     for (int i = 0; i < kItemsAtOnce; ++i) {
       if (first + i >= items) break;
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
     for (int column = 0; column < z.columns; ++column) {
       const int steps = walk.steps_of(column);
       if (step > steps || walk.first_row(column) >= z.batch) break;
-      const Step s{column, walk.direction == 0 ? steps - 1 - step : step, steps};
+      const Step s{column, walk.track < z.heads ? steps - 1 - step : step, steps};
       const u32 n = static_cast<u32>(step) * kRounds;
       const auto in = walk.inputs(s, 0);
       walk.multiply(weights, n, column, 0);

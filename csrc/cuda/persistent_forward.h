@@ -16,6 +16,7 @@ struct PersistentForward {  // as in api.h
   void* h_n;
   void* c_n;
   void* saved;
+  void* c_states;  // [N, D*H] c_t in place of saved, or null
 };
 
 template <class Cell, class Form>
@@ -23,7 +24,7 @@ class ForwardWalk : public Walk<Form> {
  public:
   using T = typename Form::T;
   using Base = Walk<Form>;
-  using Base::direction, Base::items, Base::item, Base::kept, Base::tile, Base::z;
+  using Base::track, Base::items, Base::item, Base::kept, Base::tile, Base::z;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
   // Of each item: h as a tensor of the dtype holds it, c, and between two products what is to be saved.
   static constexpr int kH = 0, kC = 1, kSaved = 1, kStates = 1 + Cell::kCellState + (kSecond > 0 ? S : 0);
@@ -33,7 +34,7 @@ class ForwardWalk : public Walk<Form> {
 
   // Rows of W_hh, those of gates from `first` on, as fetch of residence.h.
   FUSEDNN_DEVICE auto weights_from(int first) const {
-    const T* w = static_cast<const T*>(a_.w_hh) + static_cast<long>(direction) * G * z.hidden * z.hidden;
+    const T* w = static_cast<const T*>(a_.w_hh) + static_cast<long>(track) * G * z.hidden * z.hidden;
     return [this, w, first](int q, int row, int k) {
       const int u = Base::unit_tile * kTileUnits + row;
       const T* from = w + (static_cast<long>(first + q) * z.hidden + u) * z.hidden;
@@ -46,7 +47,7 @@ class ForwardWalk : public Walk<Form> {
     for (int i = 0; i < items; ++i) {
       for (int q = 0; q < G; ++q) {
         const int u = Base::unit(i);
-        const long from = (static_cast<long>(direction) * G + q) * z.hidden + u;
+        const long from = (static_cast<long>(track) * G + q) * z.hidden + u;
         bias(q, i) = a_.b_hh != nullptr && u < z.hidden ? widen(static_cast<const T*>(a_.b_hh)[from]) : 0.f;
       }
     }
@@ -159,6 +160,9 @@ class ForwardWalk : public Walk<Form> {
       const T stored = narrow<T>(h);
       kept(kH, s.column, i) = widen(stored);
       static_cast<T*>(a_.y)[Base::place(it, s.time, 1)] = stored;
+      if (Cell::kCellState && a_.c_states != nullptr) {
+        static_cast<T*>(a_.c_states)[Base::place(it, s.time, 1)] = narrow<T>(kept(kC, s.column, i));
+      }
       if (a_.saved != nullptr) {
         T* to = static_cast<T*>(a_.saved) + Base::place(it, s.time, S);
 #pragma unroll
@@ -190,7 +194,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
     for (int column = 0; column < z.columns; ++column) {
       const int steps = walk.steps_of(column);
       if (step >= steps) break;  // and so do the columns behind it, whose rows are no longer
-      const Step s{column, walk.direction == 0 ? step : steps - 1 - step, steps};
+      const Step s{column, walk.track < z.heads ? step : steps - 1 - step, steps};
       const u32 n = static_cast<u32>(step) * kRounds;
       const auto in = walk.template inputs<0, kFirst>(s, 0);
       walk.multiply(weights, n, column, 0);

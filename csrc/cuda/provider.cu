@@ -29,7 +29,8 @@ const char* refusal(const RecurrentShape& s, const void* w_hr) {
   if (cell == nullptr) return refuse(std::string("unknown cell '") + s.cell + "'");
   const bool gemm = std::strcmp(s.strategy, "gemm") == 0;
   const std::string named = std::string("strategy '") + s.strategy + "'";
-  if (!gemm && !persistent(s) && std::strcmp(s.strategy, "step") != 0) return refuse("no " + named + " here");
+  const bool steps = std::strcmp(s.strategy, "step") == 0 || std::strcmp(s.strategy, "graph") == 0;
+  if (!gemm && !persistent(s) && !steps) return refuse("no " + named + " here");
   if (gemm && s.gemm == nullptr) return refuse("strategy 'gemm' needs a library GEMM");
   if (w_hr != nullptr && !cell->cell_state) return refuse(std::string("cell '") + s.cell + "' has no projection");
   if (w_hr != nullptr && !gemm) return refuse(named + " has no projection; 'gemm' has");
@@ -39,7 +40,6 @@ const char* refusal(const RecurrentShape& s, const void* w_hr) {
   if (s.directions != 1 && s.directions != 2) return refuse("directions must be 1 or 2");
   if (s.heads < 1) return refuse("heads must be positive");
   if (s.options.norm != nullptr) return refuse(named + " has no layer norm");
-  if (persistent(s) && s.heads != 1) return refuse(named + " has no heads");
   if (persistent(s) && s.options.mask != nullptr) return refuse(named + " has no recurrent dropout");
   if (persistent(s) && s.options.zones()) return refuse(named + " has no zoneout");
   return nullptr;

@@ -1,20 +1,17 @@
 #include "cuda/sequence.h"
 
+#include <algorithm>
 #include <cstring>
+#include <vector>
 
-#include "cuda/step.h"
+#include "cuda/lengths.h"
+#include "cuda/replay.h"
 
 namespace fusednn::cuda {
 namespace {
 
 size_t bytes_of(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
-}
-
-// null + offset stays null, and const is given back: args hold inputs and outputs side by side.
-void* at(const void* base, int64_t elements, size_t bytes) {
-  if (base == nullptr) return nullptr;
-  return const_cast<char*>(static_cast<const char*>(base)) + static_cast<size_t>(elements) * bytes;
 }
 
 const StepKernels* step_kernels_of(const RecurrentShape& s) {
@@ -30,46 +27,63 @@ const StepKernels* step_kernels_of(const RecurrentShape& s) {
   }
 }
 
-// What forward and backward share.
-struct Sequence {
-  const RecurrentShape& s;
+bool is(const RecurrentShape& s, const char* strategy) {
+  return std::strcmp(s.strategy, strategy) == 0;
+}
+
+// Rows of all steps before each; empty where input is padded.
+std::vector<int64_t> offsets_of(const RecurrentShape& s) {
+  std::vector<int64_t> offsets;
+  if (s.batch_sizes == nullptr) return offsets;
+  offsets.push_back(0);
+  for (int64_t t = 0; t < s.steps; ++t) offsets.push_back(offsets.back() + s.batch_sizes[t]);
+  return offsets;
+}
+
+// What forward and backward share: the steps, each with launches of its own, or recorded.
+template <class Of>
+struct Sequence : Of {
+  const RecurrentShape s;
   const CellInfo& cell;
-  const bool gemm;
-  const size_t size, acc;  // bytes of an element and of an accumulator
-  const int64_t directions, heads, D, B, H, P, G, S, late, first;
-  const Timeline time;
+  const std::vector<int64_t> rows_before;
+  Workspace space;
+  int* lengths = nullptr;  // of packed input, where kernels find their steps themselves
+  int64_t* offsets_there = nullptr;
 
-  explicit Sequence(const RecurrentShape& shape)
-      : s(shape),
-        cell(*find_cell(shape.cell)),
-        gemm(std::strcmp(shape.strategy, "gemm") == 0),
-        size(bytes_of(shape.dtype)),
-        acc(shape.dtype == Dtype::kFloat64 ? 8 : 4),
-        directions(s.directions),
-        heads(s.heads),
-        D(s.tracks()),
-        B(s.batch),
-        H(s.hidden),
-        P(s.proj),
-        G(cell.gates),
-        S(cell.saved),
-        late(cell.second_gates),
-        first(G - late),
-        time(shape) {}
+  template <class Args>
+  Sequence(const Args& args, void* workspace)
+      : Of{}, s(args.shape), cell(*find_cell(s.cell)), rows_before(offsets_of(s)), space(workspace) {
+    Of& o = *this;
+    o.a = args;
+    o.size = static_cast<int64_t>(bytes_of(s.dtype)), o.acc = s.dtype == Dtype::kFloat64 ? 8 : 4;
+    o.T = s.steps, o.B = s.batch, o.H = s.hidden, o.P = s.proj, o.D = s.tracks(), o.heads = s.heads;
+    o.G = cell.gates, o.S = cell.saved, o.late = cell.second_gates, o.first = o.G - o.late;
+    o.split = cell.split, o.gemm = is(s, "gemm");
+    o.offsets = rows_before.empty() ? nullptr : rows_before.data();
+    if (!is(s, "graph") || s.batch_sizes == nullptr) return;
+    lengths = static_cast<int*>(take(sizeof(int) * o.B));
+    offsets_there = static_cast<int64_t*>(take(sizeof(int64_t) * (o.T + 1)));
+  }
 
-  // The time of forward's i-th step; -1 and T are no steps.
-  int64_t time_of(int64_t d, int64_t i) const { return d == 0 ? i : s.steps - 1 - i; }
-  int count(int64_t d, int64_t i) const { return i < 0 || i >= s.steps ? 0 : time.count(time_of(d, i)); }
-  // Row 0 of direction d's first head at forward's i-th step in a tensor [N, D, width].
-  void* row(const void* tensor, int64_t d, int64_t i, int64_t width) const {
-    if (i < 0 || i >= s.steps) return nullptr;
-    return at(tensor, (time.offset(time_of(d, i)) * D + d * heads) * width, size);
+  void* take(int64_t bytes) { return space.take(static_cast<size_t>(bytes)); }
+
+  // each(a step of both directions, whether a step stands in front of it)
+  template <class Each>
+  const char* walk(Each each) const {
+    int64_t done = 0;
+    if (is(s, "graph")) {
+      Of track = *this;
+      track.offsets = offsets_there;
+      if (offsets_there != nullptr) FUSEDNN_TRY(put_lengths(s, lengths, offsets_there));
+      FUSEDNN_TRY(replay_steps(s, *step_kernels_of(s), track, done));
+    }
+    for (int64_t n = done; n < this->steps(); ++n) {
+      Both<typename Of::Step> both{};
+      for (int64_t d = 0; d < s.directions; ++d) both.step[d] = this->handled(d, n);
+      FUSEDNN_TRY(each(both, n > done));
+    }
+    return nullptr;
   }
-  // Direction d's first head in a tensor [D, width] of elements of some bytes.
-  void* of(const void* tensor, int64_t d, int64_t width, size_t bytes) const {
-    return at(tensor, d * heads * width, bytes);
-  }
-  const int64_t* seed(int64_t d) const { return s.options.seed == nullptr ? nullptr : s.options.seed + d; }
 
   const char* multiply(const void* a, int64_t lda, const void* b, int64_t ldb, bool transpose_b, void* c, int64_t m,
                        int64_t n, int64_t k) const {
@@ -86,67 +100,33 @@ struct Sequence {
   }
 };
 
-struct Forward : Sequence {
-  const RecurrentForward& a;
-  Workspace space;
-  void *h[2], *factor[2], *c, *middle, *kept, *product;
-
-  explicit Forward(const RecurrentForward& args, void* workspace)
-      : Sequence(args.shape), a(args), space(workspace), h{}, factor{}, c{}, middle{}, kept{}, product{} {
+struct Forward : Sequence<ForwardTrack> {
+  Forward(const RecurrentForward& args, void* workspace) : Sequence(args, workspace) {
     const bool projects = a.w_hr != nullptr;
     if (!gemm) {
-      for (void*& buffer : h) buffer = space.take(size * D * B * P);
+      for (void*& buffer : h) buffer = take(size * D * B * P);
     }
     if (s.options.mask != nullptr) {  // `gemm` reads it before it writes it
-      factor[0] = space.take(size * D * B * P);
-      factor[1] = gemm ? factor[0] : space.take(size * D * B * P);
+      factor[0] = take(size * D * B * P);
+      factor[1] = gemm ? factor[0] : take(size * D * B * P);
     }
-    if (cell.cell_state) c = space.take(acc * D * B * H);
-    if (late > 0 || projects) middle = space.take(size * D * B * H);
-    if (late > 0) kept = space.take(acc * D * B * S * H);
-    if (gemm) product = space.take(size * D * product_size());
+    if (cell.cell_state) c = take(acc * D * B * H);
+    if (late > 0 || projects) middle = take(size * D * B * H);
+    if (late > 0) kept = take(acc * D * B * S * H);
+    if (gemm) product = take(size * D * product_size());
   }
 
-  const char* run() {
+  const char* run() const {
     const Spread copies{nullptr, {a.h_n, h[0], h[1]}, s.options.mask, {factor[0], gemm ? nullptr : factor[1]}};
     FUSEDNN_TRY(spread_state(a.h0, s.dtype, D * B * P, copies, s.stream));
     if (cell.cell_state) {
       FUSEDNN_TRY(spread_state(a.c0, s.dtype, D * B * H, {c, {a.c_n, nullptr, nullptr}, nullptr, {}}, s.stream));
     }
-    for (int64_t i = 0; i < s.steps; ++i) {
-      Both<ForwardStep> both{};
-      for (int64_t d = 0; d < directions; ++d) both.step[d] = step(d, i);
-      FUSEDNN_TRY(gemm ? gemm_step(both) : step_kernels_of(s)->forward(s, both, i > 0));
-    }
+    FUSEDNN_TRY(walk([&](const Both<ForwardStep>& both, bool behind) {
+      return gemm ? gemm_step(both) : step_kernels_of(s)->forward(s, {both, nullptr}, behind);
+    }));
     return settle();
   }
-
-  ForwardStep step(int64_t d, int64_t i) const {
-    ForwardStep f{};
-    f.count = count(d, i);
-    f.gates = row(a.gates, d, i, G * H);
-    f.b_hh = of(a.b_hh, d, G * H, size);
-    f.w = of(a.w_hh, d, G * H * P, size);
-    void* h_n = of(a.h_n, d, B * P, size);
-    f.h = gemm ? h_n : of(h[i % 2], d, B * P, size);
-    f.h_next = gemm ? h_n : of(h[1 - i % 2], d, B * P, size);
-    f.h_n = gemm ? nullptr : h_n;
-    f.mask = of(s.options.mask, d, B * P, size);
-    f.factor = f.mask == nullptr ? f.h : of(factor[i % 2], d, B * P, size);
-    f.factor_next = of(factor[1 - i % 2], d, B * P, size);
-    f.c = of(c, d, B * H, acc);
-    f.c_n = of(a.c_n, d, B * H, size);
-    f.y = row(a.y, d, i, P);
-    f.saved = row(a.saved, d, i, S * H);
-    (cell.cell_state ? f.c_states : f.h_states) = row(a.states, d, i, H);
-    f.seed = seed(d), f.t = s.options.first + time_of(d, i);
-    f.middle = of(middle, d, B * H, size);
-    f.kept = of(kept, d, B * S * H, acc);
-    f.product = of(product, d, product_size(), size), f.product_size = static_cast<long>(product_size());
-    return f;
-  }
-
-  int64_t product_size() const { return B * std::max(first * H, P); }
 
   const char* gemm_step(const Both<ForwardStep>& both) const {
     const PointwiseKernels& kernels = *pointwise_kernels(s.cell, s.dtype);
@@ -161,8 +141,7 @@ struct Forward : Sequence {
     }
     if (a.w_hr == nullptr) return nullptr;
     FUSEDNN_TRY(products(both, [&](const ForwardStep& f) {
-      const int64_t d = &f - both.step;
-      return Factor{f.middle, H, of(a.w_hr, d, P * H, size), P * H, P};
+      return Factor{f.middle, H, of(a.w_hr, &f - both.step, P * H, size), P * H, P};
     }));
     return put_projected(s, both);
   }
@@ -188,35 +167,27 @@ struct Forward : Sequence {
   }
 };
 
-struct Backward : Sequence {
-  const RecurrentBackward& a;
-  Workspace space;
-  void *dh, *dc, *kept_h, *product, *middle, *w_t, *w_t_late;
-
-  explicit Backward(const RecurrentBackward& args, void* workspace)
-      : Sequence(args.shape), a(args), space(workspace), dc{}, kept_h{}, product{}, middle{}, w_t{}, w_t_late{} {
-    dh = space.take(acc * D * B * P);
-    if (cell.cell_state) dc = space.take(acc * D * B * H);
-    if (s.options.zones()) kept_h = space.take(acc * D * B * P);
+struct Backward : Sequence<BackwardTrack> {
+  Backward(const RecurrentBackward& args, void* workspace) : Sequence(args, workspace) {
+    dh = take(acc * D * B * P);
+    if (cell.cell_state) dc = take(acc * D * B * H);
+    if (s.options.zones()) kept_h = take(acc * D * B * P);
     if (gemm) {
-      product = space.take(size * D * B * P);
-      if (late > 0 || a.w_hr != nullptr) middle = space.take(size * D * B * H);
+      product = take(size * D * B * P);
+      if (late > 0 || a.w_hr != nullptr) middle = take(size * D * B * H);
     } else {
-      w_t = space.take(size * D * P * first * H);
-      if (late > 0) w_t_late = space.take(size * D * H * late * H);
+      w_t = take(size * D * P * first * H);
+      if (late > 0) w_t_late = take(size * D * H * late * H);
     }
   }
 
-  const char* run() {
+  const char* run() const {
     FUSEDNN_TRY(spread_state(a.grad_h_n, s.dtype, D * B * P, {dh, {}, nullptr, {}}, s.stream));
     if (cell.cell_state) FUSEDNN_TRY(spread_state(a.grad_c_n, s.dtype, D * B * H, {dc, {}, nullptr, {}}, s.stream));
     if (!gemm) FUSEDNN_TRY(transpose_weights());
-    // The step -1 has no rows; what is still to pass through W_hh arrives there.
-    for (int64_t i = s.steps - 1; i >= (gemm ? 0 : -1); --i) {
-      Both<BackwardStep> both{};
-      for (int64_t d = 0; d < directions; ++d) both.step[d] = step(d, i);
-      FUSEDNN_TRY(gemm ? gemm_step(both) : step_kernels_of(s)->backward(s, both, i < s.steps - 1));
-    }
+    FUSEDNN_TRY(walk([&](const Both<BackwardStep>& both, bool behind) {
+      return gemm ? gemm_step(both) : step_kernels_of(s)->backward(s, {both, nullptr}, behind);
+    }));
     for (int64_t k = 0; k < D; ++k) {
       const int64_t state = k * B * P;
       FUSEDNN_TRY(gather_state(at(dh, state, acc), s.dtype, B * P, at(product, state, size),
@@ -236,28 +207,6 @@ struct Backward : Sequence {
           transpose(at(w, first * H * P, size), s.dtype, late * H, H, at(w_t_late, d * H * late * H, size), s.stream));
     }
     return nullptr;
-  }
-
-  BackwardStep step(int64_t d, int64_t i) const {
-    BackwardStep b{};
-    b.count = count(d, i), b.before = count(d, i + 1), b.joined = count(d, i - 1);
-    b.grad_y = row(a.grad_y, d, i, P);
-    b.y = row(a.y, d, i, P), b.y_prev = row(a.y, d, i - 1, P);
-    b.saved = row(a.saved, d, i, S * H), b.saved_prev = row(a.saved, d, i - 1, S * H);
-    if (a.states != nullptr && cell.cell_state) b.c_prev = row(a.states, d, i - 1, H);
-    if (a.states != nullptr && !cell.cell_state) b.y = row(a.states, d, i, H);
-    b.mask = of(s.options.mask, d, B * P, size);
-    b.seed = seed(d), b.t = s.options.first + time_of(d, i);
-    b.kept_h = of(kept_h, d, B * P, acc);
-    b.h0 = of(a.h0, d, B * P, size), b.c0 = of(a.c0, d, B * H, size);
-    b.w_t = of(w_t, d, P * first * H, size), b.w_t_late = of(w_t_late, d, H * late * H, size);
-    b.d_before = row(cell.split ? a.d_recurrent : a.d_gates, d, i + 1, G * H);
-    b.product = of(product, d, B * P, size), b.middle = of(middle, d, B * H, size);
-    b.dh = of(dh, d, B * P, acc), b.dc = of(dc, d, B * H, acc);
-    b.d_gates = row(a.d_gates, d, i, G * H);
-    b.d_recurrent = row(a.d_recurrent, d, i, G * H);
-    b.d_proj = row(a.d_proj, d, i, P);
-    return b;
   }
 
   const char* gemm_step(const Both<BackwardStep>& both) const {
@@ -285,7 +234,7 @@ struct Backward : Sequence {
     return nullptr;
   }
 
-  const void* recurrent(const BackwardStep& b) const { return cell.split ? b.d_recurrent : b.d_gates; }
+  const void* recurrent(const BackwardStep& b) const { return split ? b.d_recurrent : b.d_gates; }
 };
 
 }  // namespace

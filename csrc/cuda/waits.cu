@@ -32,10 +32,8 @@ const char* wait_fault(u32** place) {
     void* memory = nullptr;
     cudaError_t error;
     Mapped() {
-      cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-      cudaThreadExchangeStreamCaptureMode(&mode);
+      const CaptureUntouched captures;
       error = cudaHostAlloc(&memory, sizeof(u32), cudaHostAllocPortable | cudaHostAllocMapped);
-      cudaThreadExchangeStreamCaptureMode(&mode);
       if (error != cudaSuccess) return;
       *static_cast<u32*>(memory) = 0;
       made = static_cast<u32*>(memory);

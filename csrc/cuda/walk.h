@@ -27,7 +27,7 @@ class Walk : public Exchange<Form> {
   using T = typename Form::T;
   using Base = Exchange<Form>;
   using Base::Base, Base::z, Base::shared;
-  using Base::direction, Base::element, Base::group, Base::items, Base::lane, Base::slice, Base::tile, Base::warp,
+  using Base::track, Base::element, Base::group, Base::items, Base::lane, Base::slice, Base::tile, Base::warp,
       Base::works;
 
   // ------- rows
@@ -52,10 +52,10 @@ class Walk : public Exchange<Form> {
   // Where it lies in a tensor [N, D, values, H], and in one [D, B, H].
   FUSEDNN_DEVICE long place(const Item& it, int time, int values) const {
     const long before = z.offsets == nullptr ? static_cast<long>(time) * z.batch : static_cast<long>(z.offsets[time]);
-    return ((before + it.row) * z.directions + direction) * values * z.hidden + it.unit;
+    return ((before + it.row) * z.tracks + track) * values * z.hidden + it.unit;
   }
   FUSEDNN_DEVICE long state_place(const Item& it) const {
-    return (static_cast<long>(direction) * z.batch + it.row) * z.hidden + it.unit;
+    return (static_cast<long>(track) * z.batch + it.row) * z.hidden + it.unit;
   }
 
   // A value of an item that stays from step to step.

@@ -139,7 +139,8 @@ struct Run {
   std::vector<Store> stores;
   std::vector<Thread*> held;  // at dependency_wait
   bool dependency_met = true;
-  uint64_t begun = 0;  // blocks
+  bool overtakes = false, waited = false;  // begins before the launch in front has ended; waits for it somewhere
+  uint64_t begun = 0;                      // blocks
   uint64_t progress = 0, spins = 0, picks = 0;
   uint64_t events = 1;  // that a polling loop may wait for
   Warp* stalled = nullptr;
@@ -375,6 +376,9 @@ void finish(Run& run) {
     run.begin(run.together());
     if (!run.advance()) sticky = run.failure;
   }
+  if (sticky.empty() && run.overtakes && !run.waited) {
+    sticky = run.failed("ended without dependency_wait: what comes behind may overtake what stands in front");
+  }
 }
 
 void finish_held() {
@@ -402,7 +406,7 @@ const char* launch(const char* name, const Shape& shape, std::function<void()> k
   auto run = std::make_unique<Run>();
   run->name = name, run->shape = shape, run->kernel = std::move(kernel);
   if (shape.programmatic && held != nullptr) {
-    run->dependency_met = false;
+    run->dependency_met = false, run->overtakes = true;
     const uint64_t together = run->together();
     run->begin(std::min(run->all_blocks(), std::max(together, kEarlyBlocks / together * together)));
     if (sticky.empty() && !run->advance()) sticky = run->failure;
@@ -718,6 +722,7 @@ bool mbarrier_done(uint32_t at, unsigned parity) {
 
 void dependency_wait() {
   Run& run = here();
+  run.waited = true;
   while (!run.dependency_met) {
     run.held.push_back(current);
     wait_at("griddepcontrol.wait");

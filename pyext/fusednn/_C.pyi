@@ -51,5 +51,6 @@ def launches(
     heads: int,
     training: bool,
     tf32: bool,
+    packed: bool,
 ) -> list[Launch]:
     """What a sequence would launch, in order, forward and with training backward; nothing runs. proj 0: none."""

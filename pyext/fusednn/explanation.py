@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import attention_explanation, functional, native
-from .kernels import LIBRARY_GEMM, Sizes, fits_text, kernels, launches
+from .kernels import Sizes, fits_text, kernels, launches
 from .layers.attention import MultiheadAttention
 from .layers.cells import RecurrentCell
 from .layers.recurrent import RecurrentLayer
@@ -52,16 +52,20 @@ def _cuda_lines(chosen: Plan, sizes: Sizes | None, layers: int) -> list[str]:
         return [f"launches   {chosen.strategy.launches} a layer"]
     ask = (chosen.request.cell, chosen.request.dtype, chosen.strategy.name, sizes)
     found = {mode: launches(*ask, training=mode == "training") for mode in ("inference", "training")}
-    count = ", ".join(f"{mode} {layers * counted.total()}" for mode, counted in found.items() if counted is not None)
+    calls = {mode: sum(n for launch, n in counted.items() if not launch.replayed) for mode, counted in found.items()
+             if counted is not None}  # fmt: skip
+    count = ", ".join(f"{mode} {layers * n}" for mode, n in calls.items())
     lines = [f"launches   {count} (T = {sizes.steps})"]
     here = torch.cuda.get_device_name() if chosen.request.device == "cuda" and torch.cuda.is_available() else "H200"
     gpu = gpu_like(here)
     for launch, times in (found["training"] or {}).items():
-        if launch.kernel == LIBRARY_GEMM:
-            lines.append(f"kernel     {layers * times} x {LIBRARY_GEMM}")
+        if launch.threads == 0:
+            lines.append(f"kernel     {layers * times} x {launch.kernel}")
             continue
         grid = " x ".join(map(str, launch.grid))
         line = f"kernel     {layers * times} x {launch.kernel}: {grid} blocks of {launch.threads} threads"
+        if launch.replayed:
+            line += ", in replays"
         if launch.cluster > 1:
             line += f" in clusters of {launch.cluster}, {launch.resident} at once"
         if launch.cooperative:

@@ -184,13 +184,15 @@ def attention(
 
 @dataclass(frozen=True)
 class Launch:
-    """Blocks of a kernel: the grid, threads and bytes of dynamic shared memory of a block. A library GEMM has none.
+    """Blocks of a kernel: the grid, threads and bytes of dynamic shared memory of a block. A library GEMM has none, nor
+    the replay of recorded launches, which are told too.
 
     Attributes:
         cluster: blocks of a cluster.
         cooperative: whether all blocks are resident together.
         resident: clusters, or blocks without, that the GPU holds at once; 0 where nobody asked. In the emulation: an
             H200's.
+        replayed: whether it is one of those that a replay makes.
     """
 
     kernel: str
@@ -200,6 +202,7 @@ class Launch:
     cluster: int = 1
     cooperative: bool = False
     resident: int = 0
+    replayed: bool = False
 
 
 @dataclass(frozen=True)
@@ -235,5 +238,5 @@ def launches(
         provider, cell, dtype, strategy, sizes.batch, sizes.steps, sizes.hidden, sizes.proj, sizes.directions,
         sizes.heads, training, tf32, packed,
     )  # fmt: skip
-    fields = ("kernel", "grid", "threads", "shared", "cluster", "cooperative", "resident")
+    fields = ("kernel", "grid", "threads", "shared", "cluster", "cooperative", "resident", "replayed")
     return Counter(Launch(*(each[field] for field in fields)) for each in found)

@@ -160,6 +160,10 @@ def _large_batch(request: Request) -> str | None:
     return _emulation(request)
 
 
+_RESIDENT = ("heads", "recompute")  # others would take registers from the weights
+_STEPWISE = tuple(option for option in OPTIONS if option != "layer norm")  # a block sees its own units alone
+
+
 # Best first: ``auto`` takes the first one that neither refuses nor is passed over.
 STRATEGIES = (
     Strategy(
@@ -177,7 +181,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _many_rows,
         cuda=True,
-        options=(),
+        options=_RESIDENT,
     ),
     Strategy(
         "cluster",
@@ -187,7 +191,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _many_rows,
         cuda=True,
-        options=(),
+        options=_RESIDENT,
     ),
     Strategy(
         "grid",
@@ -197,7 +201,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _many_rows,
         cuda=True,
-        options=(),
+        options=_RESIDENT,
     ),
     Strategy(
         "step",
@@ -207,7 +211,17 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _large_batch,
         cuda=True,
-        options=tuple(option for option in OPTIONS if option != "layer norm"),
+        options=_STEPWISE,
+    ),
+    Strategy(
+        "graph",
+        "the kernels of 'step', of 64 steps at a time, recorded once and replayed; inside a stream capture as 'step'",
+        "T / 64 + 3",
+        _step,
+        "predicted, not measured on a GPU",
+        lambda request: "kept for measurement until a GPU has compared it with 'step'",
+        cuda=True,
+        options=_STEPWISE,
     ),
     Strategy(
         "gemm",
@@ -217,7 +231,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _emulation,
         cuda=True,
-        options=tuple(option for option in OPTIONS if option != "layer norm"),
+        options=_STEPWISE,
     ),
     Strategy(
         "loop",

@@ -17,7 +17,7 @@ from ..reference import recurrent as reference_recurrent
 from ..reference.cells import CELLS
 from ..reference.options import NORM_EPS, PLAIN, Options
 
-_TF32 = ("step", "block", "cluster", "grid")  # strategies whose own products may use it
+_TF32 = ("step", "graph", "block", "cluster", "grid")  # strategies whose own products may use it
 _NAMES = ("h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 
 
