@@ -46,7 +46,7 @@ lint: install ## ruff, clang-format, pyright
 	$(PY) tools/lint.py
 
 cpp: ## the C++ tests: no torch, no Python
-	cmake -S . -B build/cpp -G Ninja
+	cmake -S . -B build/cpp -G Ninja $(CMAKE_FLAGS)
 	cmake --build build/cpp
 	ctest --test-dir build/cpp --output-on-failure -j 2
 

@@ -2,7 +2,7 @@
 
 The kernels are judged by `test_recurrent` on their rungs, the exchange of the persistent ones by `test_persistent`,
 what is replayed by `test_replay`, the primitives by `test_primitives`, all in the emulation; `tools/mutate.py kernels`
-leaves out the primitives. Needs `make cpp` before. Only what a mutant touches is compiled again; each runs under
+leaves out the primitives, and `tools/mutate.py step` takes the rungs `step` and `gemm` alone. Needs `make cpp` before. Only what a mutant touches is compiled again; each runs under
 several seeds of the scheduler until one of them fails. Prints every mutant with its verdict, and exits non-zero where
 one survives.
 """
@@ -142,9 +142,10 @@ def judge(mutant: Mutant) -> str | None:
 def main() -> None:
     """Judge every mutant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("all", "kernels"), default="all")
-    alone = parser.parse_args().what == "kernels"
-    every, survivors = [m for m in mutants() if suite_of(m) is not PRIMITIVES or not alone], 0
+    parser.add_argument("what", nargs="?", choices=("all", "kernels", "step"), default="all")
+    left_out = {"all": (), "kernels": (PRIMITIVES,), "step": (PRIMITIVES, EXCHANGE, PERSISTENT, REPLAY)}
+    without = left_out[parser.parse_args().what]
+    every, survivors = [m for m in mutants() if suite_of(m) not in without], 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for mutant, found in zip(every, pool.map(judge, every), strict=True):
             survivors += found is None
