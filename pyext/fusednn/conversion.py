@@ -99,6 +99,12 @@ def revert(model: nn.Module) -> Conversion:
 
     Raises:
         TypeError: ``model`` is not a module.
+
+    Example:
+        >>> import torch, fusednn
+        >>> model = fusednn.convert(torch.nn.LSTM(8, 16)).model
+        >>> type(fusednn.revert(model).model)
+        <class 'torch.nn.modules.rnn.LSTM'>
     """
     report = _report("revert", model)
     originals = {ours: theirs for theirs, ours in REPLACEMENTS.items()}
