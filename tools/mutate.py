@@ -2,9 +2,9 @@
 
 The kernels are judged by `test_recurrent` on their rungs, the exchange of the persistent ones by `test_persistent`,
 what is replayed by `test_replay`, the primitives by `test_primitives`, all in the emulation; `tools/mutate.py kernels`
-leaves out the primitives, and `tools/mutate.py step` takes the rungs `step` and `gemm` alone. Needs `make cpp` before. Only what a mutant touches is compiled again; each runs under
-several seeds of the scheduler until one of them fails. Prints every mutant with its verdict, and exits non-zero where
-one survives.
+leaves out the primitives, and `tools/mutate.py step` takes the rungs `step` and `gemm` alone. Needs `make cpp` before.
+Only what a mutant touches is compiled again; each runs under several seeds of the scheduler until one of them fails.
+Prints every mutant with its verdict, and exits non-zero where one survives.
 """
 
 from __future__ import annotations
