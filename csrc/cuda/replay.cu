@@ -33,8 +33,9 @@ struct Chunk {
   Both<typename Track::Step> steps[kChunk];
 };
 
-__global__ void __launch_bounds__(32) put_parcel(Parcel from, Parcel* to) {
-  for (unsigned i = threadIdx.x; i < 64; i += 32) to->piece[i] = from.piece[i];
+template <class Parcel>
+__global__ void __launch_bounds__(32) put(Parcel from, Parcel* to) {
+  for (unsigned i = threadIdx.x; i < sizeof(Parcel) / sizeof(Bytes16); i += 32) to->piece[i] = from.piece[i];
 }
 
 template <class Track>
@@ -172,7 +173,7 @@ template <class Track>
 const char* put_track(const Track& track, Chunk<Track>& chunk, void* stream) {
   Chunk<Track> changed{};
   changed.call = {track, 0};
-  return launch<put_parcel>(LaunchShape{}, stream, changed.parcel, &chunk.parcel);
+  return launch<put<Parcel>>(LaunchShape{}, stream, changed.parcel, &chunk.parcel);
 }
 
 template <class Track>

@@ -1,6 +1,6 @@
 // Random problems, and calls of a provider on them in any dtype: the CPU's, or with
-// FUSEDNN_TEST_STRATEGY=gemm|step|graph|block|cluster|grid the CUDA kernels, emulated or, in a test that was compiled as
-// CUDA, on the GPU.
+// FUSEDNN_TEST_STRATEGY=gemm|step|graph|block|cluster|grid the CUDA kernels, emulated or, in a test that was compiled
+// as CUDA, on the GPU.
 #pragma once
 
 #include <memory>

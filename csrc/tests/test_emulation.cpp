@@ -199,6 +199,7 @@ TEST(shared_memory_is_nan_at_the_start_of_every_block) {
 __global__ void note_state(const u32* ended, u32* seen, bool wait) {
   if (wait) dependency_wait();
   if (threadIdx.x == 0) seen[blockIdx.x] = *ended;
+  if (!wait) dependency_wait();
 }
 
 __global__ void set_ended(u32* ended) {
@@ -216,6 +217,15 @@ TEST(sixteen_blocks_of_a_programmatic_launch_begin_before_the_launch_in_front) {
         CHECK(seen[b] == (wait || b >= 16 ? 1u : 0u), "block " << b << " saw " << seen[b]);
       }
     }
+  });
+}
+
+TEST(a_programmatic_launch_that_waits_for_nothing_dies) {
+  over_seeds([] {
+    u32 first = 0, second = 0;
+    start(set_ended, blocks(1, 32), &first);
+    const std::string died = run(set_ended, programmatic(2, 32), &second);
+    CHECK(died.find("without dependency_wait") != std::string::npos, died);
   });
 }
 
