@@ -231,7 +231,7 @@ class _Recurrent(torch.autograd.Function):
             previous = [_previous(h, h0_k, batch_sizes, k >= options.heads) for k, (h, h0_k) in enumerate(parts)]
             if mask is not None:  # of each row  # [D, N, P]
                 masks = mask[:, _row_of_batch(y.shape[0], h0.shape[1], batch_sizes, y.device)]
-        if options.recompute:
+        if options.recompute and (cell.saved or options.zones):
             saved, states = _gates_again(inputs, ctx.cell, ctx.strategy, previous, masks, states, options)
         saved_parts = each_track(saved) if cell.saved else [saved] * tracks
         if norm is not None or need["w_hh"]:
