@@ -10,7 +10,7 @@ struct Several {
 
 #define FUSEDNN_EACH for (int i = 0; i < N; ++i)
 
-// x; before it begins with the next of the N vectors. Without this the compiler would compute each to its end.
+// x. The empty instruction keeps the compiler from computing one of the N vectors to its end before it begins the next.
 template <int N, class V>
 FUSEDNN_FN V in_turn(V x) {
 #if defined(__x86_64__)
@@ -21,7 +21,7 @@ FUSEDNN_FN V in_turn(V x) {
   return x;
 }
 
-// What cells are written in.
+// What cells are written in, beside cells::tanh and cells::sigmoid (vector_math.h).
 #define FUSEDNN_OPERATOR(op)                                                             \
   template <class A, int N>                                                              \
   FUSEDNN_FN Several<A, N> operator op(const Several<A, N>& x, const Several<A, N>& y) { \

@@ -44,3 +44,12 @@ TEST(small_weights_split_the_batch_and_large_ones_the_units) {
   CHECK(choose_split(cost_of(8, 32), 2).unit_parts == 2, "H = 512");
   CHECK(choose_split(cost_of(1, 32), 2).unit_parts == 2, "one row");
 }
+
+TEST(one_row_splits_its_units_where_that_saves_more_than_a_meeting_costs) {
+  const auto one_gate = [](long blocks) {
+    const double weights = 16. * 16 * static_cast<double>(blocks);
+    return StepCost{1, blocks, 2 * weights, 4 * weights};
+  };
+  CHECK(choose_split(one_gate(4), 2).threads() == 1, "H = 64");
+  CHECK(choose_split(one_gate(8), 2).unit_parts == 2, "H = 128");
+}
