@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -262,6 +265,12 @@ def test_each_rung_of_the_ladder_serves_larger_sizes_than_the_one_below():
 
     plan_table = {s.name: s for s in STRATEGY_TABLE}
     assert largest("block") < largest("cluster") < largest("grid") < largest("step")
+
+
+def test_the_machine_code_table_is_that_of_these_sources():
+    tool = Path(__file__).parent.parent / "tools/machine_code.py"
+    done = subprocess.run([sys.executable, str(tool), "--none"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @needs_library

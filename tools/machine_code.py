@@ -233,7 +233,7 @@ def main() -> None:
     kept, prints = json.loads(TABLE.read_text()), fingerprints()
     old = [f"{file}.cu: changed since its rows, tools/machine_code.py --write" for file in stale(kept, prints)]
     if options.none:
-        sys.exit("\n".join(old))
+        sys.exit("\n".join(old) or None)
     missing = [program for program in ("nvcc", "cuobjdump", "c++filt") if find(program) is None]
     if missing:
         sys.exit(f"machine code not checked: {', '.join(missing)} not found")
