@@ -34,10 +34,11 @@ bench: build ## the benchmark: report in build/report/index.html
 test: build emulated ## the tests
 	$(PY) -m pytest tests -m "not slow"
 
-test-full: build emulated mutants sanitize ## all tests, mutants, sanitizers, every passport, and the built module under the oldest and the newest torch
+test-full: build emulated mutants sanitize ## all tests, mutants, sanitizers, all machine code, and the built module under the oldest and the newest torch
 	$(PY) -m pytest tests
 	FUSEDNN_TEST_ALL_FLOATS=1 build/cpp/test_math every_float
 	$(PY) tools/passports.py --all
+	$(PY) tools/machine_code.py --all
 	$(PY) tools/torch_versions.py
 
 lint: install ## ruff, clang-format, pyright
@@ -45,7 +46,7 @@ lint: install ## ruff, clang-format, pyright
 	$(PY) tools/lint.py
 
 cpp: ## the C++ tests: no torch, no Python
-	cmake -S . -B build/cpp -G Ninja
+	cmake -S . -B build/cpp -G Ninja $(CMAKE_FLAGS)
 	cmake --build build/cpp
 	ctest --test-dir build/cpp --output-on-failure -j 2
 

@@ -45,7 +45,7 @@ build() {
 
 tests() {
   step cpp_tests 60 build/gpu/cuda/test_primitives
-  for strategy in step gemm; do
+  for strategy in step graph gemm block cluster grid; do
     FUSEDNN_TEST_STRATEGY=$strategy step cpp_tests 120 build/gpu/cuda/test_recurrent
   done
   step tests 240 python3 -m pytest tests -m gpu -q --durations=10

@@ -3,10 +3,11 @@
 //
 // Providers: cpu (linked in), cuda and emulated (csrc/cuda, libraries of their own).
 //
-// Letters: B batch, T time, H hidden size, P size of h (H, or the projection's size), D directions (the second runs
-// in reverse time), N rows in all: T * B padded and time-major, or the sum of batch_sizes. G gates and S saved values
-// are the cell's. Every tensor is contiguous, in the dtype of the call; nothing may alias; every pointer is borrowed
-// for the call. The provider writes each element of each output.
+// Letters: B batch, T time, H hidden size, P size of h (H, or the projection's size), N rows in all: T * B padded and
+// time-major, or the sum of batch_sizes. G gates and S saved values are the cell's. D tracks: recurrences that share
+// their input and nothing else, first the heads of one direction and then those of the second, which runs in reverse
+// time; H, P and the weights are those of one head. Every tensor is contiguous, in the dtype of the call; nothing may
+// alias; every pointer is borrowed for the call. The provider writes each element of each output.
 #pragma once
 
 #include <cstddef>
@@ -27,19 +28,39 @@ struct Gemm {
   Dtype dtype;
 };
 
+// What a layer may ask for beside its cell; docs/kernels/recurrent_options.md defines each. Zero: nothing.
+struct RecurrentOptions {
+  const void* mask;  // [D, B, P] multiplies h (and what a second product takes) where W_hh does; or null
+  // Zoneout: the probability that a unit keeps its h, or c, from the step before.
+  double zoneout_h, zoneout_c;
+  const int64_t* seed;  // one a direction: what is kept is drawn from it; null: the expectation
+  // [D, G*H] the gain of layer norm over the gates of a product (the last gates of a second product apart), which b_hh
+  // follows; or null.
+  const void* norm;
+  int64_t first;  // the number of the first step, which the draw depends on
+
+  bool zones() const { return zoneout_h > 0 || zoneout_c > 0; }
+};
+
+inline constexpr double kNormEps = 1e-5;
+
 struct RecurrentShape {
   const char* cell;  // a name of cells/registry.h
   Dtype dtype;
-  int64_t batch, steps, rows, hidden, proj, directions;  // B, T, N, H, P, D
+  int64_t batch, steps, rows, hidden, proj, directions;  // B, T, N, H, P, and 1 or 2
   int64_t inputs;                                        // I, where forward is given x
   const int64_t* batch_sizes;                            // [T] on the host, non-increasing; null: padded
   int threads;                                           // at most this many (cpu)
   void (*gemm)(const Gemm&);  // a library GEMM; null: the provider does without (cpu), or cannot serve `gemm`
   // For providers of CUDA kernels; the cpu provider has one strategy and needs none of these.
-  const char* strategy;  // "gemm" or "step"
+  const char* strategy;  // "gemm", "step", "graph", "block", "cluster" or "grid"
   bool allow_tf32;       // fp32 products may round their factors to TF32
   void* stream;          // a cudaStream_t; all work is ordered by it, and nothing waits for it
   void* workspace;       // device memory of the size that the provider asked for, 256-byte aligned
+  int64_t heads;         // of each direction
+  RecurrentOptions options;
+
+  int64_t tracks() const { return directions * heads; }  // D
 };
 
 struct RecurrentForward {
@@ -57,6 +78,9 @@ struct RecurrentForward {
   void* h_n;          // [D, B, P]
   void* c_n;          // [D, B, H]; null where the cell has no c
   void* saved;        // [N, D*S*H]; null: inference
+  // [N, D*H] what backward needs beside saved, or instead of it where that is null: c_t, which zoneout makes differ
+  // from the saved one; for a cell without c the h that zoneout came behind. Null: not wanted
+  void* states;
 };
 
 struct RecurrentBackward {
@@ -66,10 +90,14 @@ struct RecurrentBackward {
   const void* grad_c_n;  // [D, B, H]
   const void* y;         // of forward, with saved, and forward's arguments
   const void* saved;
+  const void* states;  // of forward, with zoneout; else null
+  const void* normed;  // [N, D*G*H] with layer norm its results before the gain; else null, and so the next two
+  const void* rstd;    // [N, D*products] and 1 / sqrt(variance + kNormEps)
   const void* h0;
   const void* c0;
   const void* w_hh;
   const void* w_hr;
+  void* d_products;   // [N, D*G*H] gradient of the products that were normalised
   void* d_gates;      // [N, D*G*H] gradient of gates
   void* d_recurrent;  // [N, D*G*H] gradient of the recurrent part; null unless the cell is split
   void* d_h0;         // [D, B, P]
@@ -207,16 +235,19 @@ void dropout_keep(const DropoutKeep&);
 // How a kernel is launched.
 struct LaunchShape {
   unsigned grid[3] = {1, 1, 1};
-  unsigned threads = 32;     // of a block; 0: no kernel of ours but a library GEMM
+  unsigned threads = 32;     // of a block; 0: no kernel of ours
   size_t shared_bytes = 0;   // dynamic
   unsigned cluster = 1;      // blocks along x
   bool cooperative = false;  // all blocks are resident together
+  unsigned resident = 0;     // clusters, or blocks without, that the GPU holds at once; 0: not asked
   // May begin while the launch in front still runs: the kernel then calls dependency_wait() before it reads what that
   // one wrote. A plain launch on GPUs before sm_90.
   bool programmatic = false;
+  bool replayed = false;  // told to a witness: one of those that a replay stands for
 };
 
-// Told of one launch; the kernel's name as in machine_code.json.
+// Told of one launch; the kernel's name as in machine_code.json. Without threads: a library GEMM, or the replay of
+// recorded launches, which are told behind it.
 struct Witness {
   void (*launched)(void* context, const char* kernel, const LaunchShape& shape);
   void* context;

@@ -10,7 +10,19 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention_truth import EVERYTHING, MODIFIERS, Case, any_case, attend, check, copy, gradients, naive, small_blocks, tensors
+from attention_truth import (
+    EVERYTHING,
+    MODIFIERS,
+    Case,
+    any_case,
+    attend,
+    check,
+    copy,
+    gradients,
+    naive,
+    small_blocks,
+    tensors,
+)
 from fusednn import cpu_attention
 from fusednn.functional import attention_paths
 from numerics import assert_numerics

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 import fusednn
 from fusednn.kernels import LIBRARY_GEMM, Sizes, kernels, launches
 from fusednn.native import EMULATED
-from fusednn.plan import COMPILED_DTYPES
+from fusednn.plan import COMPILED_DTYPES, Request, plan
+from fusednn.plan import STRATEGIES as STRATEGY_TABLE
 from numerics import assert_numerics
 from sequences import Case, everything, initial_states, make_input, make_layer, retyped, torch_twin
 
@@ -16,7 +22,8 @@ DEVICES = [
     pytest.param("cpu", marks=pytest.mark.skipif(not EMULATED, reason="`make emulated` builds the emulated kernels")),
     pytest.param("cuda", marks=pytest.mark.gpu),
 ]
-STRATEGIES = ["gemm", "step"]
+PERSISTENT = ["block", "cluster", "grid"]
+STRATEGIES = ["gemm", "step", "graph", *PERSISTENT]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BOTH = {"num_layers": 2, "bidirectional": True}
 CASES = [
@@ -27,6 +34,11 @@ CASES = [
     Case(3, 1, 5, 130, {"bidirectional": True}),
     Case(3, 9, 4, 40, BOTH, packed=True),
     Case(17, 9, 6, 17, {"bidirectional": True}, packed=True),
+]
+FEW = CASES[1:2] + CASES[4:6]  # those of the persistent rungs, whose emulation takes longer
+SWEEP = [
+    Case(T, B, 3, H, {"bidirectional": T == 3}, packed=B > 1)
+    for T, B, H in itertools.product((3, 17), (1, 9), (1, 17, 130))
 ]
 PROJECTED = Case(5, 9, 6, 24, {"proj_size": 9, **BOTH}, packed=True)
 
@@ -49,9 +61,26 @@ def check(layer, case, dtype, device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["gemm", "step"])
 def test_every_rung_meets_the_rule(strategy, cell, case, dtype, device):
     check(make_layer(cell, case, dtype, strategy=strategy), case, dtype, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("case", [*FEW, *(pytest.param(c, marks=pytest.mark.slow) for c in SWEEP)], ids=str)
+@pytest.mark.parametrize("strategy", PERSISTENT)
+def test_every_persistent_rung_meets_the_rule(strategy, cell, case, dtype, device):
+    if strategy == "block" and case.H > 128:
+        pytest.skip("one block holds 128 units")
+    check(make_layer(cell, case, dtype, strategy=strategy), case, dtype, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [Case(65, 3, 4, 5), Case(90, 9, 4, 7, {"bidirectional": True}, packed=True)], ids=str)
+def test_replays_meet_the_rule(cell, case, dtype, device):
+    check(make_layer(cell, case, dtype, strategy="graph"), case, dtype, device)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -61,9 +90,10 @@ def test_a_projection_meets_the_rule(dtype, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_tf32_is_used_where_torchs_switch_allows_it_and_only_there(cell, device):
+@pytest.mark.parametrize("strategy", ["step", "block"])
+def test_tf32_is_used_where_torchs_switch_allows_it_and_only_there(strategy, cell, device):
     case = Case(4, 3, 5, 40)
-    layer = make_layer(cell, case, torch.float32, strategy="step").to(device)
+    layer = make_layer(cell, case, torch.float32, strategy=strategy).to(device)
     x = make_input(case, torch.float32).to(device)
     truth = retyped(layer, torch.float64, "reference").to(device)(x.double())[0]
 
@@ -132,8 +162,9 @@ def test_an_emulated_rung_is_never_chosen_by_itself(cell):
     assert chosen.strategy.name == "sequence"
 
 
-def test_step_refuses_a_projection_and_says_what_does_it():
-    layer = fusednn.LSTM(3, 5, proj_size=2, strategy="step")
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_rungs_with_products_of_their_own_refuse_a_projection_and_say_what_does_it(strategy):
+    layer = fusednn.LSTM(3, 5, proj_size=2, strategy=strategy)
     with pytest.raises(ValueError, match="no projection; 'gemm' has" if EMULATED else "FUSEDNN_EMULATE=1"):
         layer(torch.randn(2, 1, 3))
 
@@ -164,10 +195,10 @@ def test_forward_and_backward_can_be_captured_in_a_graph(strategy, cell):
 
 
 def counted(cell, strategy, steps, directions=1, training=False, dtype="bfloat16", proj=0):
-    """Launches of csrc/cuda and of library GEMMs."""
+    """Launches of csrc/cuda, a replay counting as one, and of library GEMMs."""
     found = launches(cell, dtype, strategy, Sizes(5, steps, 40, proj, directions), training)
     library = sum(n for launch, n in found.items() if launch.kernel == LIBRARY_GEMM)
-    return found.total() - library, library
+    return sum(n for launch, n in found.items() if not launch.replayed) - library, library
 
 
 needs_library = pytest.mark.skipif(not EMULATED, reason="`make emulated` builds the emulated kernels")
@@ -184,6 +215,16 @@ def test_step_launches_once_a_step_and_twice_for_a_cell_with_two_products(cell):
 
 
 @needs_library
+def test_graph_launches_a_replay_for_64_steps_and_few_steps_by_themselves(cell):
+    states = 2 if fusednn.reference.cells.CELLS[cell].has_cell_state else 1
+    for steps, replays in ((64, 1), (63, 1), (128, 2), (1000, 16)):
+        assert counted(cell, "graph", steps) == (states + 1 + replays, 0), "one launch brings the tensors of the call"
+    assert counted(cell, "graph", 16) == counted(cell, "step", 16)
+    beyond = counted(cell, "step", 7)[0] - states
+    assert counted(cell, "graph", 135) == (states + 1 + 2 + beyond, 0)
+
+
+@needs_library
 def test_gemm_launches_a_library_product_and_a_kernel_a_step(cell):
     info = fusednn.reference.cells.CELLS[cell]
     products = 2 if cell == "gru_reset_before" else 1
@@ -195,14 +236,61 @@ def test_gemm_launches_a_library_product_and_a_kernel_a_step(cell):
 
 
 @needs_library
+@pytest.mark.parametrize("strategy", PERSISTENT)
+def test_a_persistent_rung_launches_one_kernel_for_all_steps(strategy, cell):
+    flags = 1 if strategy == "grid" else 0  # set to zero before each call
+    for steps in (3, 50):
+        for directions in (1, 2):
+            assert counted(cell, strategy, steps, directions) == (1 + flags, 0)
+            assert counted(cell, strategy, steps, directions, training=True) == (2 * (1 + flags), 0)
+
+
+@needs_library
+@pytest.mark.parametrize("strategy", PERSISTENT)
+def test_what_does_not_fit_is_refused_by_name_and_by_auto(strategy):
+    request = Request("lstm", "cpu", "bfloat16", hidden=20000)
+    with pytest.raises(ValueError, match=f"strategy '{strategy}' is impossible .*20000"):
+        plan(request, strategy)
+    with pytest.raises(ValueError, match="float64"):
+        plan(Request("lstm", "cpu", "float64", hidden=16), strategy)
+    assert plan(Request("lstm", "cpu", "bfloat16", hidden=100), strategy).strategy.name == strategy
+
+
+@needs_library
+def test_each_rung_of_the_ladder_serves_larger_sizes_than_the_one_below():
+    def largest(strategy):
+        sizes = range(64, 4097, 64)
+        refuse = plan_table[strategy].refuse
+        return max(H for H in sizes if refuse(Request("lstm", "cpu", "bfloat16", hidden=H)) is None)
+
+    plan_table = {s.name: s for s in STRATEGY_TABLE}
+    assert largest("block") < largest("cluster") < largest("grid") < largest("step")
+
+
+def test_the_machine_code_table_is_that_of_these_sources():
+    tool = Path(__file__).parent.parent / "tools/machine_code.py"
+    done = subprocess.run([sys.executable, str(tool), "--none"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_library
 @pytest.mark.parametrize("dtype", COMPILED_DTYPES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_what_a_cell_launches_stands_in_the_machine_code_table(strategy, cell, dtype):
-    for launch in launches(cell, dtype, strategy, Sizes(5, 3, 40), training=True):
-        if launch.kernel != LIBRARY_GEMM:
+    if strategy in PERSISTENT and dtype == "float64":
+        pytest.skip("no such kernel")
+    for launch in launches(cell, dtype, strategy, Sizes(5, 20, 40), training=True):
+        if launch.threads > 0:
             assert launch.kernel in kernels(), "bring the table up to date: tools/machine_code.py --write"
             for code in kernels()[launch.kernel].code.values():
-                assert (launch.threads, launch.dynamic) == (code.threads, code.dynamic)
+                if strategy in PERSISTENT:  # as many as the sizes ask for
+                    assert launch.threads <= code.threads and launch.dynamic <= code.dynamic
+                else:
+                    assert (launch.threads, launch.dynamic) == (code.threads, code.dynamic)
+
+
+def test_at_most_120_cuda_kernels_are_compiled():
+    assert len(kernels()) <= 120
 
 
 @needs_library
@@ -212,3 +300,20 @@ def test_explain_names_the_launches_and_what_holds_each_kernel_back():
     assert "launches   inference 18," in text and "(T = 7)" in text
     assert "14 x step_forward<Lstm, Float32, false>: 3 x 1 x 2 blocks of 256 threads" in text
     assert "limited by registers" in text
+
+
+@needs_library
+def test_explain_tells_replays_from_what_they_launch():
+    text = fusednn.explain(fusednn.LSTM(8, 40, strategy="graph"), torch.randn(130, 5, 8))
+    assert "launches   inference 7," in text, "states, tensors of the call, two replays, two steps"
+    assert "kernel     4 x replay of 64 steps\n" in text
+    assert "kernel     128 x step_forward<Lstm, Float32, false>: 3 x 1 x 1 blocks of 256 threads, in replays" in text
+
+
+@needs_library
+def test_explain_names_clusters_and_how_many_are_resident():
+    layer = fusednn.LSTM(8, 512, strategy="cluster", dtype=torch.bfloat16)
+    text = fusednn.explain(layer, torch.randn(7, 5, 8, dtype=torch.bfloat16))
+    assert "launches   inference 1, training 2 (T = 7)" in text
+    assert "1 x persistent_forward<Lstm, Bf16>: 16 x 1 x 1 blocks of 256 threads in clusters of 16, 8 at once" in text
+    assert "not grid: " in text

@@ -122,7 +122,8 @@ def test_every_kernel_runs_on_every_gpu_that_it_was_compiled_for(gpu):
     compiled = [kernel for kernel in every() if kernel.on(gpu) is not None]
     assert len(compiled) >= len(kernels()) > 90
     for kernel in compiled:
-        assert kernel.occupancy(gpu).blocks > 0, kernel.name
+        follows_the_sizes = kernel.name.startswith("persistent_")  # what a GPU has too little for is refused
+        assert kernel.occupancy(gpu, 0 if follows_the_sizes else None).blocks > 0, kernel.name
 
 
 @pytest.mark.parametrize(

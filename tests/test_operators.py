@@ -57,9 +57,9 @@ def test_opcheck_forward_and_backward(cell, packed):
     call = (*arguments(cell, 2, packed), True)
     x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, sizes, *names, _ = call
     torch.library.opcheck(torch.ops.fusednn.recurrent_forward.default, call, test_utils=CHECKS)
-    y, h_n, c_n, saved = torch.ops.fusednn.recurrent_forward(*call)
+    y, h_n, c_n, saved, _ = torch.ops.fusednn.recurrent_forward(*call)
     grads = (torch.randn_like(y), torch.randn_like(h_n), torch.randn_like(c_n) if c0 is not None else None)
-    back = (*grads, y, saved, h0, c0, w_hh, b_hh, w_hr, sizes, *names)
+    back = (*grads, y, saved, None, None, None, h0, c0, w_hh, b_hh, w_hr, sizes, *names)
     torch.library.opcheck(torch.ops.fusednn.recurrent_backward.default, back, test_utils=CHECKS)
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import fusednn
 from fusednn.__main__ import main
@@ -86,6 +87,60 @@ def test_convert_twice_is_nothing_new():
 def test_convert_refuses_what_is_no_module():
     with pytest.raises(TypeError, match="expects a torch.nn.Module, got dict"):
         fusednn.convert({})
+
+
+def test_revert_undoes_convert():
+    model = Model().eval()
+    original, x = copy.deepcopy(model), torch.randn(5, 2, 4)
+    converted = fusednn.convert(model).replaced
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    report = fusednn.revert(model)
+    assert report.model is model and report.replaced == converted and not report.kept
+    assert [type(m) for m in model.modules()] == [type(m) for m in original.modules()]
+    assert torch.equal(model(x), original(x)), "torch.nn's own kernels run again"
+    model(x).sum().backward()
+    optimizer.step()
+    assert not torch.equal(model(x), original(x)), "an optimiser made meanwhile still trains it"
+    assert str(fusednn.revert(model)) == "nothing to replace"
+
+
+def test_revert_keeps_what_torch_does_not_have():
+    class Mine(fusednn.LSTM):
+        pass
+
+    model = nn.Sequential(fusednn.GRU(3, 4, reset_after=False), Mine(3, 4), fusednn.GRU(3, 4, strategy="reference"))
+    report = fusednn.revert(model)
+    assert report.replaced == {"GRU": 1} and type(model[2]) is nn.GRU
+    assert "reset_after=False" in report.kept["0"] and "subclass" in report.kept["1"]
+    with pytest.raises(TypeError, match="revert.. expects a torch.nn.Module, got list"):
+        fusednn.revert([])
+
+
+@pytest.mark.parametrize("of", [nn.LSTM, nn.GRU, nn.RNN], ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: nn.utils.parametrizations.weight_norm(m, "weight_hh_l0"),
+        lambda m: nn.utils.parametrizations.orthogonal(m, "weight_hh_l0"),
+        lambda m: prune.l1_unstructured(m, "weight_hh_l0", 0.5),
+    ],
+    ids=["weight_norm", "orthogonal", "prune"],
+)
+def test_weights_that_are_computed_are_used_and_trained(of, change):
+    """parametrize and prune replace a parameter by what follows from others."""
+    x, results = torch.randn(4, 2, 3), []
+    theirs = of(3, 6)
+    ours = getattr(fusednn, of.__name__)(3, 6)
+    ours.load_state_dict(theirs.state_dict())
+    for layer in (theirs, ours):
+        torch.manual_seed(0)
+        change(layer)
+        y = layer(x)[0]
+        names, parameters = zip(*layer.named_parameters(), strict=True)
+        results.append((names, y, *torch.autograd.grad(y.square().sum(), parameters)))
+    assert results[0][0] == results[1][0]
+    for a, b in zip(results[0][1:], results[1][1:], strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
 
 
 def test_auto_takes_the_first_that_can(cell):

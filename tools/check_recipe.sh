@@ -2,7 +2,7 @@
 # Apply the add-a-cell recipe for real: copy the checkout, apply the patch that adds a minimal gated unit in four files,
 # build, and run every test that the registry yields for the new cell. Fails where a test file does not pick it up.
 set -euo pipefail
-export FUSEDNN_OPTIMIZE=-O1
+export FUSEDNN_OPTIMIZE=-O0
 cd "$(dirname "$0")/.."
 copy="$PWD/build/recipe"
 rm -rf "$copy" && mkdir -p "$copy"

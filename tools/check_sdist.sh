@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build the sdist, from it a wheel, install that into an environment that has torch and nothing of this checkout, and run it.
 set -euo pipefail
-export FUSEDNN_OPTIMIZE=-O1
+export FUSEDNN_OPTIMIZE=-O0
 cd "$(dirname "$0")/.."
 out="$PWD/build/sdist"
 rm -rf "$out" && mkdir -p "$out"

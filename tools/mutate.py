@@ -1,9 +1,10 @@
 """Remove every wait, fence and barrier of the CUDA kernels in turn: the C++ tests must notice each time.
 
-The kernels are judged by `test_recurrent` on both rungs, the primitives by `test_primitives`, all in the emulation;
-`tools/mutate.py kernels` leaves out the primitives. Needs `make cpp` before. Only what a mutant touches is compiled
-again; each runs under several seeds of the scheduler until one of them fails. Prints every mutant with its verdict, and
-exits non-zero where one survives.
+The kernels are judged by `test_recurrent` on their rungs, the exchange of the persistent ones by `test_persistent`,
+what is replayed by `test_replay`, the primitives by `test_primitives`, all in the emulation; `tools/mutate.py kernels`
+leaves out the primitives, and `tools/mutate.py step` takes the rungs `step` and `gemm` alone. Needs `make cpp` before.
+Only what a mutant touches is compiled again; each runs under several seeds of the scheduler until one of them fails.
+Prints every mutant with its verdict, and exits non-zero where one survives.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ CALLS = re.compile(
     r"\b(?:block_sync|warp_sync|named_sync|named_arrive|dependency_wait|copy_wait<\w+>|copy_commit|fence_gpu|grid_sync"
     r"|cluster_sync|cluster_arrive|cluster_wait|mbarrier_init_fence|mbarrier_expect|mbarrier_arrive"
     r"|emulation::(?:land_stores|copy_wait|copy_commit|barrier_sync|barrier_arrive|mbarrier_expect|mbarrier_arrive"
-    r"|cluster_arrive|cluster_wait|dependency_wait))\([^;{}]*\);"
+    r"|mbarrier_init_fence|cluster_arrive|cluster_wait|dependency_wait))\([^;{}]*\);"
     r"|while \(!?(?:load_acquire|mbarrier_try)\([^;{}]*(?:;|\{\s*\})"
+    r"|\bstore_release\(flags[^;{}]*;|while \(lost_ &&[^;{}]*;|while \(!lost_ && !arrived\(\)\) \{[^{}]*\}"
 )
 COMPILE = (os.environ.get("CXX", "c++"), "-x", "c++", "-std=c++20", "-O1", "-w", "-DFUSEDNN_EMULATE", "-fopenmp")
 
@@ -58,6 +60,9 @@ KERNELS = Suite(
     ("agrees_with_plain_loops_at_odd_sizes", "every_schedule"),
     ("step", "gemm"),
 )
+EXCHANGE = Suite("test_persistent", (Path("csrc/tests/test_persistent.cpp"),), ("messages",))
+PERSISTENT = Suite("test_recurrent", KERNELS.sources, ("every_schedule",), ("cluster", "grid", "block"))
+REPLAY = Suite("test_replay", KERNELS.sources, ("replays_give_the_bits_of_single_steps_for",))
 PRIMITIVES = Suite("test_primitives", (Path("csrc/tests/test_primitives.cpp"),), ("",))
 
 
@@ -116,7 +121,15 @@ def killer(suite: Suite, program: Path) -> str | None:
 
 def suite_of(mutant: Mutant) -> Suite:
     """Who must notice."""
-    return PRIMITIVES if mutant.path.parent.name == "primitives" else KERNELS
+    if mutant.path.parent.name == "primitives":
+        return PRIMITIVES
+    if mutant.path.name == "exchange.h":
+        return EXCHANGE
+    if (
+        mutant.path.name == "replay.cu" or "return ;" in mutant.text
+    ):  # a recorded step without rows waits and does nothing
+        return REPLAY
+    return PERSISTENT if mutant.path.name.startswith(("walk", "persistent")) else KERNELS
 
 
 def judge(mutant: Mutant) -> str | None:
@@ -129,9 +142,10 @@ def judge(mutant: Mutant) -> str | None:
 def main() -> None:
     """Judge every mutant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("all", "kernels"), default="all")
-    alone = parser.parse_args().what == "kernels"
-    every, survivors = [m for m in mutants() if suite_of(m) is KERNELS or not alone], 0
+    parser.add_argument("what", nargs="?", choices=("all", "kernels", "step"), default="all")
+    left_out = {"all": (), "kernels": (PRIMITIVES,), "step": (PRIMITIVES, EXCHANGE, PERSISTENT, REPLAY)}
+    without = left_out[parser.parse_args().what]
+    every, survivors = [m for m in mutants() if suite_of(m) not in without], 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for mutant, found in zip(every, pool.map(judge, every), strict=True):
             survivors += found is None

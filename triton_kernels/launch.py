@@ -13,7 +13,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..attention_call import Inputs, Options, wide
-from ..reference.attention import dropout_limit
+from ..reference.philox import limit_of
 from . import TUNED, forms, tuned
 from . import backward as backward_kernels
 from . import decode as decode_kernels
@@ -76,7 +76,7 @@ class Call:
         self.options = (scale, softcap, left, right, int(bottom_right and by_distance))
         self.dropout = None
         if p > 0.0:
-            self.dropout = (seed, dropout_limit(p) - 2**31, 1.0 / (1.0 - p) if p < 1.0 else 0.0)
+            self.dropout = (seed, limit_of(p) - 2**31, 1.0 / (1.0 - p) if p < 1.0 else 0.0)
         self.hidden = left is not None or right is not None
         self.size = max(padded(self.E), padded(self.EV))
         modifiers = (softcap, mask, slopes, sink, self.sequences, self.dropout)

@@ -38,7 +38,8 @@ struct Options {
   std::string cells;
   for_each_cell([&](const CellInfo& cell) { cells += std::string(cells.empty() ? "" : "|") + cell.name; });
   std::fprintf(stderr,
-               "usage: run_recurrent [--cell %s] [--strategy step|gemm] [--dtype float64|float32|bfloat16|float16]\n"
+               "usage: run_recurrent [--cell %s] [--strategy step|gemm|block|cluster|grid]\n"
+               "       [--dtype float64|float32|bfloat16|float16]\n"
                "       [--batch B] [--steps T] [--hidden H] [--directions 1|2] [--repeat N] [--tf32]\n",
                cells.c_str());
   std::exit(2);

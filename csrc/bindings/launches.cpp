@@ -13,7 +13,8 @@ void no_gemm(const Gemm&) {}
 RecurrentShape shape_of(const Sequence& q) {
   RecurrentShape s{};
   s.cell = q.cell.c_str(), s.dtype = q.dtype, s.strategy = q.strategy.c_str(), s.allow_tf32 = q.allow_tf32;
-  s.batch = q.batch, s.steps = q.steps, s.rows = q.batch * q.steps, s.hidden = q.hidden, s.directions = q.directions;
+  s.batch = q.batch, s.steps = q.steps, s.rows = q.batch * q.steps, s.hidden = q.hidden, s.directions = q.directions,
+  s.heads = q.heads;
   s.proj = q.proj == 0 ? q.hidden : q.proj;
   s.threads = 1, s.gemm = no_gemm, s.workspace = &tensor;
   return s;
@@ -51,8 +52,12 @@ std::vector<Launched> launches(const Provider& provider, const Sequence& q, bool
                           static_cast<std::vector<Launched>*>(context)->push_back({kernel, shape});
                         },
                         &found};
-  const char* error = provider.forward_launches(forward_of(q, *cell, training), witness);
-  if (error == nullptr && training) error = provider.backward_launches(backward_of(q, *cell), witness);
+  const std::vector<int64_t> batch_sizes(q.packed ? static_cast<size_t>(q.steps) : 0, q.batch);
+  RecurrentForward forward = forward_of(q, *cell, training);
+  RecurrentBackward backward = backward_of(q, *cell);
+  forward.shape.batch_sizes = backward.shape.batch_sizes = q.packed ? batch_sizes.data() : nullptr;
+  const char* error = provider.forward_launches(forward, witness);
+  if (error == nullptr && training) error = provider.backward_launches(backward, witness);
   if (error != nullptr) throw std::invalid_argument(error);
   return found;
 }

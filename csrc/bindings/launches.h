@@ -13,7 +13,8 @@ struct Sequence {
   Dtype dtype;
   std::string strategy;
   bool allow_tf32;
-  int64_t batch, steps, hidden, proj, directions;  // proj 0: no projection
+  int64_t batch, steps, hidden, proj, directions, heads;  // proj 0: no projection; both of one head
+  bool packed;                                            // as packed input is, with rows of equal length
 };
 
 struct Launched {

@@ -102,6 +102,14 @@ class Inputs {
     return kept_.back().const_data_ptr();
   }
 
+  const int64_t* numbers(const char* name, const Tensor& tensor, int64_t count) {
+    if (!(device_of(tensor) == device_)) fail(name, " is on another device than the other tensors");
+    if (type_number(tensor) != aoti_torch_dtype_int64() || !tensor.is_contiguous() || tensor.numel() != count) {
+      fail(name, " must be [" + std::to_string(count) + "] int64, contiguous");
+    }
+    return static_cast<const int64_t*>(tensor.const_data_ptr());
+  }
+
   // A weight [D, ...], which may come without D where it is 1.
   const void* weight(const char* name, const OptionalTensor& tensor, std::vector<int64_t> sizes) {
     if (!tensor.has_value()) return nullptr;
@@ -151,7 +159,8 @@ void gemm(const Gemm& g) {
   torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference
 }
 
-// "step+tf32" is the strategy "step" with fp32 products that may round their factors to TF32.
+// "step+tf32" is the strategy "step", and so for the persistent ones, with fp32 products that may round their factors
+// to TF32.
 constexpr const char* kTf32 = "+tf32";
 
 // A call: which kernels run, on what. Lives as long as the arguments that point into it.
@@ -203,15 +212,34 @@ struct Call {
   void* stream = nullptr;
 };
 
+// The options of a call, in the order of the schemas.
+struct Asked {
+  int64_t heads;
+  const OptionalTensor &mask, &seed;
+  double zoneout_h, zoneout_c;
+  int64_t first;
+  const OptionalTensor& norm;
+
+  bool zones() const { return zoneout_h > 0 || zoneout_c > 0; }
+
+  void put(RecurrentShape& s, Inputs& in) const {
+    s.options.mask = in.get("mask", mask, {s.tracks(), s.batch, s.proj});
+    s.options.norm = in.weight("norm", norm, {s.tracks(), info(s.cell).gates * s.hidden});
+    s.options.zoneout_h = zoneout_h, s.options.zoneout_c = zoneout_c, s.options.first = first;
+    if (zones() && seed.has_value()) s.options.seed = in.numbers("seed", *seed, s.directions);
+  }
+};
+
 // Sizes of a call from those tensors that hold them all.
 RecurrentShape shape_of(const std::string& cell, int64_t rows, const Tensor& h0, const Tensor& w_hh,
-                        const OptionalTensor& batch_sizes) {
+                        const OptionalTensor& batch_sizes, int64_t heads) {
   require(h0.dim() == 3, "h0 [D, B, P] must have 3 dimensions");
   require(w_hh.dim() == 3 || w_hh.dim() == 2, "w_hh must be [D, G*H, P], or [G*H, P]");
   RecurrentShape s{};
   s.cell = cell.c_str();
   s.dtype = dtype_of(h0);
-  s.directions = h0.size(0), s.batch = h0.size(1), s.proj = h0.size(2);
+  require(heads > 0 && h0.size(0) % heads == 0, "heads must divide D");
+  s.heads = heads, s.directions = h0.size(0) / heads, s.batch = h0.size(1), s.proj = h0.size(2);
   s.rows = rows;
   s.hidden = w_hh.size(w_hh.dim() - 2) / info(cell).gates;
   s.threads = static_cast<int>(torch::stable::get_num_threads());
@@ -266,94 +294,118 @@ Tensor input_product(const Tensor& x, const Tensor& w, const OptionalTensor& b) 
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor x, Tensor h0, OptionalTensor c0, Tensor w_ih, Tensor w_hh,
-                                                   OptionalTensor b_ih, OptionalTensor b_hh, OptionalTensor w_hr,
-                                                   OptionalTensor batch_sizes, std::string cell, std::string strategy,
-                                                   bool save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor x, Tensor h0, OptionalTensor c0, OptionalTensor w_ih,
+                                                           Tensor w_hh, OptionalTensor b_ih, OptionalTensor b_hh,
+                                                           OptionalTensor w_hr, OptionalTensor batch_sizes,
+                                                           std::string cell, std::string strategy, bool save,
+                                                           int64_t heads, OptionalTensor mask, OptionalTensor seed,
+                                                           double zoneout_h, double zoneout_c, int64_t first,
+                                                           OptionalTensor norm, bool recompute) {
   require(x.dim() == 2, "x [N, I] must have 2 dimensions");
   RecurrentForward args{};
   const Call call(h0, std::move(strategy));
-  args.shape = shape_of(cell, x.size(0), h0, w_hh, batch_sizes);
+  args.shape = shape_of(cell, x.size(0), h0, w_hh, batch_sizes, heads);
   RecurrentShape& s = args.shape;
   const CellInfo& c = info(cell);
+  const Asked asked{heads, mask, seed, zoneout_h, zoneout_c, first, norm};
   require(c0.has_value() == c.cell_state, "c0 must be given for cells with a cell state, and for no other");
-  const int64_t width = c.gates * s.hidden;
+  const int64_t width = c.gates * s.hidden, D = s.tracks();
   s.inputs = x.size(1);
-  save = save && c.saved > 0;
+  const bool save_states = save && (recompute ? c.cell_state : asked.zones());
+  save = save && !recompute && c.saved > 0;
 
   Inputs in(h0);
-  args.x = in.get("x", x, {s.rows, s.inputs});
-  args.w_ih = in.weight("w_ih", w_ih, {s.directions, width, s.inputs});
-  args.b_ih = in.weight("b_ih", b_ih, {s.directions, width});
-  args.h0 = in.get("h0", h0, {s.directions, s.batch, s.proj});
-  args.c0 = in.get("c0", c0, {s.directions, s.batch, s.hidden});
-  args.w_hh = in.weight("w_hh", w_hh, {s.directions, width, s.proj});
-  args.b_hh = in.weight("b_hh", b_hh, {s.directions, width});
-  args.w_hr = in.weight("w_hr", w_hr, {s.directions, s.proj, s.hidden});
+  args.x = in.get("x", x, {s.rows, w_ih.has_value() ? s.inputs : D * width});
+  args.w_ih = in.weight("w_ih", w_ih, {D, width, s.inputs});
+  args.b_ih = in.weight("b_ih", b_ih, {D, width});
+  args.h0 = in.get("h0", h0, {D, s.batch, s.proj});
+  args.c0 = in.get("c0", c0, {D, s.batch, s.hidden});
+  args.w_hh = in.weight("w_hh", w_hh, {D, width, s.proj});
+  args.b_hh = in.weight("b_hh", b_hh, {D, width});
+  args.w_hr = in.weight("w_hr", w_hr, {D, s.proj, s.hidden});
+  asked.put(s, in);
   OptionalTensor gates;
-  if (call.provider != &cpu_provider() || s.steps == 1) {
-    gates = input_product(x, w_ih, b_ih);
+  if (!w_ih.has_value()) {
+    args.gates = args.x;
+  } else if (call.provider != &cpu_provider() || s.steps == 1) {
+    gates = input_product(x, *w_ih, b_ih);
     args.gates = gates->const_data_ptr();
   }
 
-  Tensor y = empty(h0, {s.rows, s.directions * s.proj});
-  Tensor h_n = empty(h0, {s.directions, s.batch, s.proj});
-  Tensor c_n = empty_if(c.cell_state, h0, {s.directions, s.batch, s.hidden});
-  Tensor saved = empty_if(save, h0, {s.rows, s.directions * c.saved * s.hidden});
+  Tensor y = empty(h0, {s.rows, D * s.proj});
+  Tensor h_n = empty(h0, {D, s.batch, s.proj});
+  Tensor c_n = empty_if(c.cell_state, h0, {D, s.batch, s.hidden});
+  Tensor saved = empty_if(save, h0, {s.rows, D * c.saved * s.hidden});
+  Tensor states = empty_if(save_states, h0, {s.rows, D * s.hidden});
   args.y = y.mutable_data_ptr();
   args.h_n = h_n.mutable_data_ptr();
   args.c_n = data_if(c.cell_state, c_n);
   args.saved = data_if(save, saved);
+  args.states = data_if(save_states, states);
   call.run(args, call.provider->forward, call.provider->forward_workspace);
-  return {y, h_n, c_n, saved};
+  return {y, h_n, c_n, saved, states};
 }
 
-std::tuple<Tensor, Tensor, Tensor> inference(Tensor x, Tensor h0, OptionalTensor c0, Tensor w_ih, Tensor w_hh,
+std::tuple<Tensor, Tensor, Tensor> inference(Tensor x, Tensor h0, OptionalTensor c0, OptionalTensor w_ih, Tensor w_hh,
                                              OptionalTensor b_ih, OptionalTensor b_hh, OptionalTensor w_hr,
-                                             OptionalTensor batch_sizes, std::string cell, std::string strategy) {
-  auto [y, h_n, c_n, saved] =
-      forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, std::move(cell), std::move(strategy), false);
+                                             OptionalTensor batch_sizes, std::string cell, std::string strategy,
+                                             int64_t heads, OptionalTensor mask, OptionalTensor seed, double zoneout_h,
+                                             double zoneout_c, int64_t first, OptionalTensor norm, bool recompute) {
+  auto [y, h_n, c_n, saved, states] =
+      forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, std::move(cell), std::move(strategy), false, heads,
+              mask, seed, zoneout_h, zoneout_c, first, norm, recompute);
   return {y, h_n, c_n};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(OptionalTensor grad_y, OptionalTensor grad_h_n,
-                                                            OptionalTensor grad_c_n, Tensor y, Tensor saved, Tensor h0,
-                                                            OptionalTensor c0, Tensor w_hh, OptionalTensor b_hh,
-                                                            OptionalTensor w_hr, OptionalTensor batch_sizes,
-                                                            std::string cell, std::string strategy) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    OptionalTensor grad_y, OptionalTensor grad_h_n, OptionalTensor grad_c_n, Tensor y, Tensor saved,
+    OptionalTensor states, OptionalTensor normed, OptionalTensor rstd, Tensor h0, OptionalTensor c0, Tensor w_hh,
+    OptionalTensor b_hh, OptionalTensor w_hr, OptionalTensor batch_sizes, std::string cell, std::string strategy,
+    int64_t heads, OptionalTensor mask, OptionalTensor seed, double zoneout_h, double zoneout_c, int64_t first,
+    OptionalTensor norm) {
   (void)b_hh;  // in the schema so that both operators take the same weights; backward does not need its value
   require(y.dim() == 2, "y [N, D*P] must have 2 dimensions");
   RecurrentBackward args{};
   const Call call(h0, std::move(strategy));
-  args.shape = shape_of(cell, y.size(0), h0, w_hh, batch_sizes);
+  args.shape = shape_of(cell, y.size(0), h0, w_hh, batch_sizes, heads);
   const RecurrentShape& s = args.shape;
   const CellInfo& c = info(cell);
+  const Asked asked{heads, mask, seed, zoneout_h, zoneout_c, first, norm};
+  require(asked.zones() == states.has_value(), "states must be given with zoneout, and never else");
+  require(norm.has_value() == normed.has_value() && norm.has_value() == rstd.has_value(),
+          "normed and rstd must be given with layer norm, and never else");
   require(c0.has_value() == c.cell_state, "c0 must be given for cells with a cell state, and for no other");
-  const int64_t width = c.gates * s.hidden;
+  const int64_t width = c.gates * s.hidden, D = s.tracks();
 
   Inputs in(h0);
-  args.grad_y = in.get("grad_y", grad_y, {s.rows, s.directions * s.proj});
-  args.grad_h_n = in.get("grad_h_n", grad_h_n, {s.directions, s.batch, s.proj});
-  if (c.cell_state) args.grad_c_n = in.get("grad_c_n", grad_c_n, {s.directions, s.batch, s.hidden});
-  args.y = in.get("y", y, {s.rows, s.directions * s.proj});
-  if (c.saved > 0) args.saved = in.get("saved", saved, {s.rows, s.directions * c.saved * s.hidden});
-  args.h0 = in.get("h0", h0, {s.directions, s.batch, s.proj});
-  args.c0 = in.get("c0", c0, {s.directions, s.batch, s.hidden});
-  args.w_hh = in.weight("w_hh", w_hh, {s.directions, width, s.proj});
-  args.w_hr = in.weight("w_hr", w_hr, {s.directions, s.proj, s.hidden});
+  args.grad_y = in.get("grad_y", grad_y, {s.rows, D * s.proj});
+  args.grad_h_n = in.get("grad_h_n", grad_h_n, {D, s.batch, s.proj});
+  if (c.cell_state) args.grad_c_n = in.get("grad_c_n", grad_c_n, {D, s.batch, s.hidden});
+  args.y = in.get("y", y, {s.rows, D * s.proj});
+  if (c.saved > 0) args.saved = in.get("saved", saved, {s.rows, D * c.saved * s.hidden});
+  args.states = in.get("states", states, {s.rows, D * s.hidden});
+  args.normed = in.get("normed", normed, {s.rows, D * width});
+  args.rstd = in.get("rstd", rstd, {s.rows, D * (c.second_gates > 0 ? 2 : 1)});
+  args.h0 = in.get("h0", h0, {D, s.batch, s.proj});
+  args.c0 = in.get("c0", c0, {D, s.batch, s.hidden});
+  args.w_hh = in.weight("w_hh", w_hh, {D, width, s.proj});
+  args.w_hr = in.weight("w_hr", w_hr, {D, s.proj, s.hidden});
+  asked.put(args.shape, in);
 
-  Tensor d_gates = empty(h0, {s.rows, s.directions * width});
-  Tensor d_recurrent = empty_if(c.split, h0, {s.rows, s.directions * width});
-  Tensor d_h0 = empty(h0, {s.directions, s.batch, s.proj});
-  Tensor d_c0 = empty_if(c.cell_state, h0, {s.directions, s.batch, s.hidden});
-  Tensor d_proj = empty_if(w_hr.has_value(), h0, {s.rows, s.directions * s.proj});
+  Tensor d_gates = empty(h0, {s.rows, D * width});
+  Tensor d_recurrent = empty_if(c.split, h0, {s.rows, D * width});
+  Tensor d_h0 = empty(h0, {D, s.batch, s.proj});
+  Tensor d_c0 = empty_if(c.cell_state, h0, {D, s.batch, s.hidden});
+  Tensor d_proj = empty_if(w_hr.has_value(), h0, {s.rows, D * s.proj});
+  Tensor d_products = empty_if(norm.has_value(), h0, {s.rows, D * width});
+  args.d_products = data_if(norm.has_value(), d_products);
   args.d_gates = d_gates.mutable_data_ptr();
   args.d_recurrent = data_if(c.split, d_recurrent);
   args.d_h0 = d_h0.mutable_data_ptr();
   args.d_c0 = data_if(c.cell_state, d_c0);
   args.d_proj = data_if(w_hr.has_value(), d_proj);
   call.run(args, call.provider->backward, call.provider->backward_workspace);
-  return {d_gates, d_recurrent, d_h0, d_c0, d_proj};
+  return {d_gates, d_recurrent, d_h0, d_c0, d_proj, d_products};
 }
 
 ScanShape scan_shape(const std::string& cell, const Tensor& gates) {

@@ -2,6 +2,7 @@
 // Parallel random numbers: as easy as 1, 2, 3.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "cells/math.h"
@@ -23,6 +24,12 @@ FUSEDNN_HD Words philox(Words counter, uint64_t key) {
     high += 0xBB67AE85u;
   }
   return counter;
+}
+
+// A word below this is drawn with `probability`.
+FUSEDNN_HD uint32_t limit_of(double probability) {
+  const double words = std::nearbyint(probability * 4294967296.0);  // ties as Python rounds
+  return words < 4294967295.0 ? static_cast<uint32_t>(words) : 4294967295u;
 }
 
 }  // namespace fusednn::cells

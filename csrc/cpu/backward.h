@@ -9,7 +9,8 @@ namespace fusednn::cpu::FUSEDNN_ISA {
 template <class Cell, class T>
 class Backward {
  public:
-  explicit Backward(const RecurrentBackward& args, bool packs = true) : a(args), sizes(args.shape), packs(packs) {
+  explicit Backward(const RecurrentBackward& args, bool packs = true)
+      : a(args), options(args.shape.options), sizes(args.shape), packs(packs), tracks(sizes.tracks) {
     time = {a.shape.batch, a.shape.steps, a.shape.batch_sizes, nullptr};
     lay_out();
     space.allocate();
@@ -27,13 +28,18 @@ class Backward {
   static constexpr long kLanes = Lanes<A>::kCount;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
 
-  struct Direction {
+  struct Track {
     Panels<A> first, second, proj;
     A* dh;           // [B, proj_row] reaches h_t from later steps
+    A* through;      // what of it passed through W_hh: dh itself, or with a mask apart until it is masked
+    A* kept_h;       // [B, proj_row] what zoneout lets pass by the cell; null without
+    A* kept_c;       // [B, hidden_row]
     A* dc;           // [B, hidden_row]
     A* dm;           // [B, hidden_row] reaches what the second product or the projection took
     A* tile[2];      // [B, tile_row] gradients of the first gates
     A* second_tile;  // [B, second_row] of the last gates, or of the projection's output
+    A* raw;          // [B, tile_row] with layer norm of the first gates' products; null without
+    A* second_raw;   // [B, second_row] of the last gates'
   };
 
   // ------- memory
@@ -46,27 +52,31 @@ class Backward {
 
   void lay_out() {
     const long batch = sizes.batch;
-    for (long i = 0; i < sizes.directions; ++i) {
-      Direction& d = directions[i];
+    for (long i = 0; i < sizes.tracks; ++i) {
+      Track& d = tracks[i];
       d.first = panels(sizes.proj, kFirst * sizes.hidden);
       d.dh = take(batch * sizes.proj_row);
+      d.through = options.mask == nullptr ? d.dh : take(batch * sizes.proj_row);
+      if (options.zones()) d.kept_h = take(batch * sizes.proj_row), d.kept_c = take(batch * sizes.hidden_row);
       if (Cell::kCellState) d.dc = take(batch * sizes.hidden_row);
       for (A*& tile : d.tile) tile = take(batch * tile_row());
       if (kSecond > 0 || a.w_hr != nullptr) d.dm = take(batch * sizes.hidden_row);
       if (kSecond > 0 || a.w_hr != nullptr) d.second_tile = take(batch * second_row());
+      if (options.norm != nullptr) d.raw = take(batch * tile_row());
+      if (options.norm != nullptr && kSecond > 0) d.second_raw = take(batch * second_row());
       if (kSecond > 0) d.second = panels(sizes.hidden, kSecond * sizes.hidden);
       if (a.w_hr != nullptr) d.proj = panels(sizes.hidden, sizes.proj);
     }
     if (time.sizes != nullptr)
       time.offsets = static_cast<long*>(space.take(sizeof(long) * static_cast<size_t>(sizes.steps)));
     team_barrier = take_barriers(space, 1);
-    barriers = take_barriers(space, static_cast<int>(sizes.directions) * a.shape.threads);
+    barriers = take_barriers(space, static_cast<int>(sizes.tracks) * a.shape.threads);
   }
 
   // ------- before the first step
 
   void prepare(int i, int thread, int threads) {
-    Direction& d = directions[i];
+    Track& d = tracks[i];
     const T* w = static_cast<const T*>(a.w_hh) + i * G * sizes.hidden * sizes.proj;
     pack(Sums::kColumns, w, sizes.proj, d.first, thread, threads);
     if (kSecond > 0) {
@@ -82,8 +92,9 @@ class Backward {
 
   void prepare_row(int i, long b) {
     const long row = i * sizes.batch + b;
-    widen_or_zero(directions[i].dh + b * sizes.proj_row, a.grad_h_n, row, sizes.proj);
-    if (Cell::kCellState) widen_or_zero(directions[i].dc + b * sizes.hidden_row, a.grad_c_n, row, sizes.hidden);
+    widen_or_zero(tracks[i].dh + b * sizes.proj_row, a.grad_h_n, row, sizes.proj);
+    if (options.mask != nullptr) widen_or_zero(tracks[i].through + b * sizes.proj_row, nullptr, row, sizes.proj);
+    if (Cell::kCellState) widen_or_zero(tracks[i].dc + b * sizes.hidden_row, a.grad_c_n, row, sizes.hidden);
   }
 
   static void widen_or_zero(A* to, const void* from, long row, long n) {
@@ -94,10 +105,10 @@ class Backward {
   // ------- the steps
 
   void thread(int thread, int threads) {
-    for (int i = 0; i < sizes.directions; ++i) prepare(i, thread, threads);
+    for (int i = 0; i < sizes.tracks; ++i) prepare(i, thread, threads);
     team_barrier->wait(threads);
-    const Share share = make_share(cost(), static_cast<int>(sizes.directions), thread, threads);
-    for (int i = share.first_direction; i < share.last_direction; ++i) {
+    const Share share = make_share(cost(), static_cast<int>(sizes.tracks), thread, threads);
+    for (int i = share.first_track; i < share.last_track; ++i) {
       const Part part = make_part(sizes, share, i, barriers, a.shape.threads);
       sequence(i, part);
       for (long b = part.rows.begin; b < part.rows.end; ++b) finish(i, part, b);
@@ -115,41 +126,59 @@ class Backward {
 
   void sequence(int i, const Part& part) {
     for (long s = 0; s < sizes.steps; ++s) {
-      const long t = i == 0 ? sizes.steps - 1 - s : s;
-      const long prev = i == 0 ? t - 1 : t + 1;
+      const long t = sizes.reverse(i) ? s : sizes.steps - 1 - s;
+      const long prev = sizes.reverse(i) ? t + 1 : t - 1;
       const long prev_count = time.count(prev);
       const BackStep step{{t, time.offset(t), part.rows.first(time.count(t)), s % 2 == 1},
                           prev_count > 0 ? time.offset(prev) : 0,
                           prev_count};
+      if (options.zones()) divide(i, step, part);
       if (kSecond > 0) {
         two_product_step(i, step, part);
       } else {
         if (a.w_hr != nullptr) unproject(i, step, part);
         one_product_step(i, step, part);
       }
+      if (options.zones() || options.mask != nullptr) join(i, step, part);
     }
   }
 
   void one_product_step(int i, const BackStep& step, const Part& part) {
-    const Direction& d = directions[i];
+    const Track& d = tracks[i];
     last_gates(i, step, part);
     part.barrier->wait(part.team);
-    product(d.first, {d.tile[step.odd], tile_row()}, {d.dh, sizes.proj_row, kLanes}, step, part.proj_blocks);
+    if (options.norm != nullptr) {
+      last_products(i, step, part);
+      part.barrier->wait(part.team);
+    }
+    product(d.first, {d.raw == nullptr ? d.tile[step.odd] : d.raw, tile_row()}, {d.through, sizes.proj_row, kLanes},
+            step, part.proj_blocks);
   }
 
   void two_product_step(int i, const BackStep& step, const Part& part) {
-    const Direction& d = directions[i];
+    const Track& d = tracks[i];
     last_gates(i, step, part);
     part.barrier->wait(part.team);
-    product(d.second, {d.second_tile, second_row()}, {d.dm, sizes.hidden_row, kLanes}, step, part.blocks);
+    if (options.norm != nullptr) {
+      last_products(i, step, part);
+      part.barrier->wait(part.team);
+    }
+    product(d.second, {d.second_raw == nullptr ? d.second_tile : d.second_raw, second_row()},
+            {d.dm, sizes.hidden_row, kLanes}, step, part.blocks);
+    if (options.mask != nullptr) mask_middle(i, step, part);
     first_gates(i, step, part);
     part.barrier->wait(part.team);
-    product(d.first, {d.tile[step.odd], tile_row()}, {d.dh, sizes.proj_row, kLanes}, step, part.proj_blocks);
+    if (options.norm != nullptr) {
+      first_products(i, step, part);
+      part.barrier->wait(part.team);
+    }
+    product(d.first, {d.raw == nullptr ? d.tile[step.odd] : d.raw, tile_row()}, {d.through, sizes.proj_row, kLanes},
+            step, part.proj_blocks);
   }
 
   // dh of the projection's output, and from it that of its input.
   void unproject(int i, const BackStep& step, const Part& part) {
-    const Direction& d = directions[i];
+    const Track& d = tracks[i];
     projection(i, step, part);
     part.barrier->wait(part.team);
     product(d.proj, {d.second_tile, second_row()}, {d.dm, sizes.hidden_row, kLanes}, step, part.blocks);
@@ -178,7 +207,7 @@ class Backward {
     for (long block = part.proj_blocks.begin; block < part.proj_blocks.end; ++block) {
       projection_block(i, step, Block<false>{sizes.lanes(sizes.proj, block)}, block);
     }
-    for (long b = step.rows.begin; b < step.rows.end; ++b) clear(directions[i].dm + b * sizes.hidden_row, part.blocks);
+    for (long b = step.rows.begin; b < step.rows.end; ++b) clear(tracks[i].dm + b * sizes.hidden_row, part.blocks);
   }
 
   static void clear(A* row, Range blocks) {
@@ -211,7 +240,7 @@ class Backward {
   // Element (row of N, direction i, unit) of a tensor [N, D * size].
   template <class P>
   FUSEDNN_FN P at(P base, long row, int i, long size, long block) const {
-    return base + (row * sizes.directions + i) * size + block * kLanes;
+    return base + (row * sizes.tracks + i) * size + block * kLanes;
   }
 
   const T* h_prev_at(int i, const BackStep& step, long block, long b) const {
@@ -222,7 +251,7 @@ class Backward {
   const T* c_prev_at(int i, const BackStep& step, long block, long b) const {
     if (b >= step.prev_count)
       return static_cast<const T*>(a.c0) + (i * sizes.batch + b) * sizes.hidden + block * kLanes;
-    return saved_at(i, step.prev_offset + b, block) + Cell::kSavedC * sizes.hidden;
+    return at(c_of + c_at * sizes.hidden, step.prev_offset + b, i, c_values * sizes.hidden, block);
   }
 
   const T* saved_at(int i, long row, long block) const {
@@ -239,9 +268,9 @@ class Backward {
 
   template <class Lane>
   FUSEDNN_FN V whole_dh(int i, const Step& step, Lane lanes, long block, long b) const {
-    const V dh = load(directions[i].dh + b * sizes.proj_row + block * kLanes);
-    if (a.grad_y == nullptr) return dh;
-    return dh + lanes.load(at(static_cast<const T*>(a.grad_y), step.offset + b, i, sizes.proj, block));
+    const V dh = load(tracks[i].dh + b * sizes.proj_row + block * kLanes);
+    if (grad_y == nullptr) return dh;
+    return dh + lanes.load(at(grad_y, step.offset + b, i, sizes.proj, block));
   }
 
   // Gradients of gates [kFrom, kTo): to the tensors, and the recurrent ones to the tile.
@@ -259,14 +288,14 @@ class Backward {
 
   template <class Lane>
   FUSEDNN_FN void one_cell(int i, const BackStep& step, Lane lanes, long block, long b) const {
-    const Direction& d = directions[i];
+    const Track& d = tracks[i];
     V saved[S + 1], dx[G], dr[G], h{}, h_prev{}, c_prev{}, dc{};
     load_saved(i, step, lanes, block, b, saved);
     if constexpr (Cell::kCellState) {
       c_prev = lanes.load(c_prev_at(i, step, block, b));
       dc = load(d.dc + b * sizes.hidden_row + block * kLanes);
     } else {
-      h = lanes.load(at(static_cast<const T*>(a.y), step.offset + b, i, sizes.proj, block));
+      h = lanes.load(at(own_h, step.offset + b, i, sizes.proj, block));
       h_prev = lanes.load(h_prev_at(i, step, block, b));
     }
     const V dh =
@@ -279,7 +308,7 @@ class Backward {
 
   template <class Lane>
   FUSEDNN_FN void second_cell(int i, const BackStep& step, Lane lanes, long block, long b) const {
-    const Direction& d = directions[i];
+    const Track& d = tracks[i];
     V saved[S + 1], dx[G], dr[G];
     load_saved(i, step, lanes, block, b, saved);
     const V h_prev = lanes.load(h_prev_at(i, step, block, b));
@@ -292,7 +321,7 @@ class Backward {
 
   template <class Lane>
   FUSEDNN_FN void first_cell(int i, const BackStep& step, Lane lanes, long block, long b) const {
-    const Direction& d = directions[i];
+    const Track& d = tracks[i];
     V saved[S + 1], dx[G], dr[G];
     load_saved(i, step, lanes, block, b, saved);
     const V h_prev = lanes.load(h_prev_at(i, step, block, b));
@@ -304,7 +333,7 @@ class Backward {
   }
 
   void projection_block(int i, const Step& step, Block<false> lanes, long block) const {
-    const Direction& d = directions[i];
+    const Track& d = tracks[i];
     for (long b = step.rows.begin; b < step.rows.end; ++b) {
       const V dh = whole_dh(i, step, lanes, block, b);
       lanes.store(at(static_cast<T*>(a.d_proj), step.offset + b, i, sizes.proj, block), dh);
@@ -313,8 +342,128 @@ class Backward {
     }
   }
 
+  // ------- layer norm: from the gradients of a row's gates to those of its product, for the thread's units
+
+  void last_products(int i, const BackStep& step, const Part& part) const {
+    const Track& d = tracks[i];
+    if constexpr (kSecond > 0) {
+      products<kFirst, G>(i, step, part, {d.second_tile, second_row()}, d.second_raw);
+    } else {
+      first_products(i, step, part);
+    }
+  }
+
+  void first_products(int i, const BackStep& step, const Part& part) const {
+    products<0, kFirst>(i, step, part, {tracks[i].tile[step.odd], tile_row()}, tracks[i].raw);
+  }
+
+  // With n = normed and d the gradient of n: rstd (d - mean(d) - n mean(d n)).
+  template <int kFrom, int kTo>
+  void products(int i, const BackStep& step, const Part& part, Rows<A> tile, A* raw) const {
+    constexpr int kProducts = kSecond > 0 ? 2 : 1;
+    const T* gain = static_cast<const T*>(options.norm) + i * G * sizes.hidden;
+    for (long b = step.rows.begin; b < step.rows.end; ++b) {
+      const long row = step.offset + b;
+      const T* normed = at(static_cast<const T*>(a.normed), row, i, G * sizes.hidden, 0);
+      const A rstd = load_one(static_cast<const T*>(a.rstd) + (row * sizes.tracks + i) * kProducts + (kFrom > 0));
+      const auto gradient = [&](Block<false> lanes, int g, long u) __attribute__((always_inline)) {
+        return lanes.load(tile.data + b * tile.row + (g - kFrom) * sizes.hidden + u) *
+               lanes.load(gain + g * sizes.hidden + u);
+      };
+      V sum{}, dot{};
+      for_gates<kFrom, kTo>({0, sizes.hidden_blocks}, [&](Block<false> lanes, int g, long u) {
+        const V d = gradient(lanes, g, u);
+        sum += d, dot += d * lanes.load(normed + g * sizes.hidden + u);
+      });
+      const A count = static_cast<A>((kTo - kFrom) * sizes.hidden), mean = total(sum) / count;
+      const A mean_dot = total(dot) / count;
+      T* out = at(static_cast<T*>(a.d_products), row, i, G * sizes.hidden, 0);
+      for_gates<kFrom, kTo>(part.blocks, [&](Block<false> lanes, int g, long u) {
+        const V n = lanes.load(normed + g * sizes.hidden + u);
+        const V d = (gradient(lanes, g, u) - mean - n * mean_dot) * rstd;
+        lanes.store(out + g * sizes.hidden + u, d);
+        lanes.store(raw + b * tile.row + (g - kFrom) * sizes.hidden + u, d);
+      });
+    }
+  }
+
+  template <int kFrom, int kTo, class Visit>
+  void for_gates(Range blocks, Visit visit) const {
+    for (long block = blocks.begin; block < blocks.end; ++block) {
+      const Block<false> lanes{sizes.lanes(sizes.hidden, block)};
+      for (int g = kFrom; g < kTo; ++g) visit(lanes, g, block * kLanes);
+    }
+  }
+
+  // ------- options
+
+  // Zoneout: what the unit kept takes its share of the gradient, and the cell the rest.
+  void divide(int i, const Step& step, const Part& part) const {
+    const Track& d = tracks[i];
+    const Zoneout<A> zoneout{options, sizes.heads, step.t};
+    for (long b = step.rows.begin; b < step.rows.end; ++b) {
+      zoneout.keep(cells::kZoneoutH, i, b, part.proj_blocks, sizes.proj, [&](long block, V share, Block<false> lanes) {
+        const long own = b * sizes.proj_row + block * kLanes;
+        V dh = load(d.dh + own);
+        if (a.grad_y != nullptr) {
+          dh += lanes.load(at(static_cast<const T*>(a.grad_y), step.offset + b, i, sizes.proj, block));
+        }
+        store(d.kept_h + own, share * dh);
+        store(d.dh + own, (1.f - share) * dh);
+      });
+      if (!Cell::kCellState) continue;
+      zoneout.keep(cells::kZoneoutC, i, b, part.blocks, sizes.hidden, [&](long block, V share, Block<false>) {
+        const long own = b * sizes.hidden_row + block * kLanes;
+        const V dc = load(d.dc + own);
+        store(d.kept_c + own, share * dc);
+        store(d.dc + own, (1.f - share) * dc);
+      });
+    }
+  }
+
+  // All that reaches h and c of the step before.
+  void join(int i, const Step& step, const Part& part) const {
+    const Track& d = tracks[i];
+    for (long b = step.rows.begin; b < step.rows.end; ++b) {
+      const long h = b * sizes.proj_row, c = b * sizes.hidden_row;
+      if (options.mask != nullptr) mask_row(d.through + h, d.dh + h, i, b, part.proj_blocks);
+      if (!options.zones()) continue;
+      add(d.dh + h, d.kept_h + h, part.proj_blocks);
+      if (Cell::kCellState) add(d.dc + c, d.kept_c + c, part.blocks);
+    }
+  }
+
+  // to += from * mask; from becomes zero.
+  void mask_row(A* from, A* to, int i, long b, Range blocks) const {
+    const T* mask = static_cast<const T*>(options.mask) + (i * sizes.batch + b) * sizes.proj;
+    for (long block = blocks.begin; block < blocks.end; ++block) {
+      const V v =
+          load(from + block * kLanes) * Block<false>{sizes.lanes(sizes.proj, block)}.load(mask + block * kLanes);
+      store(from + block * kLanes, V{});
+      store(to + block * kLanes, load(to + block * kLanes) + v);
+    }
+  }
+
+  // The gradient of what the second product took, in a cell whose h has the size of its units.
+  void mask_middle(int i, const Step& step, const Part& part) const {
+    const T* mask = static_cast<const T*>(options.mask) + i * sizes.batch * sizes.proj;
+    for (long b = step.rows.begin; b < step.rows.end; ++b) {
+      for (long block = part.blocks.begin; block < part.blocks.end; ++block) {
+        A* dm = tracks[i].dm + b * sizes.hidden_row + block * kLanes;
+        store(dm,
+              load(dm) * Block<false>{sizes.lanes(sizes.hidden, block)}.load(mask + b * sizes.proj + block * kLanes));
+      }
+    }
+  }
+
+  static void add(A* to, const A* from, Range blocks) {
+    for (long block = blocks.begin; block < blocks.end; ++block) {
+      store(to + block * kLanes, load(to + block * kLanes) + load(from + block * kLanes));
+    }
+  }
+
   void finish(int i, const Part& part, long b) const {
-    const Direction& d = directions[i];
+    const Track& d = tracks[i];
     const long row = i * sizes.batch + b;
     const Range h = units(part.proj_blocks, sizes.proj), c = units(part.blocks, sizes.hidden);
     narrow(static_cast<T*>(a.d_h0) + row * sizes.proj + h.begin, d.dh + b * sizes.proj_row + h.begin, h.size());
@@ -325,11 +474,17 @@ class Backward {
   static Range units(Range blocks, long size) { return Range{blocks.begin * kLanes, blocks.end * kLanes}.first(size); }
 
   const RecurrentBackward& a;
+  const RecurrentOptions& options;
   const Sizes<A> sizes;
   const bool packs;  // weights; single_step.h does without
+  // With zoneout grad_y has joined dh before the cells run, and the states stand apart from what the cells gave.
+  const T* const grad_y = static_cast<const T*>(options.zones() ? nullptr : a.grad_y);
+  const T* const own_h = static_cast<const T*>(a.states == nullptr ? a.y : a.states);
+  const T* const c_of = static_cast<const T*>(a.states == nullptr ? a.saved : a.states);
+  const long c_at = a.states == nullptr ? Cell::kSavedC : 0, c_values = a.states == nullptr ? S : 1;
   Timeline time;
   Workspace space;
-  Direction directions[2] = {};
+  Array<Track> tracks;
   Barrier* team_barrier = nullptr;
   Barrier* barriers = nullptr;
 };

@@ -1,17 +1,14 @@
 #include "cpu/dropout.h"
 
-#include <cmath>
-
 #include "api.h"
-#include "cells/philox.h"
+#include "cells/zoneout.h"
 #include "cpu/team.h"
 
 namespace fusednn {
 namespace cpu {
 
 uint32_t dropout_limit(double probability) {
-  const double words = std::nearbyint(probability * 4294967296.0);  // ties as Python rounds
-  return words < 4294967295.0 ? static_cast<uint32_t>(words) : 4294967295u;
+  return cells::limit_of(probability);
 }
 
 // Word j % 4 of counter (j / 4, i, head, 0) decides on key j.
@@ -22,6 +19,16 @@ void keep_row(int64_t seed, uint32_t limit, int64_t head, int64_t i, int64_t fir
                       static_cast<uint64_t>(seed));
     for (int64_t j = group * 4; j < group * 4 + 4; ++j) {
       if (j >= first && j < end) keep[j - first] = drawn.word[j % 4] >= limit;
+    }
+  }
+}
+
+void draw_zoneout(int64_t seed, uint32_t limit, uint32_t stream, int64_t t, int64_t b, int64_t first, int64_t count,
+                  bool* kept) {
+  for (int64_t u = first / 4 * 4; u < first + count; u += 4) {
+    const cells::Words drawn = cells::zoneout_words(seed, stream, t, b, u);
+    for (int64_t v = u; v < u + 4; ++v) {
+      if (v >= first && v < first + count) kept[v - first] = drawn.word[v % 4] < limit;
     }
   }
 }

@@ -8,7 +8,8 @@ namespace fusednn::cpu::FUSEDNN_ISA {
 template <class Cell, class T>
 class Forward {
  public:
-  explicit Forward(const RecurrentForward& args, bool packs = true) : a(args), sizes(args.shape), packs(packs) {
+  explicit Forward(const RecurrentForward& args, bool packs = true)
+      : a(args), options(args.shape.options), sizes(args.shape), packs(packs), tracks(sizes.tracks) {
     time = {a.shape.batch, a.shape.steps, a.shape.batch_sizes, nullptr};
     lay_out();
     space.allocate();
@@ -25,15 +26,18 @@ class Forward {
   using V = Vec<A>;
   static constexpr long kLanes = Lanes<A>::kCount;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
+  static constexpr int kTogether = G < 4 ? 4 : 2;  // rows whose cells run side by side
   static constexpr long kTile = kRowGroup * kLanes * largest(Blocking<kFirst>::kGroup * kFirst, 8);
 
-  struct Direction {
+  struct Track {
     Panels<A> first, second, proj;
     InputPart<G, T> input;  // where the gates are not given
     A* bias;                // [G, hidden_row]
     A* h[2];                // [B, proj_row] of this and the next step
-    A* c;                   // [B, hidden_row]
+    A* masked[2];           // what W_hh multiplies: h, or h times the mask
+    A* c[2];                // [B, hidden_row] likewise; without zoneout one and the same
     A* middle;              // [B, hidden_row] what the second product or the projection takes
+    A* raw;                 // [B, hidden_blocks, gates] vectors, the product that layer norm takes
     A* kept;                // [B, hidden_blocks, S] vectors, from the first to the second half of a two-product step
     const T* done;          // where single_step.h has computed the product: [B, its gates * units]; else null
   };
@@ -48,15 +52,19 @@ class Forward {
 
   void lay_out() {
     const long batch = sizes.batch;
-    for (long i = 0; i < sizes.directions; ++i) {
-      Direction& d = directions[i];
+    for (long i = 0; i < sizes.tracks; ++i) {
+      Track& d = tracks[i];
       d.first = panels(sizes.hidden, sizes.proj, kFirst);
       if (a.gates == nullptr) d.input.take(space, sizes, a.shape.inputs, a.shape.threads);
       d.bias = take(G * sizes.hidden_row);
-      for (A*& h : d.h) h = take(batch * sizes.proj_row);
-      if (Cell::kCellState) d.c = take(batch * sizes.hidden_row);
+      for (int odd = 0; odd < 2; ++odd) {
+        d.h[odd] = take(batch * sizes.proj_row);
+        d.masked[odd] = options.mask == nullptr ? d.h[odd] : take(batch * sizes.proj_row);
+        if (Cell::kCellState) d.c[odd] = odd == 1 && !options.zones() ? d.c[0] : take(batch * sizes.hidden_row);
+      }
       if (kSecond > 0 || a.w_hr != nullptr) d.middle = take(batch * sizes.hidden_row);
       if (kSecond > 0) d.second = panels(sizes.hidden, sizes.hidden, kSecond);
+      if (options.norm != nullptr) d.raw = take(batch * sizes.hidden_blocks * kLanes * G);
       if (kSecond > 0) d.kept = take(batch * sizes.hidden_blocks * kLanes * S);
       if (a.w_hr != nullptr) d.proj = panels(sizes.proj, sizes.hidden, 1);
     }
@@ -64,13 +72,13 @@ class Forward {
     if (time.sizes != nullptr)
       time.offsets = static_cast<long*>(space.take(sizeof(long) * static_cast<size_t>(sizes.steps)));
     team_barrier = take_barriers(space, 1);
-    barriers = take_barriers(space, static_cast<int>(sizes.directions) * a.shape.threads);
+    barriers = take_barriers(space, static_cast<int>(sizes.tracks) * a.shape.threads);
   }
 
   // ------- before the first step
 
   void prepare(int i, int thread, int threads) {
-    Direction& d = directions[i];
+    Track& d = tracks[i];
     const T* w = static_cast<const T*>(a.w_hh) + i * G * sizes.hidden * sizes.proj;
     pack(Sums::kRows, w, sizes.hidden, d.first, thread, threads);
     if (a.gates == nullptr) prepare_input(i, thread, threads);
@@ -87,11 +95,11 @@ class Forward {
   void prepare_input(int i, int thread, int threads) {
     const T *w = static_cast<const T*>(a.w_ih), *b = static_cast<const T*>(a.b_ih);
     const long rows = i * G * sizes.hidden;
-    directions[i].input.prepare(w + rows * a.shape.inputs, b ? b + rows : nullptr, thread, threads);
+    tracks[i].input.prepare(w + rows * a.shape.inputs, b ? b + rows : nullptr, thread, threads);
   }
 
   void prepare_bias(int i) {
-    A* bias = directions[i].bias;
+    A* bias = tracks[i].bias;
     for (long u = 0; u < G * sizes.hidden_row; ++u) bias[u] = 0;
     if (a.b_hh == nullptr) return;
     const T* b = static_cast<const T*>(a.b_hh) + i * G * sizes.hidden;
@@ -101,22 +109,27 @@ class Forward {
   // Both buffers start from h0: a row that joins later (packed, reverse) reads either. A row that takes part in no step
   // leaves with the state it came with.
   void prepare_row(int i, long b) {
-    Direction& d = directions[i];
+    Track& d = tracks[i];
     const long h_at = (i * sizes.batch + b) * sizes.proj, c_at = (i * sizes.batch + b) * sizes.hidden;
     for (A* h : d.h) widen(h + b * sizes.proj_row, static_cast<const T*>(a.h0) + h_at, sizes.proj);
     narrow(static_cast<T*>(a.h_n) + h_at, d.h[0] + b * sizes.proj_row, sizes.proj);
+    if (options.mask != nullptr) {
+      for (int odd = 0; odd < 2; ++odd) mask_row(d.masked[odd], d.h[odd], i, b, {0, sizes.proj_blocks});
+    }
     if (!Cell::kCellState) return;
-    widen(d.c + b * sizes.hidden_row, static_cast<const T*>(a.c0) + c_at, sizes.hidden);
-    narrow(static_cast<T*>(a.c_n) + c_at, d.c + b * sizes.hidden_row, sizes.hidden);
+    for (int odd = 0; odd < 1 + (d.c[1] != d.c[0]); ++odd) {
+      widen(d.c[odd] + b * sizes.hidden_row, static_cast<const T*>(a.c0) + c_at, sizes.hidden);
+    }
+    narrow(static_cast<T*>(a.c_n) + c_at, d.c[0] + b * sizes.hidden_row, sizes.hidden);
   }
 
   // ------- the steps
 
   void thread(int thread, int threads) {
-    for (int i = 0; i < sizes.directions; ++i) prepare(i, thread, threads);
+    for (int i = 0; i < sizes.tracks; ++i) prepare(i, thread, threads);
     team_barrier->wait(threads);
-    const Share share = make_share(cost(), static_cast<int>(sizes.directions), thread, threads);
-    for (int i = share.first_direction; i < share.last_direction; ++i) {
+    const Share share = make_share(cost(), static_cast<int>(sizes.tracks), thread, threads);
+    for (int i = share.first_track; i < share.last_track; ++i) {
       sequence(i, make_part(sizes, share, i, barriers, a.shape.threads), share.row_part, thread);
     }
   }
@@ -126,7 +139,7 @@ class Forward {
     return {sizes.batch, sizes.hidden_blocks, 2 * weights, weights * sizeof(A)};
   }
 
-  long time_of(int i, long s) const { return i == 0 ? s : sizes.steps - 1 - s; }
+  long time_of(int i, long s) const { return sizes.reverse(i) ? sizes.steps - 1 - s : s; }
 
   struct InputStep : Step {
     Tile<A> inputs;  // the input part, from the first of `rows` and block 0 on; null: it lies in the tensor
@@ -138,17 +151,19 @@ class Forward {
     for (long s = 0, chunk_end = 0; s < sizes.steps; ++s) {
       if (a.gates == nullptr && s == chunk_end) {
         chunk_end = fill_chunk(i, s, part, row_part, thread);
-        inputs = directions[i].input.chunk(part, row_part);
+        inputs = tracks[i].input.chunk(part, row_part);
       }
       const long t = time_of(i, s);
-      const long next = i == 0 ? t + 1 : t - 1;
+      const long next = sizes.reverse(i) ? t - 1 : t + 1;
       const InputStep step{{t, time.offset(t), part.rows.first(time.count(t)), s % 2 == 1}, inputs};
       first_product(i, step, part, tile);
       if (kSecond > 0 || a.w_hr != nullptr) {
+        if (kSecond > 0 && options.mask != nullptr) mask_middle(i, step, part);
         part.barrier->wait(part.team);
         if constexpr (kSecond > 0) second_product(i, step, part, tile);
         if (a.w_hr != nullptr) project(i, step, part, tile);
       }
+      if (follows) follow(i, step, part);
       const long stay = step.rows.first(next < 0 ? 0 : time.count(next)).end;
       for (long b = stay > step.rows.begin ? stay : step.rows.begin; b < step.rows.end; ++b) finish(i, step, part, b);
       inputs.data += step.rows.size() * inputs.row;
@@ -158,7 +173,7 @@ class Forward {
 
   // The input part of the steps from s on that fit a chunk, one at least. Returns the step after them.
   long fill_chunk(int i, long s, const Part& part, int row_part, int thread) const {
-    const InputPart<G, T>& input = directions[i].input;
+    const InputPart<G, T>& input = tracks[i].input;
     long rows = 0;
     do {
       const long t = time_of(i, s++);
@@ -177,35 +192,45 @@ class Forward {
     Rows<A> from;
     const A* bias;
     const T* gates;  // to fetch: of row 0 at the product's first gate; null: none, or in a chunk
-    const T* done;   // as in Direction
+    const T* done;   // as in Track
     long units;      // of the result
   };
 
   void first_product(int i, const InputStep& step, const Part& part, A* tile) {
-    const Direction& d = directions[i];
-    const Factors factors{d.first, {d.h[step.odd], sizes.proj_row},
+    const Track& d = tracks[i];
+    const Factors factors{d.first, {d.masked[step.odd], sizes.proj_row},
                           d.bias,  a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0),
                           d.done,  sizes.hidden};
+    if (options.norm != nullptr) {
+      return normed_product<kFirst, 0>(i, factors, step, part, tile, [&](auto lanes, long block, long b, const A* r) {
+        first_cells(i, step, lanes, block, {b, b + 1}, r);
+      });
+    }
     product<kFirst>(factors, step, part.blocks, tile, [&](auto lanes, long block, Range rows, const A* r) {
       first_cells(i, step, lanes, block, rows, r);
     });
   }
 
   void second_product(int i, const InputStep& step, const Part& part, A* tile) {
-    const Direction& d = directions[i];
+    const Track& d = tracks[i];
     const Factors factors{d.second,
                           {d.middle, sizes.hidden_row},
                           d.bias + kFirst * sizes.hidden_row,
                           a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0) + kFirst * sizes.hidden,
                           d.done,
                           sizes.hidden};
+    if (options.norm != nullptr) {
+      return normed_product<largest(kSecond, 1), kFirst>(
+          i, factors, step, part, tile,
+          [&](auto lanes, long block, long b, const A* r) { second_cells(i, step, lanes, block, {b, b + 1}, r); });
+    }
     product<largest(kSecond, 1)>(factors, step, part.blocks, tile, [&](auto lanes, long block, Range rows, const A* r) {
       second_cells(i, step, lanes, block, rows, r);
     });
   }
 
   void project(int i, const InputStep& step, const Part& part, A* tile) {
-    const Direction& d = directions[i];
+    const Track& d = tracks[i];
     const Factors factors{d.proj, {d.middle, sizes.hidden_row}, nullptr, nullptr, d.done, sizes.proj};
     product<1>(factors, step, part.proj_blocks, tile, [&](auto lanes, long block, Range rows, const A* r) {
       for (long b = rows.begin; b < rows.end; ++b, r += kLanes) put_h(i, step, lanes, block, b, load(r));
@@ -249,7 +274,7 @@ class Forward {
   template <int kGates>
   void fetch_gates(const T* gates, long block, Range rows) const {
     for (long b = rows.begin; b < rows.end; ++b) {
-      const T* row = gates + b * sizes.directions * G * sizes.hidden + block * kLanes;
+      const T* row = gates + b * sizes.tracks * G * sizes.hidden + block * kLanes;
       for (int g = 0; g < kGates; ++g) __builtin_prefetch(row + g * sizes.hidden, 0, 2);
     }
   }
@@ -276,8 +301,7 @@ class Forward {
   // ------- the cells of one block
 
   const T* gates_at(int i, const Step& step, long block, long b) const {
-    return static_cast<const T*>(a.gates) + ((step.offset + b) * sizes.directions + i) * G * sizes.hidden +
-           block * kLanes;
+    return static_cast<const T*>(a.gates) + ((step.offset + b) * sizes.tracks + i) * G * sizes.hidden + block * kLanes;
   }
 
   template <int kFrom, int kTo, class Lane>
@@ -294,88 +318,193 @@ class Forward {
   template <class Lane>
   __attribute__((noinline)) void first_cells(int i, const InputStep& step, Lane lanes, long block, Range rows,
                                              const A* r) {
-    for (long b = rows.begin; b < rows.end; ++b, r += kFirst * kLanes) {
-      V x[G], rec[G], saved[S + 1] = {};
-      load_inputs<0, kFirst>(i, step, lanes, block, b, x);
-      for (int g = 0; g < kFirst; ++g) rec[g] = load(r + g * kLanes);
-      if constexpr (kSecond > 0) {
-        const V h = load(directions[i].h[step.odd] + b * sizes.proj_row + block * kLanes);
-        store(directions[i].middle + b * sizes.hidden_row + block * kLanes, Cell::forward_first(x, rec, h, saved));
-        for (int k = 0; k < S; ++k) store(kept_at(i, block, b) + k * kLanes, saved[k]);
-      } else {
-        one_cell(i, step, lanes, block, b, x, rec, saved);
-      }
-    }
-  }
-
-  template <class Lane>
-  FUSEDNN_FN void one_cell(int i, const Step& step, Lane lanes, long block, long b, const V* x, const V* rec,
-                           V* saved) {
-    const Direction& d = directions[i];
-    A* at_c = Cell::kCellState ? d.c + b * sizes.hidden_row + block * kLanes : nullptr;
-    V c = Cell::kCellState ? load(at_c) : V{};
-    const V h_prev = Cell::kCellState ? V{} : load(d.h[step.odd] + b * sizes.proj_row + block * kLanes);
-    const V h = Cell::forward(x, rec, h_prev, c, saved);
-    if (Cell::kCellState) store(at_c, c);
-    save(i, step, lanes, block, b, saved);
-    if (a.w_hr != nullptr) {
-      store(d.middle + b * sizes.hidden_row + block * kLanes, h);
-    } else {
-      put_h(i, step, lanes, block, b, h);
-    }
+    cells<0, kFirst>(i, step, lanes, block, rows, r);
   }
 
   template <class Lane>
   __attribute__((noinline)) void second_cells(int i, const InputStep& step, Lane lanes, long block, Range rows,
                                               const A* r) {
-    for (long b = rows.begin; b < rows.end; ++b, r += kSecond * kLanes) {
-      V x[G], rec[G], saved[S + 1] = {};
-      load_inputs<kFirst, G>(i, step, lanes, block, b, x);
-      for (int g = kFirst; g < G; ++g) rec[g] = load(r + (g - kFirst) * kLanes);
-      for (int k = 0; k < S; ++k) saved[k] = load(kept_at(i, block, b) + k * kLanes);
-      const V h_prev = load(directions[i].h[step.odd] + b * sizes.proj_row + block * kLanes);
-      if constexpr (kSecond > 0) put_h(i, step, lanes, block, b, Cell::forward_second(x, rec, h_prev, saved));
-      save(i, step, lanes, block, b, saved);
+    cells<kFirst, G>(i, step, lanes, block, rows, r);
+  }
+
+  template <int kFrom, int kTo, class Lane>
+  FUSEDNN_FN void cells(int i, const InputStep& step, Lane lanes, long block, Range rows, const A* r) {
+    constexpr long kRow = (kTo - kFrom) * kLanes;
+    long b = rows.begin;
+    for (; b + kTogether <= rows.end; b += kTogether, r += kTogether * kRow) {
+      cells_of<kTogether, kFrom, kTo>(i, step, lanes, block, b, r);
+    }
+    for (; b < rows.end; ++b, r += kRow) cells_of<1, kFrom, kTo>(i, step, lanes, block, b, r);
+  }
+
+  // Of N rows from b on: all gates, or one half of a step of two products.
+  template <int N, int kFrom, int kTo, class Lane>
+  FUSEDNN_FN void cells_of(int i, const InputStep& step, Lane lanes, long block, long b, const A* r) {
+    const Track& d = tracks[i];
+    Several<A, N> x[G], rec[G], saved[S + 1] = {}, h_prev{}, c{}, h;
+    for (int n = 0; n < N; ++n) {
+      V inputs[G];
+      load_inputs<kFrom, kTo>(i, step, lanes, block, b + n, inputs);
+      for (int g = kFrom; g < kTo; ++g) x[g].v[n] = inputs[g];
+      for (int g = kFrom; g < kTo; ++g) rec[g].v[n] = load(r + (n * (kTo - kFrom) + g - kFrom) * kLanes);
+      for (int k = 0; k < S && kFrom > 0; ++k) saved[k].v[n] = load(kept_at(i, block, b + n) + k * kLanes);
+      if (!Cell::kCellState) h_prev.v[n] = load(d.h[step.odd] + (b + n) * sizes.proj_row + block * kLanes);
+      if (Cell::kCellState) c.v[n] = load(d.c[step.odd] + (b + n) * sizes.hidden_row + block * kLanes);
+    }
+    if constexpr (kSecond == 0) {
+      h = Cell::forward(x, rec, h_prev, c, saved);
+    } else if constexpr (kFrom == 0) {
+      h = Cell::forward_first(x, rec, h_prev, saved);
+    } else {
+      h = Cell::forward_second(x, rec, h_prev, saved);
+    }
+    for (int n = 0; n < N; ++n) {
+      if (Cell::kCellState) store(d.c[!step.odd] + (b + n) * sizes.hidden_row + block * kLanes, c.v[n]);
+      if (kTo < G) {
+        for (int k = 0; k < S; ++k) store(kept_at(i, block, b + n) + k * kLanes, saved[k].v[n]);
+      } else if (a.saved != nullptr) {
+        for (int k = 0; k < S; ++k) lanes.store(saved_at(i, step, block, b + n) + k * sizes.hidden, saved[k].v[n]);
+      }
+      if (kTo < G || a.w_hr != nullptr) {
+        store(d.middle + (b + n) * sizes.hidden_row + block * kLanes, h.v[n]);
+      } else {
+        put_h(i, step, lanes, block, b + n, h.v[n]);
+      }
     }
   }
 
   A* kept_at(int i, long block, long b) const {
-    return directions[i].kept + (b * sizes.hidden_blocks + block) * S * kLanes;
+    return tracks[i].kept + (b * sizes.hidden_blocks + block) * S * kLanes;
   }
 
-  template <class Lane>
-  FUSEDNN_FN void save(int i, const Step& step, Lane lanes, long block, long b, const V* saved) const {
-    if (a.saved == nullptr) return;
-    T* to = static_cast<T*>(a.saved) + ((step.offset + b) * sizes.directions + i) * S * sizes.hidden + block * kLanes;
-    for (int k = 0; k < S; ++k) lanes.store(to + k * sizes.hidden, saved[k]);
+  T* saved_at(int i, const Step& step, long block, long b) const {
+    return static_cast<T*>(a.saved) + ((step.offset + b) * sizes.tracks + i) * S * sizes.hidden + block * kLanes;
   }
 
   template <class Lane>
   FUSEDNN_FN void put_h(int i, const Step& step, Lane lanes, long block, long b, V h) const {
-    T* y = static_cast<T*>(a.y) + ((step.offset + b) * sizes.directions + i) * sizes.proj + block * kLanes;
+    T* y = static_cast<T*>(a.y) + ((step.offset + b) * sizes.tracks + i) * sizes.proj + block * kLanes;
     lanes.store(y, h);
-    store(directions[i].h[!step.odd] + b * sizes.proj_row + block * kLanes, rounded<T>(h));
+    store(tracks[i].h[!step.odd] + b * sizes.proj_row + block * kLanes, rounded<T>(h));
+  }
+
+  // ------- layer norm: the whole row of a product, then its cells
+
+  // visit(lanes, block, b, gates [kGates] vectors) for the thread's blocks of each row.
+  template <int kGates, int kFrom, class Visit>
+  void normed_product(int i, Factors f, const Step& step, const Part& part, A* tile, Visit visit) {
+    const A* bias = f.bias;
+    f.bias = nullptr;
+    A* raw = tracks[i].raw;
+    const long row =
+        sizes.hidden_blocks * G * kLanes;  // for either product: rows of other threads may be at the other one
+    product<kGates>(f, step, part.blocks, tile, [&](auto, long block, Range rows, const A* r) {
+      for (long b = rows.begin; b < rows.end; ++b, r += kGates * kLanes) {
+        for (int g = 0; g < kGates; ++g) store(raw + b * row + (block * kGates + g) * kLanes, load(r + g * kLanes));
+      }
+    });
+    part.barrier->wait(part.team);
+    for (long b = step.rows.begin; b < step.rows.end; ++b) {
+      const Moments<A> m = moments<kGates>(raw + b * row);
+      for (long block = part.blocks.begin; block < part.blocks.end; ++block) {
+        const Block<false> lanes{sizes.lanes(sizes.hidden, block)};
+        const T* gain = static_cast<const T*>(options.norm) + (i * G + kFrom) * sizes.hidden + block * kLanes;
+        for (int g = 0; g < kGates; ++g) {
+          const V n = (load(raw + b * row + (block * kGates + g) * kLanes) - m.mean) * m.rstd;
+          const V shift = load(bias + g * sizes.hidden_row + block * kLanes);
+          store(tile + g * kLanes, n * lanes.load(gain + g * sizes.hidden) + shift);
+        }
+        visit(lanes, block, b, tile);
+      }
+    }
+  }
+
+  // Of the units that exist.
+  template <int kGates>
+  Moments<A> moments(const A* raw) const {
+    const A count = static_cast<A>(kGates * sizes.hidden);
+    V sum{}, squares{};
+    for (long v = 0; v < sizes.hidden_blocks * kGates; ++v) sum += load(raw + v * kLanes);
+    const A mean = total(sum) / count;
+    for (long v = 0; v < sizes.hidden_blocks * kGates; ++v) {
+      V d = load(raw + v * kLanes) - mean;
+      for (long u = sizes.lanes(sizes.hidden, v / kGates); u < kLanes; ++u) d[u] = 0;
+      squares += d * d;
+    }
+    return {mean, 1 / square_root(total(squares) / count + static_cast<A>(kNormEps))};
+  }
+
+  // ------- options: what follows the cells of a step, over what the thread has just written
+
+  void mask_row(A* to, const A* h, int i, long b, Range blocks) const {
+    const T* mask = static_cast<const T*>(options.mask) + (i * sizes.batch + b) * sizes.proj;
+    for (long block = blocks.begin; block < blocks.end; ++block) {
+      const Block<false> lanes{sizes.lanes(sizes.proj, block)};
+      const V v = load(h + b * sizes.proj_row + block * kLanes) * lanes.load(mask + block * kLanes);
+      store(to + b * sizes.proj_row + block * kLanes, rounded<T>(v));
+    }
+  }
+
+  // What the second product takes: h, reset, in a cell whose h has the size of its units.
+  void mask_middle(int i, const Step& step, const Part& part) const {
+    for (long b = step.rows.begin; b < step.rows.end; ++b) {
+      mask_row(tracks[i].middle, tracks[i].middle, i, b, part.blocks);
+    }
+  }
+
+  void follow(int i, const Step& step, const Part& part) const {
+    const Track& d = tracks[i];
+    const Zoneout<A> zoneout{options, sizes.heads, step.t};
+    for (long b = step.rows.begin; b < step.rows.end; ++b) {
+      const long h = b * sizes.proj_row, c = b * sizes.hidden_row, row = (step.offset + b) * sizes.tracks + i;
+      if (!Cell::kCellState && a.states != nullptr) save_state(row, d.h[!step.odd] + h, part.blocks);
+      if (options.zoneout_h > 0) {
+        zoneout.keep(cells::kZoneoutH, i, b, part.proj_blocks, sizes.proj,
+                     [&](long block, V share, Block<false> lanes) {
+                       const long at = h + block * kLanes;
+                       const V mixed = share * load(d.h[step.odd] + at) + (1.f - share) * load(d.h[!step.odd] + at);
+                       store(d.h[!step.odd] + at, rounded<T>(mixed));
+                       lanes.store(static_cast<T*>(a.y) + row * sizes.proj + block * kLanes, mixed);
+                     });
+      }
+      if (Cell::kCellState && options.zoneout_c > 0) {
+        zoneout.keep(cells::kZoneoutC, i, b, part.blocks, sizes.hidden, [&](long block, V share, Block<false>) {
+          const long at = c + block * kLanes;
+          store(d.c[!step.odd] + at, share * load(d.c[step.odd] + at) + (1.f - share) * load(d.c[!step.odd] + at));
+        });
+      }
+      if (Cell::kCellState && a.states != nullptr) save_state(row, d.c[!step.odd] + c, part.blocks);
+      if (options.mask != nullptr) mask_row(d.masked[!step.odd], d.h[!step.odd], i, b, part.proj_blocks);
+    }
+  }
+
+  void save_state(long row, const A* state, Range blocks) const {
+    const Range mine = units(blocks, sizes.hidden);
+    narrow(static_cast<T*>(a.states) + row * sizes.hidden + mine.begin, state + mine.begin, mine.size());
   }
 
   // This was the row's last step: its states go out.
   void finish(int i, const Step& step, const Part& part, long b) const {
-    const Direction& d = directions[i];
+    const Track& d = tracks[i];
     const long row = i * sizes.batch + b;
     const Range h = units(part.proj_blocks, sizes.proj), c = units(part.blocks, sizes.hidden);
     narrow(static_cast<T*>(a.h_n) + row * sizes.proj + h.begin, d.h[!step.odd] + b * sizes.proj_row + h.begin,
            h.size());
     if (!Cell::kCellState) return;
-    narrow(static_cast<T*>(a.c_n) + row * sizes.hidden + c.begin, d.c + b * sizes.hidden_row + c.begin, c.size());
+    narrow(static_cast<T*>(a.c_n) + row * sizes.hidden + c.begin, d.c[!step.odd] + b * sizes.hidden_row + c.begin,
+           c.size());
   }
 
   static Range units(Range blocks, long size) { return Range{blocks.begin * kLanes, blocks.end * kLanes}.first(size); }
 
   const RecurrentForward& a;
+  const RecurrentOptions& options;
+  const bool follows = options.mask != nullptr || options.zones() || a.states != nullptr;
   const Sizes<A> sizes;
   const bool packs;  // weights; single_step.h does without
   Timeline time;
   Workspace space;
-  Direction directions[2] = {};
+  Array<Track> tracks;
   A* tiles = nullptr;
   Barrier* team_barrier = nullptr;
   Barrier* barriers = nullptr;

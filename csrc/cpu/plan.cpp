@@ -6,8 +6,8 @@ namespace {
 // Rates of one core, rounded from measurements on a server core with 1 MB of L2 (docs/kernels/recurrent_cpu.md). Only
 // their ratios matter: they decide where one split overtakes the other.
 constexpr double kFlopsPerUs = 150e3;
-constexpr double kFastBytes = 700e3;  // weights that stay in L2 beside h and the gates
-constexpr double kFastBytesPerUs = 120e3;
+constexpr double kFastBytes = 700e3;      // weights that stay in L2 beside h and the gates
+constexpr double kFastBytesPerUs = 75e3;  // for one row, its cells included
 constexpr double kSlowBytesPerUs = 30e3;
 constexpr double kBarrierUs = 0.2, kBarrierPerThreadUs = 0.05;
 
@@ -38,15 +38,16 @@ Split choose_split(const StepCost& cost, int threads) {
   return best;
 }
 
-Share make_share(const StepCost& cost, int directions, int thread, int threads) {
-  const bool together = directions > threads;  // then each thread walks through all directions
-  const int teams = together ? 1 : directions;
-  const int per_team = threads / teams;
+Share make_share(const StepCost& cost, int tracks, int thread, int threads) {
+  if (tracks > threads) {  // each thread walks through its own, and never waits
+    const Range mine = share_of(tracks, thread, threads);
+    return {static_cast<int>(mine.begin), static_cast<int>(mine.end), 0, 0, {1, 1}};
+  }
+  const int per_team = threads / tracks;
   const Split split = choose_split(cost, per_team);
   const int team = thread / per_team, member = thread % per_team;
-  if (team >= teams || member >= split.threads()) return {0, 0, 0, 0, split};
-  const int first = together ? 0 : team;
-  return {first, together ? directions : first + 1, member / split.unit_parts, member % split.unit_parts, split};
+  if (team >= tracks || member >= split.threads()) return {0, 0, 0, 0, split};
+  return {team, team + 1, member / split.unit_parts, member % split.unit_parts, split};
 }
 
 }  // namespace fusednn::cpu

@@ -13,7 +13,7 @@ struct StepCost {
   double weight_bytes;  // of one block
 };
 
-// The threads of one direction form row_parts groups of unit_parts threads. A group owns rows of the batch and its
+// The threads of one track form row_parts groups of unit_parts threads. A group owns rows of the batch and its
 // threads meet at a barrier each step; groups never wait for one another.
 struct Split {
   int row_parts, unit_parts;
@@ -23,15 +23,15 @@ struct Split {
 
 Split choose_split(const StepCost& cost, int threads);
 
-// What one thread does: directions [first, last), and in each of them a part of the rows and of the units.
+// What one thread does: tracks [first, last), and in each of them a part of the rows and of the units.
 struct Share {
-  int first_direction, last_direction;
+  int first_track, last_track;
   int row_part, unit_part;
   Split split;
 
-  bool idle() const { return first_direction == last_direction; }
+  bool idle() const { return first_track == last_track; }
 };
 
-Share make_share(const StepCost& cost, int directions, int thread, int threads);
+Share make_share(const StepCost& cost, int tracks, int thread, int threads);
 
 }  // namespace fusednn::cpu

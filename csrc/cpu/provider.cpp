@@ -20,6 +20,7 @@ void check(const RecurrentShape& s, const void* w_hr) {
     throw std::invalid_argument("without w_hr the size of h is the hidden size");
   if (s.hidden < 1 || s.proj < 1) throw std::invalid_argument("the hidden size must be positive");
   if (s.directions != 1 && s.directions != 2) throw std::invalid_argument("directions must be 1 or 2");
+  if (s.heads < 1) throw std::invalid_argument("heads must be positive");
 }
 
 template <class Args>

@@ -8,20 +8,21 @@ constexpr long kRowGroup = 48;
 template <class A>
 struct Sizes {
   static constexpr long kLanes = Lanes<A>::kCount;
-  long batch, steps, hidden, proj, directions;
+  long batch, steps, hidden, proj, heads, tracks;
   long hidden_blocks, proj_blocks;  // of kLanes units
   // Distances between rows of states: one vector more than needed, since powers of two would put the rows that the
   // product reads together into the same few sets of the cache.
   long hidden_row, proj_row;
 
   explicit Sizes(const RecurrentShape& s)
-      : batch(s.batch), steps(s.steps), hidden(s.hidden), proj(s.proj), directions(s.directions) {
+      : batch(s.batch), steps(s.steps), hidden(s.hidden), proj(s.proj), heads(s.heads), tracks(s.tracks()) {
     hidden_blocks = round_up(hidden, kLanes) / kLanes;
     proj_blocks = round_up(proj, kLanes) / kLanes;
     hidden_row = padded(hidden);
     proj_row = padded(proj);
   }
 
+  bool reverse(long track) const { return track >= heads; }
   static long padded(long n) { return round_up(n, kLanes) + kLanes; }
   int lanes(long size, long block) const {
     const long left = size - block * kLanes;
@@ -29,7 +30,7 @@ struct Sizes {
   }
 };
 
-// What one thread owns in one direction.
+// What one thread owns in one track.
 struct Part {
   Range rows;         // of the batch
   Range blocks;       // of hidden units
@@ -39,14 +40,33 @@ struct Part {
 };
 
 template <class A>
-Part make_part(const Sizes<A>& sizes, const Share& share, int direction, Barrier* barriers, int most_threads) {
+Part make_part(const Sizes<A>& sizes, const Share& share, int track, Barrier* barriers, int most_threads) {
   Part part;
   part.rows = share_of(sizes.batch, share.row_part, share.split.row_parts);
   part.blocks = share_of(sizes.hidden_blocks, share.unit_part, share.split.unit_parts);
   part.proj_blocks = share_of(sizes.proj_blocks, share.unit_part, share.split.unit_parts);
   part.team = share.split.unit_parts;
-  part.barrier = barriers + direction * most_threads + share.row_part;
+  part.barrier = barriers + track * most_threads + share.row_part;
   return part;
+}
+
+// Of the values that layer norm takes.
+template <class A>
+struct Moments {
+  A mean, rstd;  // 1 / sqrt(variance + kNormEps)
+};
+
+template <class V>
+FUSEDNN_FN auto total(V v) {
+  auto sum = v[0];
+  for (unsigned i = 1; i < sizeof(V) / sizeof(sum); ++i) sum += v[i];
+  return sum;
+}
+FUSEDNN_FN float square_root(float x) {
+  return __builtin_sqrtf(x);
+}
+FUSEDNN_FN double square_root(double x) {
+  return __builtin_sqrt(x);
 }
 
 struct Step {

@@ -46,66 +46,82 @@ struct StepTeam {
 template <class Cell, class T>
 class ForwardStep : Forward<Cell, T> {
   using Base = Forward<Cell, T>;
-  using Base::a, Base::directions, Base::sizes, Base::space;
+  using Base::a, Base::options, Base::sizes, Base::tracks;
   using typename Base::A;
   static constexpr int G = Cell::G;
 
  public:
   explicit ForwardStep(const RecurrentForward& args) : Base(args, false) {
     const long widest = sizes.proj > G * sizes.hidden ? sizes.proj : G * sizes.hidden;
-    product = static_cast<T*>(products.take(sizeof(T) * static_cast<size_t>(sizes.batch * (widest + sizes.hidden))));
+    const long factor = sizes.hidden > sizes.proj ? sizes.hidden : sizes.proj;
+    product = static_cast<T*>(products.take(sizeof(T) * static_cast<size_t>(sizes.batch * (widest + factor))));
     products.allocate();
     product = static_cast<T*>(products.take(0));
-    middle = product + sizes.batch * widest;
+    narrowed = product + sizes.batch * widest;
   }
 
   void run() {
-    for (int i = 0; i < sizes.directions; ++i) direction(i);
+    for (int i = 0; i < sizes.tracks; ++i) track(i);
   }
 
  private:
-  void direction(int i) {
+  void track(int i) {
     const StepTeam<A> team{sizes, a.shape.threads, this->barriers};
     const typename Base::InputStep step{{0, 0, {0, sizes.batch}, false}, {}};
     this->prepare_bias(i);
     for (long b = 0; b < sizes.batch; ++b) this->prepare_row(i, b);
     const T* w = static_cast<const T*>(a.w_hh) + i * G * sizes.hidden * sizes.proj;
-    multiply(i, static_cast<const T*>(a.h0) + i * sizes.batch * sizes.proj, w, Base::kFirst * sizes.hidden, sizes.proj);
-    team.run([&](const Part& part, int thread) { this->first_product(i, step, part, tile(thread)); });
+    if (options.mask == nullptr) {
+      const T* h0 = static_cast<const T*>(a.h0) + i * sizes.batch * sizes.proj;
+      multiply(i, h0, w, Base::kFirst * sizes.hidden, sizes.proj);
+    } else {
+      multiply_rows(i, tracks[i].masked[0], sizes.proj_row, w, Base::kFirst * sizes.hidden, sizes.proj);
+    }
+    each_part(team, [&](const Part& part, int thread) { this->first_product(i, step, part, tile(thread)); });
+    const Part all = team.part(0, 1);
     if constexpr (Base::kSecond > 0) {
-      multiply_middle(i, w + Base::kFirst * sizes.hidden * sizes.proj, Base::kSecond * sizes.hidden);
-      team.run([&](const Part& part, int thread) { this->second_product(i, step, part, tile(thread)); });
+      if (options.mask != nullptr) this->mask_middle(i, step, all);
+      multiply_rows(i, tracks[i].middle, sizes.hidden_row, w + Base::kFirst * sizes.hidden * sizes.proj,
+                    Base::kSecond * sizes.hidden, sizes.hidden);
+      each_part(team, [&](const Part& part, int thread) { this->second_product(i, step, part, tile(thread)); });
     }
     if (a.w_hr != nullptr) {
-      multiply_middle(i, static_cast<const T*>(a.w_hr) + i * sizes.proj * sizes.hidden, sizes.proj);
+      multiply_rows(i, tracks[i].middle, sizes.hidden_row,
+                    static_cast<const T*>(a.w_hr) + i * sizes.proj * sizes.hidden, sizes.proj, sizes.hidden);
       team.run([&](const Part& part, int thread) { this->project(i, step, part, tile(thread)); });
     }
-    for (long b = 0; b < sizes.batch; ++b) this->finish(i, step, team.part(0, 1), b);
+    if (this->follows) this->follow(i, step, all);
+    for (long b = 0; b < sizes.batch; ++b) this->finish(i, step, all, b);
+  }
+
+  // Layer norm takes whole rows: one thread.
+  template <class Work>
+  void each_part(const StepTeam<A>& team, Work work) const {
+    if (options.norm != nullptr) return work(team.part(0, 1), 0);
+    team.run(work);
   }
 
   A* tile(int thread) const { return this->tiles + thread * Base::kTile; }
 
   void multiply(int i, const T* from, const T* w, long n, long k) {
     a.shape.gemm({from, w, product, sizes.batch, n, k, k, k, n, true, a.shape.dtype});
-    directions[i].done = product;
+    tracks[i].done = product;
   }
 
-  void multiply_middle(int i, const T* w, long n) {
-    for (long b = 0; b < sizes.batch; ++b) {
-      narrow(middle + b * sizes.hidden, directions[i].middle + b * sizes.hidden_row, sizes.hidden);
-    }
-    multiply(i, middle, w, n, sizes.hidden);
+  void multiply_rows(int i, const A* from, long from_row, const T* w, long n, long k) {
+    for (long b = 0; b < sizes.batch; ++b) narrow(narrowed + b * k, from + b * from_row, k);
+    multiply(i, narrowed, w, n, k);
   }
 
   Workspace products;
-  T* product;  // [B, n]
-  T* middle;   // [B, H]
+  T* product;   // [B, n]
+  T* narrowed;  // [B, k] what is multiplied, where it does not lie in a tensor
 };
 
 template <class Cell, class T>
 class BackwardStep : Backward<Cell, T> {
   using Base = Backward<Cell, T>;
-  using Base::a, Base::directions, Base::sizes;
+  using Base::a, Base::options, Base::sizes, Base::tracks;
   using typename Base::A;
   static constexpr int G = Cell::G;
 
@@ -118,32 +134,39 @@ class BackwardStep : Backward<Cell, T> {
   }
 
   void run() {
-    for (int i = 0; i < sizes.directions; ++i) direction(i);
+    for (int i = 0; i < sizes.tracks; ++i) track(i);
   }
 
  private:
-  void direction(int i) {
+  void track(int i) {
     const StepTeam<A> team{sizes, a.shape.threads, this->barriers};
     const typename Base::BackStep step{{0, 0, {0, sizes.batch}, false}, 0, 0};
     const long h = sizes.hidden, p = sizes.proj;
-    const Tile<A> dh{directions[i].dh, sizes.proj_row, 0}, dm{directions[i].dm, sizes.hidden_row, 0};
+    const Tile<A> through{tracks[i].through, sizes.proj_row, 0}, dm{tracks[i].dm, sizes.hidden_row, 0};
+    const Part all = team.part(0, 1);
     const T* w = static_cast<const T*>(a.w_hh) + i * G * h * p;
-    const T* gates = static_cast<const T*>(Cell::kSplit ? a.d_recurrent : a.d_gates) + i * G * h;
-    const long row = sizes.directions * G * h;
+    const void* own = Cell::kSplit ? a.d_recurrent : a.d_gates;
+    const T* gates = static_cast<const T*>(options.norm == nullptr ? own : a.d_products) + i * G * h;
+    const long row = sizes.tracks * G * h;
     for (long b = 0; b < sizes.batch; ++b) this->prepare_row(i, b);
+    if (options.zones()) this->divide(i, step, all);
     if (a.w_hr != nullptr) {
       team.run([&](const Part& part, int) { this->projection(i, step, part); });
-      add_product(static_cast<const T*>(a.d_proj) + i * p, sizes.directions * p,
-                  static_cast<const T*>(a.w_hr) + i * p * h, dm, h, p);
+      add_product(static_cast<const T*>(a.d_proj) + i * p, sizes.tracks * p, static_cast<const T*>(a.w_hr) + i * p * h,
+                  dm, h, p);
     }
     team.run([&](const Part& part, int) { this->last_gates(i, step, part); });
+    if (options.norm != nullptr) this->last_products(i, step, all);
     if constexpr (Base::kSecond > 0) {
       const long first = Base::kFirst * h;
       add_product(gates + first, row, w + first * p, dm, h, Base::kSecond * h);
+      if (options.mask != nullptr) this->mask_middle(i, step, all);
       team.run([&](const Part& part, int) { this->first_gates(i, step, part); });
+      if (options.norm != nullptr) this->first_products(i, step, all);
     }
-    add_product(gates, row, w, dh, p, Base::kFirst * h);
-    for (long b = 0; b < sizes.batch; ++b) this->finish(i, team.part(0, 1), b);
+    add_product(gates, row, w, through, p, Base::kFirst * h);
+    if (options.zones() || options.mask != nullptr) this->join(i, step, all);
+    for (long b = 0; b < sizes.batch; ++b) this->finish(i, all, b);
   }
 
   // to[B, n] += from[B, k] w[k, n]

@@ -27,4 +27,18 @@ class Workspace {
   size_t used_ = 0;
 };
 
+// As many as are known when it is made.
+template <class T>
+class Array {
+ public:
+  explicit Array(long n) : first_(new T[static_cast<size_t>(n)]()) {}
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  ~Array() { delete[] first_; }
+  T& operator[](long i) const { return first_[i]; }
+
+ private:
+  T* first_;
+};
+
 }  // namespace fusednn::cpu

@@ -1,7 +1,8 @@
 // The pointwise part of a step, for one unit of one row: what comes behind the recurrent product, whatever made it.
 #pragma once
 
-#include "cells/registry.h"
+#include "cells/zoneout.h"
+#include "cuda/device_cell.h"
 #include "cuda/primitives/numbers.h"
 #include "cuda/steps.h"
 
@@ -43,33 +44,61 @@ struct AnyStored<float> {
   }
 };
 
+// Elements of one head of one direction.
+struct Index {
+  const Sizes& z;
+  int batch, head;
+
+  // Of a tensor [., D, values, size]: row b, its k-th value.
+  FUSEDNN_DEVICE long row(long b, int values, int k, int size, int u) const {
+    return ((b * z.tracks + head) * values + k) * size + u;
+  }
+  // Of a state [N, B, size].
+  FUSEDNN_DEVICE long state(long b, int size, int u) const { return (static_cast<long>(head) * batch + b) * size + u; }
+
+  // How much of its old state the unit keeps.
+  template <class A>
+  FUSEDNN_DEVICE A keeps(cells::ZoneoutState which, const Zoneout& s, long b, int u) const {
+    const bool of_h = which == cells::kZoneoutH;
+    if (s.seed == nullptr) return static_cast<A>(of_h ? s.h : s.c);
+    const cells::Words drawn = cells::zoneout_words(*s.seed, cells::zoneout_stream(head, which), s.t, b, u);
+    return drawn.word[u % 4] < (of_h ? s.limit_h : s.limit_c) ? A(1) : A(0);
+  }
+};
+
 template <class Cell, class Io>
 struct ForwardCell {
   using A = typename Io::A;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
 
+  const Cell& cell;
   const Io& io;
   const Sizes& z;
   const ForwardStep& s;
+  const Index at;
 
   // products: W h of the first gates, of unit u of row b.
   FUSEDNN_DEVICE void first(long b, int u, const A* products) const {
     A x[G], rec[G], saved[S + 1];
     read(b, u, 0, kFirst, products, x, rec);
-    const A h = Cell::kCellState ? A(0) : io.load(s.h, b * z.proj + u);
+    const A h = Cell::kCellState ? A(0) : io.load(s.h, at.state(b, z.proj, u));
     if constexpr (kSecond > 0) {
-      io.store(s.middle, b * z.hidden + u, Cell::forward_first(x, rec, h, saved));
+      const A middle = cell.forward_first(x, rec, h, saved);
+      io.store(s.middle, at.state(b, z.hidden, u), s.mask == nullptr ? middle : middle * mask(b, u));
       for (int k = 0; k < S; ++k) kept(b, u)[k * z.hidden] = saved[k];
     } else {
-      A c = Cell::kCellState ? static_cast<A*>(s.c)[b * z.hidden + u] : A(0);
-      const A next = Cell::forward(x, rec, h, c, saved);
+      const A before = Cell::kCellState ? static_cast<A*>(s.c)[at.state(b, z.hidden, u)] : A(0);
+      A c = before;
+      const A next = cell.forward(x, rec, h, c, saved);
       if (Cell::kCellState) {
-        static_cast<A*>(s.c)[b * z.hidden + u] = c;
-        io.store(s.c_n, b * z.hidden + u, c);
+        if (s.zoneout.c > 0) c = mixed(at.template keeps<A>(cells::kZoneoutC, s.zoneout, b, u), before, c);
+        static_cast<A*>(s.c)[at.state(b, z.hidden, u)] = c;
+        io.store(s.c_n, at.state(b, z.hidden, u), c);
+        if (s.c_states != nullptr) io.store(s.c_states, at.row(b, 1, 0, z.hidden, u), c);
       }
       save(b, u, saved);
       if (s.middle != nullptr) {
-        io.store(s.middle, b * z.hidden + u, next);
+        io.store(s.middle, at.state(b, z.hidden, u), next);
       } else {
         put(b, u, next);
       }
@@ -82,30 +111,37 @@ struct ForwardCell {
       A x[G], rec[G], saved[S + 1];
       read(b, u, kFirst, G, products, x, rec);
       for (int k = 0; k < S; ++k) saved[k] = kept(b, u)[k * z.hidden];
-      const A next = Cell::forward_second(x, rec, io.load(s.h, b * z.proj + u), saved);
+      const A next = cell.forward_second(x, rec, io.load(s.h, at.state(b, z.proj, u)), saved);
       save(b, u, saved);
       put(b, u, next);
     }
   }
 
   FUSEDNN_DEVICE void put(long b, int u, A h) const {
-    io.store(s.y, b * z.directions * z.proj + u, h);
-    io.store(s.h_next, b * z.proj + u, h);
-    if (s.h_n != nullptr) io.store(s.h_n, b * z.proj + u, h);
+    const long state = at.state(b, z.proj, u);
+    if (s.h_states != nullptr) io.store(s.h_states, at.row(b, 1, 0, z.hidden, u), h);
+    if (s.zoneout.h > 0) h = mixed(at.template keeps<A>(cells::kZoneoutH, s.zoneout, b, u), io.load(s.h, state), h);
+    io.store(s.y, at.row(b, 1, 0, z.proj, u), h);
+    io.store(s.h_next, state, h);
+    if (s.h_n != nullptr) io.store(s.h_n, state, h);
+    if (s.factor_next != nullptr) io.store(s.factor_next, state, io.load(s.h_next, state) * mask(b, u));
   }
 
  private:
+  static FUSEDNN_DEVICE A mixed(A share, A before, A after) { return share * before + (A(1) - share) * after; }
+  FUSEDNN_DEVICE A mask(long b, int u) const { return io.load(s.mask, at.state(b, z.proj, u)); }
   FUSEDNN_DEVICE void read(long b, int u, int begin, int end, const A* products, A* x, A* rec) const {
     for (int g = 0; g < G; ++g) {
       if (g < begin || g >= end) continue;
-      x[g] = io.load(s.gates, (b * z.directions * G + g) * z.hidden + u);
-      rec[g] = products[g - begin] + (s.b_hh == nullptr ? A(0) : io.load(s.b_hh, g * z.hidden + u));
+      x[g] = io.load(s.gates, at.row(b, G, g, z.hidden, u));
+      rec[g] = products[g - begin] +
+               (s.b_hh == nullptr ? A(0) : io.load(s.b_hh, static_cast<long>(at.head * G + g) * z.hidden + u));
     }
   }
-  FUSEDNN_DEVICE A* kept(long b, int u) const { return static_cast<A*>(s.kept) + b * S * z.hidden + u; }
+  FUSEDNN_DEVICE A* kept(long b, int u) const { return static_cast<A*>(s.kept) + at.state(b, S * z.hidden, u); }
   FUSEDNN_DEVICE void save(long b, int u, const A* saved) const {
     if (s.saved == nullptr) return;
-    for (int k = 0; k < S; ++k) io.store(s.saved, (b * z.directions * S + k) * z.hidden + u, saved[k]);
+    for (int k = 0; k < S; ++k) io.store(s.saved, at.row(b, S, k, z.hidden, u), saved[k]);
   }
 };
 
@@ -114,21 +150,36 @@ struct BackwardCell {
   using A = typename Io::A;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
 
+  const Cell& cell;
   const Io& io;
   const Sizes& z;
   const BackwardStep& s;
+  const Index at;
 
-  // The whole gradient of h_t; product: what passed through W_hh. False: the row has no part in this step, and what
-  // passed is kept for the end.
+  // The whole gradient of what the cell gave as h_t; product: what passed through W_hh. False: the row has no part in
+  // this step, and what passed is kept for the end.
   FUSEDNN_DEVICE bool arrive(long b, int u, A product, A& dh) const {
-    A& carried = static_cast<A*>(s.dh)[b * z.proj + u];
+    const long state = at.state(b, z.proj, u);
+    A& carried = static_cast<A*>(s.dh)[state];
+    if (s.mask != nullptr) product *= io.load(s.mask, state);
     dh = carried + (b < s.before ? product : A(0));
     if (b >= s.count) {
       carried = dh;
       return false;
     }
-    if (s.grad_y != nullptr) dh += io.load(s.grad_y, b * z.directions * z.proj + u);
+    if (s.grad_y != nullptr) dh += io.load(s.grad_y, at.row(b, 1, 0, z.proj, u));
+    if (s.kept_h != nullptr) {
+      const A share = s.zoneout.h > 0 ? at.template keeps<A>(cells::kZoneoutH, s.zoneout, b, u) : A(0);
+      static_cast<A*>(s.kept_h)[state] = share * dh;
+      dh *= A(1) - share;
+    }
     return true;
+  }
+
+  // What goes on to the step before beside what passes through W_hh.
+  FUSEDNN_DEVICE void leave(long b, int u, A direct) const {
+    const long state = at.state(b, z.proj, u);
+    static_cast<A*>(s.dh)[state] = s.kept_h == nullptr ? direct : direct + static_cast<A*>(s.kept_h)[state];
   }
 
   // dh: the whole gradient of the cell's output.
@@ -136,17 +187,21 @@ struct BackwardCell {
     A dx[G], dr[G], saved[S + 1];
     read_saved(b, u, saved);
     if constexpr (kSecond > 0) {
-      Cell::backward_second(saved, h_prev(b, u), dh, dx, dr);
+      cell.backward_second(saved, h_prev(b, u), dh, dx, dr);
       write(b, u, kFirst, G, dx, dr);
-      static_cast<A*>(s.dh)[b * z.proj + u] = dh;
+      static_cast<A*>(s.dh)[at.state(b, z.proj, u)] = dh;
     } else {
-      const A h = Cell::kCellState ? A(0) : io.load(s.y, b * z.directions * z.proj + u);
+      const A h = Cell::kCellState ? A(0) : io.load(s.y, at.row(b, 1, 0, z.proj, u));
       const A before = Cell::kCellState ? A(0) : h_prev(b, u);
-      A dc = Cell::kCellState ? static_cast<A*>(s.dc)[b * z.hidden + u] : A(0);
-      const A direct = Cell::backward(saved, h, before, Cell::kCellState ? c_prev(b, u) : A(0), dh, dc, dx, dr);
-      if (Cell::kCellState) static_cast<A*>(s.dc)[b * z.hidden + u] = dc;
+      A dc = Cell::kCellState ? static_cast<A*>(s.dc)[at.state(b, z.hidden, u)] : A(0), kept_c = 0;
+      if (Cell::kCellState && s.zoneout.c > 0) {
+        kept_c = dc * at.template keeps<A>(cells::kZoneoutC, s.zoneout, b, u);
+        dc -= kept_c;
+      }
+      const A direct = cell.backward(saved, h, before, Cell::kCellState ? c_prev(b, u) : A(0), dh, dc, dx, dr);
+      if (Cell::kCellState) static_cast<A*>(s.dc)[at.state(b, z.hidden, u)] = dc + kept_c;
       write(b, u, 0, G, dx, dr);
-      if (s.d_proj == nullptr) static_cast<A*>(s.dh)[b * z.proj + u] = direct;
+      if (s.d_proj == nullptr) leave(b, u, direct);
     }
   }
 
@@ -155,29 +210,31 @@ struct BackwardCell {
     if constexpr (kSecond > 0) {
       A dx[G], dr[G], saved[S + 1];
       read_saved(b, u, saved);
-      A& dh = static_cast<A*>(s.dh)[b * z.proj + u];
-      dh = Cell::backward_first(saved, h_prev(b, u), dh, dm, dx, dr);
+      if (s.mask != nullptr) dm *= io.load(s.mask, at.state(b, z.proj, u));
+      const A dh = static_cast<A*>(s.dh)[at.state(b, z.proj, u)];
+      leave(b, u, cell.backward_first(saved, h_prev(b, u), dh, dm, dx, dr));
       write(b, u, 0, kFirst, dx, dr);
     }
   }
 
  private:
   FUSEDNN_DEVICE void read_saved(long b, int u, A* saved) const {
-    for (int k = 0; k < S; ++k) saved[k] = io.load(s.saved, (b * z.directions * S + k) * z.hidden + u);
+    for (int k = 0; k < S; ++k) saved[k] = io.load(s.saved, at.row(b, S, k, z.hidden, u));
   }
   FUSEDNN_DEVICE A h_prev(long b, int u) const {
-    return b < s.joined ? io.load(s.y_prev, b * z.directions * z.proj + u) : io.load(s.h0, b * z.proj + u);
+    return b < s.joined ? io.load(s.y_prev, at.row(b, 1, 0, z.proj, u)) : io.load(s.h0, at.state(b, z.proj, u));
   }
   FUSEDNN_DEVICE A c_prev(long b, int u) const {
-    return b < s.joined ? io.load(s.saved_prev, (b * z.directions * S + Cell::kSavedC) * z.hidden + u)
-                        : io.load(s.c0, b * z.hidden + u);
+    if (b >= s.joined) return io.load(s.c0, at.state(b, z.hidden, u));
+    if (s.c_prev != nullptr) return io.load(s.c_prev, at.row(b, 1, 0, z.hidden, u));
+    return io.load(s.saved_prev, at.row(b, S, Cell::kSavedC, z.hidden, u));
   }
   FUSEDNN_DEVICE void write(long b, int u, int begin, int end, const A* dx, const A* dr) const {
     for (int g = 0; g < G; ++g) {
       if (g < begin || g >= end) continue;
-      const long at = (b * z.directions * G + g) * z.hidden + u;
-      io.store(s.d_gates, at, dx[g]);
-      if (Cell::kSplit) io.store(s.d_recurrent, at, dr[g]);
+      const long gate = at.row(b, G, g, z.hidden, u);
+      io.store(s.d_gates, gate, dx[g]);
+      if (Cell::kSplit) io.store(s.d_recurrent, gate, dr[g]);
     }
   }
 };

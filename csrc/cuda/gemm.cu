@@ -9,7 +9,7 @@ namespace fusednn::cuda {
 
 constexpr int kThreads = 256;
 
-// One thread a unit and row; directions along y.
+// One thread a unit and row; directions and their heads along y.
 struct At {
   long b;
   int u;
@@ -20,14 +20,16 @@ struct At {
 };
 
 template <class Cell, class A, bool kLate>
-__global__ void __launch_bounds__(kThreads) gemm_forward(Sizes z, AnyStored<A> io, Both<ForwardStep> both) {
+__global__ void __launch_bounds__(kThreads) gemm_forward(Cell math, Sizes z, AnyStored<A> io, Both<ForwardStep> both) {
   constexpr int kGates = kLate ? Cell::kSecondGates : Cell::G - Cell::kSecondGates;
-  const ForwardStep& s = both.step[blockIdx.y];
+  const int heads = z.heads, track = static_cast<int>(blockIdx.y), head = track % heads;
+  const ForwardStep& s = both.step[track / heads];
   const At at(z.hidden);
   if (at.b >= s.count) return;
   A products[kGates];
-  for (int g = 0; g < kGates; ++g) products[g] = io.load(s.product, (at.b * kGates + g) * z.hidden + at.u);
-  const ForwardCell<Cell, AnyStored<A>> cell{io, z, s};
+  for (int g = 0; g < kGates; ++g)
+    products[g] = io.load(s.product, head * s.product_size + (at.b * kGates + g) * z.hidden + at.u);
+  const ForwardCell<Cell, AnyStored<A>> cell{math, io, z, s, {z, s.batch, head}};
   if constexpr (kLate) {
     cell.second(at.b, at.u, products);
   } else {
@@ -36,13 +38,15 @@ __global__ void __launch_bounds__(kThreads) gemm_forward(Sizes z, AnyStored<A> i
 }
 
 template <class Cell, class A, bool kLate>
-__global__ void __launch_bounds__(kThreads) gemm_backward(Sizes z, AnyStored<A> io, Both<BackwardStep> both) {
-  const BackwardStep& s = both.step[blockIdx.y];
+__global__ void __launch_bounds__(kThreads)
+    gemm_backward(Cell math, Sizes z, AnyStored<A> io, Both<BackwardStep> both) {
+  const int heads = z.heads, track = static_cast<int>(blockIdx.y), head = track % heads;
+  const BackwardStep& s = both.step[track / heads];
   const At at(z.hidden);
-  const BackwardCell<Cell, AnyStored<A>> cell{io, z, s};
+  const BackwardCell<Cell, AnyStored<A>> cell{math, io, z, s, {z, s.batch, head}};
   if constexpr (kLate) {
     if (at.b >= s.count) return;
-    const A gradient = io.load(s.middle, at.b * z.hidden + at.u);
+    const A gradient = io.load(s.middle, cell.at.state(at.b, z.hidden, at.u));
     if constexpr (Cell::kSecondGates > 0) {
       cell.second(at.b, at.u, gradient);
     } else {
@@ -50,7 +54,7 @@ __global__ void __launch_bounds__(kThreads) gemm_backward(Sizes z, AnyStored<A> 
     }
   } else {
     if (at.b >= rows_reached(s)) return;
-    const A product = at.b < s.before ? io.load(s.product, at.b * z.proj + at.u) : A(0);
+    const A product = at.b < s.before ? io.load(s.product, cell.at.state(at.b, z.proj, at.u)) : A(0);
     A dh;
     if (cell.arrive(at.b, at.u, product, dh)) cell.first(at.b, at.u, dh);
   }
@@ -61,24 +65,28 @@ using AnyCell = cells::RnnTanh;
 
 template <class A>
 __global__ void __launch_bounds__(kThreads) projected_forward(Sizes z, AnyStored<A> io, Both<ForwardStep> both) {
-  const ForwardStep& s = both.step[blockIdx.y];
+  const int heads = z.heads, track = static_cast<int>(blockIdx.y), head = track % heads;
+  const ForwardStep& s = both.step[track / heads];
   const At at(z.proj);
   if (at.b >= s.count) return;
-  const ForwardCell<AnyCell, AnyStored<A>> cell{io, z, s};
-  cell.put(at.b, at.u, io.load(s.product, at.b * z.proj + at.u));
+  const AnyCell any;
+  const ForwardCell<AnyCell, AnyStored<A>> cell{any, io, z, s, {z, s.batch, head}};
+  cell.put(at.b, at.u, io.load(s.product, head * s.product_size + at.b * z.proj + at.u));
 }
 
 template <class A>
 __global__ void __launch_bounds__(kThreads) projected_backward(Sizes z, AnyStored<A> io, Both<BackwardStep> both) {
-  const BackwardStep& s = both.step[blockIdx.y];
+  const int heads = z.heads, track = static_cast<int>(blockIdx.y), head = track % heads;
+  const BackwardStep& s = both.step[track / heads];
   const At at(z.proj);
   if (at.b >= rows_reached(s)) return;
-  const BackwardCell<AnyCell, AnyStored<A>> cell{io, z, s};
-  const A product = at.b < s.before ? io.load(s.product, at.b * z.proj + at.u) : A(0);
+  const AnyCell any;
+  const BackwardCell<AnyCell, AnyStored<A>> cell{any, io, z, s, {z, s.batch, head}};
+  const A product = at.b < s.before ? io.load(s.product, cell.at.state(at.b, z.proj, at.u)) : A(0);
   A dh;
   if (!cell.arrive(at.b, at.u, product, dh)) return;
-  io.store(s.d_proj, at.b * z.directions * z.proj + at.u, dh);
-  static_cast<A*>(s.dh)[at.b * z.proj + at.u] = 0;  // all of it goes on through the projection
+  io.store(s.d_proj, cell.at.row(at.b, 1, 0, z.proj, at.u), dh);
+  cell.leave(at.b, at.u, 0);  // all of it goes on through the projection
 }
 
 namespace {
@@ -96,35 +104,36 @@ int rows_of(const BackwardStep& s) {
   return rows_reached(s);
 }
 
-template <auto kKernel, class A, class Step>
-const char* run(const RecurrentShape& s, int64_t width, const Both<Step>& both) {
+template <auto kKernel, class A, class Step, class... Cell>
+const char* run(const RecurrentShape& s, int64_t width, const Both<Step>& both, const Cell&... cell) {
   const int64_t rows = most_rows(s, both, [](const Step& step) { return rows_of(step); });
   if (rows == 0) return nullptr;
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>((rows * width + kThreads - 1) / kThreads);
-  shape.grid[1] = static_cast<unsigned>(s.directions);
+  shape.grid[1] = static_cast<unsigned>(s.tracks());
   shape.threads = kThreads;
-  const Sizes sizes{static_cast<int>(s.hidden), static_cast<int>(s.proj), static_cast<int>(s.directions)};
-  return launch<kKernel>(shape, s.stream, sizes, AnyStored<A>(s.dtype), both);
+  return launch<kKernel>(shape, s.stream, cell..., sizes_of(s), AnyStored<A>(s.dtype), both);
 }
 
-template <class Cell, class A>
+template <class Registered, class A>
 struct Pointwise {
+  using Cell = DeviceCell<Registered>;
+  static constexpr Cell kCell = device_cell(Registered{});
   static constexpr bool kTwo = Cell::kSecondGates > 0;
 
   static const char* forward(const RecurrentShape& s, const Both<ForwardStep>& both) {
-    return run<gemm_forward<Cell, A, false>, A>(s, s.hidden, both);
+    return run<gemm_forward<Cell, A, false>, A>(s, s.hidden, both, kCell);
   }
   static const char* forward_late(const RecurrentShape& s, const Both<ForwardStep>& both) {
-    if constexpr (kTwo) return run<gemm_forward<Cell, A, true>, A>(s, s.hidden, both);
+    if constexpr (kTwo) return run<gemm_forward<Cell, A, true>, A>(s, s.hidden, both, kCell);
     return "the cell has one product";
   }
   static const char* backward(const RecurrentShape& s, const Both<BackwardStep>& both) {
-    return run<gemm_backward<Cell, A, false>, A>(s, s.hidden, both);
+    return run<gemm_backward<Cell, A, false>, A>(s, s.hidden, both, kCell);
   }
   static const char* backward_late(const RecurrentShape& s, const Both<BackwardStep>& both) {
     if constexpr (kTwo || Cell::kCellState) {
-      return run<gemm_backward<Cell, A, true>, A>(s, s.hidden, both);
+      return run<gemm_backward<Cell, A, true>, A>(s, s.hidden, both, kCell);
     }
     return "the cell has one product";
   }

@@ -1,8 +1,10 @@
 // The one way to launch a kernel, on a GPU or in the emulation.
 #pragma once
 
+#include <functional>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "api.h"
 #include "cuda/kernel_name.h"
@@ -10,10 +12,15 @@
 
 namespace fusednn::cuda {
 
-// While set, the launches of this thread are told and not made.
+// While set, the launches of this thread are told and not made; whether they are those of a recording.
 inline thread_local const Witness* witness = nullptr;
+inline thread_local bool told_as_replayed = false;
 
 #if defined(FUSEDNN_EMULATE)
+
+// While set, the launches of this thread are kept there and not made.
+using Launches = std::vector<std::function<const char*()>>;
+inline thread_local Launches* recorded = nullptr;
 
 // Each returns null, or a message that lives until the thread's next call.
 template <class... Parameters, class... Arguments>
@@ -22,7 +29,12 @@ const char* launch_as(const char* name, void (*kernel)(Parameters...), const Lau
   std::tuple<Parameters...> kept{std::forward<Arguments>(arguments)...};
   const emulation::Shape shape{
       {s.grid[0], s.grid[1], s.grid[2]}, {s.threads, 1, 1}, s.cluster, s.shared_bytes, s.cooperative, s.programmatic};
-  return emulation::launch(name, shape, [kernel, kept] { std::apply(kernel, kept); });
+  const auto make = [name, shape, kernel, kept] {
+    return emulation::launch(name, shape, [kernel, kept] { std::apply(kernel, kept); });
+  };
+  if (recorded == nullptr) return make();
+  recorded->push_back(make);
+  return nullptr;
 }
 
 // What was launched is visible to the host's own reads: nothing on a GPU, where the host reads through the stream.
@@ -41,6 +53,26 @@ inline bool programmatic_launch_exists() {
 
 inline const char* message_of(cudaError_t error) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// While it lives, this thread may ask for memory even where a stream is being captured.
+class CaptureUntouched {
+ public:
+  CaptureUntouched() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~CaptureUntouched() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+// Lets a kernel have the shared memory and the cluster of a launch.
+inline cudaError_t allow(const void* kernel, const LaunchShape& s) {
+  if (s.shared_bytes > 48 * 1024) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(s.shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  return s.cluster <= 8 ? cudaSuccess : cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
 }
 
 template <class... Parameters, class... Arguments>
@@ -71,11 +103,8 @@ const char* launch_as(const char*, void (*kernel)(Parameters...), const LaunchSh
   if (s.programmatic && programmatic_launch_exists()) {
     attribute(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed = 1;
   }
-  if (s.shared_bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(s.shared_bytes));
-    if (error != cudaSuccess) return message_of(error);
-  }
+  const cudaError_t error = allow(function, s);
+  if (error != cudaSuccess) return message_of(error);
   return message_of(cudaLaunchKernelExC(&config, function, pointers));
 }
 
@@ -90,7 +119,9 @@ const char* launch(const LaunchShape& shape, void* stream, Arguments&&... argume
   if (witness == nullptr) {
     return launch_as(kernel_name<kKernel>(), kKernel, shape, stream, std::forward<Arguments>(arguments)...);
   }
-  witness->launched(witness->context, kernel_name<kKernel>(), shape);
+  LaunchShape told = shape;
+  told.replayed = told_as_replayed;
+  witness->launched(witness->context, kernel_name<kKernel>(), told);
   return nullptr;
 }
 

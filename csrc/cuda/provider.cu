@@ -2,14 +2,22 @@
 #include <cstring>
 #include <exception>
 #include <string>
+#include <string_view>
 
 #include "cuda/launch.h"
 #include "cuda/sequence.h"
+#include "cuda/waits.h"
 
 namespace fusednn {
 namespace {
 
 thread_local std::string message;
+
+// Weights stay where they are while all steps pass.
+bool persistent(const RecurrentShape& s) {
+  const std::string_view name = s.strategy;
+  return name == "block" || name == "cluster" || name == "grid";
+}
 
 // Null, or why the call is impossible.
 const char* refusal(const RecurrentShape& s, const void* w_hr) {
@@ -20,14 +28,20 @@ const char* refusal(const RecurrentShape& s, const void* w_hr) {
   const CellInfo* cell = find_cell(s.cell);
   if (cell == nullptr) return refuse(std::string("unknown cell '") + s.cell + "'");
   const bool gemm = std::strcmp(s.strategy, "gemm") == 0;
-  if (!gemm && std::strcmp(s.strategy, "step") != 0)
-    return refuse(std::string("no strategy '") + s.strategy + "' here");
+  const std::string named = std::string("strategy '") + s.strategy + "'";
+  const bool steps = std::strcmp(s.strategy, "step") == 0 || std::strcmp(s.strategy, "graph") == 0;
+  if (!gemm && !persistent(s) && !steps) return refuse("no " + named + " here");
   if (gemm && s.gemm == nullptr) return refuse("strategy 'gemm' needs a library GEMM");
   if (w_hr != nullptr && !cell->cell_state) return refuse(std::string("cell '") + s.cell + "' has no projection");
-  if (w_hr != nullptr && !gemm) return refuse("strategy 'step' has no projection; 'gemm' has");
+  if (w_hr != nullptr && !gemm) return refuse(named + " has no projection; 'gemm' has");
+  if (persistent(s) && s.dtype == Dtype::kFloat64) return refuse(named + " has no float64; 'step' and 'gemm' have");
   if (w_hr == nullptr && s.proj != s.hidden) return refuse("without w_hr the size of h is the hidden size");
   if (s.hidden < 1 || s.proj < 1) return refuse("the hidden size must be positive");
   if (s.directions != 1 && s.directions != 2) return refuse("directions must be 1 or 2");
+  if (s.heads < 1) return refuse("heads must be positive");
+  if (s.options.norm != nullptr) return refuse(named + " has no layer norm");
+  if (persistent(s) && s.options.mask != nullptr) return refuse(named + " has no recurrent dropout");
+  if (persistent(s) && s.options.zones()) return refuse(named + " has no zoneout");
   return nullptr;
 }
 
@@ -35,6 +49,9 @@ template <class Args>
 const char* run(const Args& args, const char* (*kernels)(const Args&)) {
   try {
     if (const char* error = refusal(args.shape, args.w_hr)) return error;
+    if (cuda::witness == nullptr && cuda::take_wait_fault()) {
+      return "a wait inside a persistent kernel of an earlier call expired; its results are NaN";
+    }
     const char* error = kernels(args);
     if (error == nullptr) return nullptr;
     message = error;
@@ -46,16 +63,18 @@ const char* run(const Args& args, const char* (*kernels)(const Args&)) {
 }
 
 const char* forward(const RecurrentForward& args) {
-  return run(args, cuda::run_forward);
+  return run(args, persistent(args.shape) ? cuda::run_persistent_forward : cuda::run_forward);
 }
 const char* backward(const RecurrentBackward& args) {
-  return run(args, cuda::run_backward);
+  return run(args, persistent(args.shape) ? cuda::run_persistent_backward : cuda::run_backward);
 }
 size_t forward_workspace(const RecurrentForward& args) {
-  return refusal(args.shape, args.w_hr) == nullptr ? cuda::forward_workspace(args) : 0;
+  if (refusal(args.shape, args.w_hr) != nullptr) return 0;
+  return persistent(args.shape) ? cuda::persistent_workspace(args) : cuda::forward_workspace(args);
 }
 size_t backward_workspace(const RecurrentBackward& args) {
-  return refusal(args.shape, args.w_hr) == nullptr ? cuda::backward_workspace(args) : 0;
+  if (refusal(args.shape, args.w_hr) != nullptr) return 0;
+  return persistent(args.shape) ? cuda::persistent_workspace(args) : cuda::backward_workspace(args);
 }
 
 // Sends launches to a witness while it lives.

@@ -1,20 +1,17 @@
 #include "cuda/sequence.h"
 
+#include <algorithm>
 #include <cstring>
+#include <vector>
 
-#include "cuda/step.h"
+#include "cuda/lengths.h"
+#include "cuda/replay.h"
 
 namespace fusednn::cuda {
 namespace {
 
 size_t bytes_of(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
-}
-
-// null + offset stays null, and const is given back: args hold inputs and outputs side by side.
-void* at(const void* base, int64_t elements, size_t bytes) {
-  if (base == nullptr) return nullptr;
-  return const_cast<char*>(static_cast<const char*>(base)) + static_cast<size_t>(elements) * bytes;
 }
 
 const StepKernels* step_kernels_of(const RecurrentShape& s) {
@@ -30,44 +27,62 @@ const StepKernels* step_kernels_of(const RecurrentShape& s) {
   }
 }
 
-#define FUSEDNN_TRY(call)               \
-  do {                                  \
-    const char* error = (call);         \
-    if (error != nullptr) return error; \
-  } while (false)
+bool is(const RecurrentShape& s, const char* strategy) {
+  return std::strcmp(s.strategy, strategy) == 0;
+}
 
-// What forward and backward share.
-struct Sequence {
-  const RecurrentShape& s;
+// Rows of all steps before each; empty where input is padded.
+std::vector<int64_t> offsets_of(const RecurrentShape& s) {
+  std::vector<int64_t> offsets;
+  if (s.batch_sizes == nullptr) return offsets;
+  offsets.push_back(0);
+  for (int64_t t = 0; t < s.steps; ++t) offsets.push_back(offsets.back() + s.batch_sizes[t]);
+  return offsets;
+}
+
+// What forward and backward share: the steps, each with launches of its own, or recorded.
+template <class Of>
+struct Sequence : Of {
+  const RecurrentShape s;
   const CellInfo& cell;
-  const bool gemm;
-  const size_t size, acc;  // bytes of an element and of an accumulator
-  const int64_t D, B, H, P, G, S, late, first;
-  const Timeline time;
+  const std::vector<int64_t> rows_before;
+  Workspace space;
+  int* lengths = nullptr;  // of packed input, where kernels find their steps themselves
+  int64_t* offsets_there = nullptr;
 
-  explicit Sequence(const RecurrentShape& shape)
-      : s(shape),
-        cell(*find_cell(shape.cell)),
-        gemm(std::strcmp(shape.strategy, "gemm") == 0),
-        size(bytes_of(shape.dtype)),
-        acc(shape.dtype == Dtype::kFloat64 ? 8 : 4),
-        D(s.directions),
-        B(s.batch),
-        H(s.hidden),
-        P(s.proj),
-        G(cell.gates),
-        S(cell.saved),
-        late(cell.second_gates),
-        first(G - late),
-        time(shape) {}
+  template <class Args>
+  Sequence(const Args& args, void* workspace)
+      : Of{}, s(args.shape), cell(*find_cell(s.cell)), rows_before(offsets_of(s)), space(workspace) {
+    Of& o = *this;
+    o.a = args;
+    o.size = static_cast<int64_t>(bytes_of(s.dtype)), o.acc = s.dtype == Dtype::kFloat64 ? 8 : 4;
+    o.T = s.steps, o.B = s.batch, o.H = s.hidden, o.P = s.proj, o.D = s.tracks(), o.heads = s.heads;
+    o.G = cell.gates, o.S = cell.saved, o.late = cell.second_gates, o.first = o.G - o.late;
+    o.split = cell.split, o.gemm = is(s, "gemm");
+    o.offsets = rows_before.empty() ? nullptr : rows_before.data();
+    if (!is(s, "graph") || s.batch_sizes == nullptr) return;
+    lengths = static_cast<int*>(take(sizeof(int) * o.B));
+    offsets_there = static_cast<int64_t*>(take(sizeof(int64_t) * (o.T + 1)));
+  }
 
-  // The time of forward's i-th step; -1 and T are no steps.
-  int64_t time_of(int64_t d, int64_t i) const { return d == 0 ? i : s.steps - 1 - i; }
-  int count(int64_t d, int64_t i) const { return i < 0 || i >= s.steps ? 0 : time.count(time_of(d, i)); }
-  // Row 0 of direction d at forward's i-th step in a tensor [N, D, width].
-  void* row(const void* tensor, int64_t d, int64_t i, int64_t width) const {
-    if (i < 0 || i >= s.steps) return nullptr;
-    return at(tensor, (time.offset(time_of(d, i)) * D + d) * width, size);
+  void* take(int64_t bytes) { return space.take(static_cast<size_t>(bytes)); }
+
+  // each(a step of both directions, whether a step stands in front of it)
+  template <class Each>
+  const char* walk(Each each) const {
+    int64_t done = 0;
+    if (is(s, "graph")) {
+      Of track = *this;
+      track.offsets = offsets_there;
+      if (offsets_there != nullptr) FUSEDNN_TRY(put_lengths(s, lengths, offsets_there));
+      FUSEDNN_TRY(replay_steps(s, *step_kernels_of(s), track, done));
+    }
+    for (int64_t n = done; n < this->steps(); ++n) {
+      Both<typename Of::Step> both{};
+      for (int64_t d = 0; d < s.directions; ++d) both.step[d] = this->handled(d, n);
+      FUSEDNN_TRY(each(both, n > done));
+    }
+    return nullptr;
   }
 
   const char* multiply(const void* a, int64_t lda, const void* b, int64_t ldb, bool transpose_b, void* c, int64_t m,
@@ -85,128 +100,101 @@ struct Sequence {
   }
 };
 
-struct Forward : Sequence {
-  const RecurrentForward& a;
-  Workspace space;
-  void *h[2], *c, *middle, *kept, *product;
-
-  explicit Forward(const RecurrentForward& args, void* workspace)
-      : Sequence(args.shape), a(args), space(workspace), h{}, c{}, middle{}, kept{}, product{} {
+struct Forward : Sequence<ForwardTrack> {
+  Forward(const RecurrentForward& args, void* workspace) : Sequence(args, workspace) {
     const bool projects = a.w_hr != nullptr;
     if (!gemm) {
-      for (void*& buffer : h) buffer = space.take(size * D * B * P);
+      for (void*& buffer : h) buffer = take(size * D * B * P);
     }
-    if (cell.cell_state) c = space.take(acc * D * B * H);
-    if (late > 0 || projects) middle = space.take(size * D * B * H);
-    if (late > 0) kept = space.take(acc * D * B * S * H);
-    if (gemm) product = space.take(size * D * B * std::max(first * H, P));
+    if (s.options.mask != nullptr) {  // `gemm` reads it before it writes it
+      factor[0] = take(size * D * B * P);
+      factor[1] = gemm ? factor[0] : take(size * D * B * P);
+    }
+    if (cell.cell_state) c = take(acc * D * B * H);
+    if (late > 0 || projects) middle = take(size * D * B * H);
+    if (late > 0) kept = take(acc * D * B * S * H);
+    if (gemm) product = take(size * D * product_size());
   }
 
-  const char* run() {
-    const Spread copies = gemm ? Spread{nullptr, {a.h_n, nullptr, nullptr}} : Spread{nullptr, {a.h_n, h[0], h[1]}};
+  const char* run() const {
+    const Spread copies{nullptr, {a.h_n, h[0], h[1]}, s.options.mask, {factor[0], gemm ? nullptr : factor[1]}};
     FUSEDNN_TRY(spread_state(a.h0, s.dtype, D * B * P, copies, s.stream));
     if (cell.cell_state) {
-      FUSEDNN_TRY(spread_state(a.c0, s.dtype, D * B * H, {c, {a.c_n, nullptr, nullptr}}, s.stream));
+      FUSEDNN_TRY(spread_state(a.c0, s.dtype, D * B * H, {c, {a.c_n, nullptr, nullptr}, nullptr, {}}, s.stream));
     }
-    for (int64_t i = 0; i < s.steps; ++i) {
-      Both<ForwardStep> both{};
-      for (int64_t d = 0; d < D; ++d) both.step[d] = step(d, i);
-      FUSEDNN_TRY(gemm ? gemm_step(both) : step_kernels_of(s)->forward(s, both, i > 0));
-    }
+    FUSEDNN_TRY(walk([&](const Both<ForwardStep>& both, bool behind) {
+      return gemm ? gemm_step(both) : step_kernels_of(s)->forward(s, {both, nullptr}, behind);
+    }));
     return settle();
-  }
-
-  ForwardStep step(int64_t d, int64_t i) const {
-    ForwardStep f{};
-    f.count = count(d, i);
-    f.gates = row(a.gates, d, i, G * H);
-    f.b_hh = at(a.b_hh, d * G * H, size);
-    f.w = at(a.w_hh, d * G * H * P, size);
-    void* h_n = at(a.h_n, d * B * P, size);
-    f.h = gemm ? h_n : at(h[i % 2], d * B * P, size);
-    f.h_next = gemm ? h_n : at(h[1 - i % 2], d * B * P, size);
-    f.h_n = gemm ? nullptr : h_n;
-    f.c = at(c, d * B * H, acc);
-    f.c_n = at(a.c_n, d * B * H, size);
-    f.y = row(a.y, d, i, P);
-    f.saved = row(a.saved, d, i, S * H);
-    f.middle = at(middle, d * B * H, size);
-    f.kept = at(kept, d * B * S * H, acc);
-    f.product = at(product, d * B * std::max(first * H, P), size);
-    return f;
   }
 
   const char* gemm_step(const Both<ForwardStep>& both) const {
     const PointwiseKernels& kernels = *pointwise_kernels(s.cell, s.dtype);
-    FUSEDNN_TRY(products(both, [&](const ForwardStep& f) { return Factor{f.h, P, f.w, first * H}; }));
+    FUSEDNN_TRY(products(both, [&](const ForwardStep& f) { return Factor{f.factor, P, f.w, G * H * P, first * H}; }));
     FUSEDNN_TRY(kernels.forward(s, both));
     if (late > 0) {
       const auto factor = [&](const ForwardStep& f) {
-        return Factor{f.middle, H, at(f.w, first * H * P, size), late * H};
+        return Factor{f.middle, H, at(f.w, first * H * P, size), G * H * P, late * H};
       };
       FUSEDNN_TRY(products(both, factor));
       FUSEDNN_TRY(kernels.forward_late(s, both));
     }
     if (a.w_hr == nullptr) return nullptr;
-    for (int64_t d = 0; d < D; ++d) {
-      const ForwardStep& f = both.step[d];
-      FUSEDNN_TRY(
-          multiply(f.middle, H, at(a.w_hr, d * P * H, size), H, true, const_cast<void*>(f.product), f.count, P, H));
-    }
+    FUSEDNN_TRY(products(both, [&](const ForwardStep& f) {
+      return Factor{f.middle, H, of(a.w_hr, &f - both.step, P * H, size), P * H, P};
+    }));
     return put_projected(s, both);
   }
 
-  // product = from w^T, with w [n, k]
+  // product = from w^T, with from [B, k] and w [n, k] of each head
   struct Factor {
     const void* from;
     int64_t k;
     const void* w;
+    int64_t w_head;  // elements from one head's to the next
     int64_t n;
   };
-  template <class Of>
-  const char* products(const Both<ForwardStep>& both, Of of) const {
-    for (int64_t d = 0; d < D; ++d) {
-      const ForwardStep& f = both.step[d];
-      const Factor x = of(f);
-      FUSEDNN_TRY(multiply(x.from, x.k, x.w, x.k, true, const_cast<void*>(f.product), f.count, x.n, x.k));
+  template <class Factors>
+  const char* products(const Both<ForwardStep>& both, Factors factors) const {
+    for (int64_t k = 0; k < D; ++k) {
+      const ForwardStep& f = both.step[k / heads];
+      const int64_t head = k % heads;
+      const Factor x = factors(f);
+      FUSEDNN_TRY(multiply(at(x.from, head * B * x.k, size), x.k, at(x.w, head * x.w_head, size), x.k, true,
+                           at(f.product, head * f.product_size, size), f.count, x.n, x.k));
     }
     return nullptr;
   }
 };
 
-struct Backward : Sequence {
-  const RecurrentBackward& a;
-  Workspace space;
-  void *dh, *dc, *product, *middle, *w_t, *w_t_late;
-
-  explicit Backward(const RecurrentBackward& args, void* workspace)
-      : Sequence(args.shape), a(args), space(workspace), dc{}, product{}, middle{}, w_t{}, w_t_late{} {
-    dh = space.take(acc * D * B * P);
-    if (cell.cell_state) dc = space.take(acc * D * B * H);
+struct Backward : Sequence<BackwardTrack> {
+  Backward(const RecurrentBackward& args, void* workspace) : Sequence(args, workspace) {
+    dh = take(acc * D * B * P);
+    if (cell.cell_state) dc = take(acc * D * B * H);
+    if (s.options.zones()) kept_h = take(acc * D * B * P);
     if (gemm) {
-      product = space.take(size * D * B * P);
-      if (late > 0 || a.w_hr != nullptr) middle = space.take(size * D * B * H);
+      product = take(size * D * B * P);
+      if (late > 0 || a.w_hr != nullptr) middle = take(size * D * B * H);
     } else {
-      w_t = space.take(size * D * P * first * H);
-      if (late > 0) w_t_late = space.take(size * D * H * late * H);
+      w_t = take(size * D * P * first * H);
+      if (late > 0) w_t_late = take(size * D * H * late * H);
     }
   }
 
-  const char* run() {
-    FUSEDNN_TRY(spread_state(a.grad_h_n, s.dtype, D * B * P, {dh, {}}, s.stream));
-    if (cell.cell_state) FUSEDNN_TRY(spread_state(a.grad_c_n, s.dtype, D * B * H, {dc, {}}, s.stream));
+  const char* run() const {
+    FUSEDNN_TRY(spread_state(a.grad_h_n, s.dtype, D * B * P, {dh, {}, nullptr, {}}, s.stream));
+    if (cell.cell_state) FUSEDNN_TRY(spread_state(a.grad_c_n, s.dtype, D * B * H, {dc, {}, nullptr, {}}, s.stream));
     if (!gemm) FUSEDNN_TRY(transpose_weights());
-    // The step -1 has no rows; what is still to pass through W_hh arrives there.
-    for (int64_t i = s.steps - 1; i >= (gemm ? 0 : -1); --i) {
-      Both<BackwardStep> both{};
-      for (int64_t d = 0; d < D; ++d) both.step[d] = step(d, i);
-      FUSEDNN_TRY(gemm ? gemm_step(both) : step_kernels_of(s)->backward(s, both, i < s.steps - 1));
+    FUSEDNN_TRY(walk([&](const Both<BackwardStep>& both, bool behind) {
+      return gemm ? gemm_step(both) : step_kernels_of(s)->backward(s, {both, nullptr}, behind);
+    }));
+    for (int64_t k = 0; k < D; ++k) {
+      const int64_t state = k * B * P;
+      FUSEDNN_TRY(gather_state(at(dh, state, acc), s.dtype, B * P, at(product, state, size),
+                               at(s.options.mask, state, size), count(k / heads, 0), P, at(a.d_h0, state, size),
+                               s.stream));
     }
-    for (int64_t d = 0; d < D; ++d) {
-      FUSEDNN_TRY(gather_state(at(dh, d * B * P, acc), s.dtype, B * P, at(product, d * B * P, size), count(d, 0), P,
-                               at(a.d_h0, d * B * P, size), s.stream));
-    }
-    if (cell.cell_state) FUSEDNN_TRY(gather_state(dc, s.dtype, D * B * H, nullptr, 0, H, a.d_c0, s.stream));
+    if (cell.cell_state) FUSEDNN_TRY(gather_state(dc, s.dtype, D * B * H, nullptr, nullptr, 0, H, a.d_c0, s.stream));
     return settle();
   }
 
@@ -221,46 +209,32 @@ struct Backward : Sequence {
     return nullptr;
   }
 
-  BackwardStep step(int64_t d, int64_t i) const {
-    BackwardStep b{};
-    b.count = count(d, i), b.before = count(d, i + 1), b.joined = count(d, i - 1);
-    b.grad_y = row(a.grad_y, d, i, P);
-    b.y = row(a.y, d, i, P), b.y_prev = row(a.y, d, i - 1, P);
-    b.saved = row(a.saved, d, i, S * H), b.saved_prev = row(a.saved, d, i - 1, S * H);
-    b.h0 = at(a.h0, d * B * P, size), b.c0 = at(a.c0, d * B * H, size);
-    b.w_t = at(w_t, d * P * first * H, size), b.w_t_late = at(w_t_late, d * H * late * H, size);
-    b.d_before = row(cell.split ? a.d_recurrent : a.d_gates, d, i + 1, G * H);
-    b.product = at(product, d * B * P, size), b.middle = at(middle, d * B * H, size);
-    b.dh = at(dh, d * B * P, acc), b.dc = at(dc, d * B * H, acc);
-    b.d_gates = row(a.d_gates, d, i, G * H);
-    b.d_recurrent = row(a.d_recurrent, d, i, G * H);
-    b.d_proj = row(a.d_proj, d, i, P);
-    return b;
-  }
-
   const char* gemm_step(const Both<BackwardStep>& both) const {
     const PointwiseKernels& kernels = *pointwise_kernels(s.cell, s.dtype);
     FUSEDNN_TRY(a.w_hr != nullptr ? gather_projected(s, both) : kernels.backward(s, both));
-    for (int64_t d = 0; d < D && (a.w_hr != nullptr || late > 0); ++d) {
-      const BackwardStep& b = both.step[d];
-      void* to = const_cast<void*>(b.middle);
+    for (int64_t k = 0; k < D && (a.w_hr != nullptr || late > 0); ++k) {
+      const BackwardStep& b = both.step[k / heads];
+      const int64_t head = k % heads;
+      void* to = at(b.middle, head * B * H, size);
       if (a.w_hr != nullptr) {
-        FUSEDNN_TRY(multiply(b.d_proj, D * P, at(a.w_hr, d * P * H, size), H, false, to, b.count, H, P));
+        FUSEDNN_TRY(
+            multiply(at(b.d_proj, head * P, size), D * P, at(a.w_hr, k * P * H, size), H, false, to, b.count, H, P));
       } else {
-        FUSEDNN_TRY(multiply(at(recurrent(b), first * H, size), D * G * H, at(a.w_hh, (d * G + first) * H * P, size), P,
-                             false, to, b.count, H, late * H));
+        FUSEDNN_TRY(multiply(at(recurrent(b), (head * G + first) * H, size), D * G * H,
+                             at(a.w_hh, (k * G + first) * H * P, size), P, false, to, b.count, H, late * H));
       }
     }
     if (a.w_hr != nullptr || late > 0) FUSEDNN_TRY(kernels.backward_late(s, both));
-    for (int64_t d = 0; d < D; ++d) {
-      const BackwardStep& b = both.step[d];
-      FUSEDNN_TRY(multiply(recurrent(b), D * G * H, at(a.w_hh, d * G * H * P, size), P, false,
-                           const_cast<void*>(b.product), b.count, P, first * H));
+    for (int64_t k = 0; k < D; ++k) {
+      const BackwardStep& b = both.step[k / heads];
+      const int64_t head = k % heads;
+      FUSEDNN_TRY(multiply(at(recurrent(b), head * G * H, size), D * G * H, at(a.w_hh, k * G * H * P, size), P, false,
+                           at(b.product, head * B * P, size), b.count, P, first * H));
     }
     return nullptr;
   }
 
-  const void* recurrent(const BackwardStep& b) const { return cell.split ? b.d_recurrent : b.d_gates; }
+  const void* recurrent(const BackwardStep& b) const { return split ? b.d_recurrent : b.d_gates; }
 };
 
 }  // namespace

@@ -1,9 +1,16 @@
-// How the host walks through a sequence: what both rungs share.
+// How the host runs a sequence: what the rungs share.
 #pragma once
 
 #include "cuda/gemm.h"
 #include "cuda/states.h"
 #include "cuda/steps.h"
+
+// Ends the caller with a call's message, if it has one.
+#define FUSEDNN_TRY(call)               \
+  do {                                  \
+    const char* error = (call);         \
+    if (error != nullptr) return error; \
+  } while (false)
 
 namespace fusednn::cuda {
 
@@ -24,9 +31,16 @@ class Workspace {
   size_t used_ = 0;
 };
 
+// The rungs that take many launches.
 const char* run_forward(const RecurrentForward& args);
 const char* run_backward(const RecurrentBackward& args);
 size_t forward_workspace(const RecurrentForward& args);
 size_t backward_workspace(const RecurrentBackward& args);
+
+// The rungs that take one.
+const char* run_persistent_forward(const RecurrentForward& args);
+const char* run_persistent_backward(const RecurrentBackward& args);
+size_t persistent_workspace(const RecurrentForward& args);
+size_t persistent_workspace(const RecurrentBackward& args);
 
 }  // namespace fusednn::cuda

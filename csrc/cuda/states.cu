@@ -19,14 +19,19 @@ __global__ void __launch_bounds__(kThreads) spread_kernel(const void* from, AnyS
   for (void* same : to.same) {
     if (same != nullptr) io.store(same, i, x);
   }
+  for (void* masked : to.masked) {
+    if (masked != nullptr) io.store(masked, i, x * io.load(to.mask, i));
+  }
 }
 
 template <class A>
 __global__ void __launch_bounds__(kThreads)
-    gather_kernel(const A* acc, AnyStored<A> io, long n, const void* product, long passed, void* to) {
+    gather_kernel(const A* acc, AnyStored<A> io, long n, const void* product, const void* mask, long passed, void* to) {
   const long i = static_cast<long>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= n) return;
-  io.store(to, i, acc[i] + (product != nullptr && i < passed ? io.load(product, i) : A(0)));
+  A through = product != nullptr && i < passed ? io.load(product, i) : A(0);
+  if (mask != nullptr) through *= io.load(mask, i);
+  io.store(to, i, acc[i] + through);
 }
 
 template <int kBytes>
@@ -63,10 +68,10 @@ const char* spread(const void* from, Dtype dtype, int64_t n, const Spread& to, v
 }
 
 template <class A>
-const char* gather(const void* acc, Dtype dtype, int64_t n, const void* product, int64_t passed, void* to,
-                   void* stream) {
+const char* gather(const void* acc, Dtype dtype, int64_t n, const void* product, const void* mask, int64_t passed,
+                   void* to, void* stream) {
   return launch<gather_kernel<A>>(over(n), stream, static_cast<const A*>(acc), AnyStored<A>(dtype),
-                                  static_cast<long>(n), product, static_cast<long>(passed), to);
+                                  static_cast<long>(n), product, mask, static_cast<long>(passed), to);
 }
 
 template <int kBytes>
@@ -88,11 +93,11 @@ const char* spread_state(const void* from, Dtype dtype, int64_t n, const Spread&
                                   : spread<float>(from, dtype, n, to, stream);
 }
 
-const char* gather_state(const void* acc, Dtype dtype, int64_t n, const void* product, int64_t rows, int64_t width,
-                         void* to, void* stream) {
+const char* gather_state(const void* acc, Dtype dtype, int64_t n, const void* product, const void* mask, int64_t rows,
+                         int64_t width, void* to, void* stream) {
   if (n == 0) return nullptr;
-  return dtype == Dtype::kFloat64 ? gather<double>(acc, dtype, n, product, rows * width, to, stream)
-                                  : gather<float>(acc, dtype, n, product, rows * width, to, stream);
+  return dtype == Dtype::kFloat64 ? gather<double>(acc, dtype, n, product, mask, rows * width, to, stream)
+                                  : gather<float>(acc, dtype, n, product, mask, rows * width, to, stream);
 }
 
 const char* transpose(const void* from, Dtype dtype, int64_t m, int64_t k, void* to, void* stream) {

@@ -72,24 +72,26 @@ struct Place {
 };
 
 template <class Cell, class Form, bool kLate>
-__global__ void __launch_bounds__(kThreads, 1) step_forward(Sizes z, Both<ForwardStep> both) {
+__global__ void __launch_bounds__(kThreads, 1) step_forward(Cell math, Sizes z, Given<ForwardStep> given) {
   using T = typename Form::T;
   using A = typename Form::A;
   constexpr int kSecond = Cell::kSecondGates, kFirst = Cell::G - kSecond, kGates = kLate ? kSecond : kFirst;
   dependency_launch();
-  const ForwardStep& s = both.step[blockIdx.z];
+  const int track = static_cast<int>(blockIdx.z), head = track % z.heads;
+  const ForwardStep s = given.of(track / z.heads);
   const Place at;
-  if (at.first_b >= s.count) return;  // the whole block; others of this launch wait, so it never ends too early
+  if (at.first_b >= s.count) return dependency_wait();  // the whole block, and a recorded step may have no rows at all
   const int k = kLate ? z.hidden : z.proj;
-  const T* w = static_cast<const T*>(s.w) + (kLate ? static_cast<long>(kFirst) * z.hidden * z.proj : 0);
-  const BlockProduct<Form, kGates> product({w, k, z.hidden, at.first_u, z.hidden},
-                                           {static_cast<const T*>(kLate ? s.middle : s.h), k, at.first_b, s.count},
+  const long line = head * Cell::G + (kLate ? kFirst : 0);
+  const T* w = static_cast<const T*>(s.w) + line * z.hidden * z.proj;
+  const T* h = static_cast<const T*>(kLate ? s.middle : s.factor) + static_cast<long>(head) * s.batch * k;
+  const BlockProduct<Form, kGates> product({w, k, z.hidden, at.first_u, z.hidden}, {h, k, at.first_b, s.count},
                                            [] { dependency_wait(); });
   if (at.u() >= z.hidden || at.b() >= s.count) return;
   A sums[kGates];
   product.gather(at.unit, at.row, sums);
   const Stored<T> io;
-  const ForwardCell<Cell, Stored<T>> cell{io, z, s};
+  const ForwardCell<Cell, Stored<T>> cell{math, io, z, s, {z, s.batch, head}};
   if constexpr (kLate) {
     cell.second(at.b(), at.u(), sums);
   } else {
@@ -98,27 +100,29 @@ __global__ void __launch_bounds__(kThreads, 1) step_forward(Sizes z, Both<Forwar
 }
 
 template <class Cell, class Form, bool kLate>
-__global__ void __launch_bounds__(kThreads, 1) step_backward(Sizes z, Both<BackwardStep> both) {
+__global__ void __launch_bounds__(kThreads, 1) step_backward(Cell math, Sizes z, Given<BackwardStep> given) {
   using T = typename Form::T;
   using A = typename Form::A;
   constexpr int kSecond = Cell::kSecondGates, kFirst = Cell::G - kSecond;
   dependency_launch();
-  const BackwardStep& s = both.step[blockIdx.z];
+  const int track = static_cast<int>(blockIdx.z), head = track % z.heads;
+  const BackwardStep s = given.of(track / z.heads);
   const Place at;
   const int rows = kLate ? s.count : s.before;  // whose gradients pass through the weights
   const int reached = kLate ? s.count : rows_reached(s);
-  if (at.first_b >= reached) return;
-  const long row = static_cast<long>(z.directions) * Cell::G * z.hidden;
+  if (at.first_b >= reached) return dependency_wait();
+  const long values = static_cast<long>(Cell::G) * z.hidden, row = z.tracks * values;
   const int k = (kLate ? kSecond : kFirst) * z.hidden;
   const T* own = static_cast<const T*>(Cell::kSplit ? s.d_recurrent : s.d_gates);
   const T* d = kLate ? own + static_cast<long>(kFirst) * z.hidden : static_cast<const T*>(s.d_before);
-  const BlockProduct<Form, 1> product({static_cast<const T*>(kLate ? s.w_t_late : s.w_t), k, 0, at.first_u, z.hidden},
-                                      {d, row, at.first_b, rows}, [] { dependency_wait(); });
+  const T* w = static_cast<const T*>(kLate ? s.w_t_late : s.w_t) + static_cast<long>(head) * z.hidden * k;
+  const BlockProduct<Form, 1> product({w, k, 0, at.first_u, z.hidden}, {d + head * values, row, at.first_b, rows},
+                                      [] { dependency_wait(); });
   if (at.u() >= z.hidden || at.b() >= reached) return;
   A sum;
   product.gather(at.unit, at.row, &sum);
   const Stored<T> io;
-  const BackwardCell<Cell, Stored<T>> cell{io, z, s};
+  const BackwardCell<Cell, Stored<T>> cell{math, io, z, s, {z, s.batch, head}};
   if constexpr (kLate) {
     cell.second(at.b(), at.u(), sum);
   } else {
@@ -130,58 +134,61 @@ __global__ void __launch_bounds__(kThreads, 1) step_backward(Sizes z, Both<Backw
 // ------- launches of one step, of a cell known by its type
 
 struct StepKernels {
-  const char* (*forward)(const RecurrentShape&, const Both<ForwardStep>&, bool programmatic);
-  const char* (*backward)(const RecurrentShape&, const Both<BackwardStep>&, bool programmatic);
+  const char* (*forward)(const RecurrentShape&, const Given<ForwardStep>&, bool programmatic);
+  const char* (*backward)(const RecurrentShape&, const Given<BackwardStep>&, bool programmatic);
 };
+
+// Of a recorded step, as many as any step has.
+template <class Step, class Rows>
+int most_rows(const RecurrentShape& s, const Given<Step>& given, Rows rows) {
+  if (given.recorded != nullptr) return static_cast<int>(s.batch);
+  int most = 0;
+  for (int64_t d = 0; d < s.directions; ++d) most = std::max(most, rows(given.both.step[d]));
+  return most;
+}
 
 inline LaunchShape step_shape(const RecurrentShape& s, int rows, size_t shared_bytes, bool programmatic) {
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>((s.hidden + kUnits - 1) / kUnits);
   shape.grid[1] = static_cast<unsigned>((rows + kRows - 1) / kRows);
-  shape.grid[2] = static_cast<unsigned>(s.directions);
+  shape.grid[2] = static_cast<unsigned>(s.tracks());
   shape.threads = kThreads;
   shape.shared_bytes = shared_bytes;
   shape.programmatic = programmatic;
   return shape;
 }
 
-inline Sizes sizes_of(const RecurrentShape& s) {
-  return {static_cast<int>(s.hidden), static_cast<int>(s.proj), static_cast<int>(s.directions)};
-}
-
-template <class Cell, class Form>
+template <class Registered, class Form>
 struct StepOf {
+  using Cell = DeviceCell<Registered>;
   using A = typename Form::A;
+  static constexpr Cell kCell = device_cell(Registered{});
   static constexpr int kSecond = Cell::kSecondGates, kFirst = Cell::G - kSecond;
 
-  static const char* forward(const RecurrentShape& s, const Both<ForwardStep>& both, bool programmatic) {
-    int rows = 0;
-    for (int64_t d = 0; d < s.directions; ++d) rows = std::max(rows, both.step[d].count);
+  static const char* forward(const RecurrentShape& s, const Given<ForwardStep>& given, bool programmatic) {
+    const int rows = most_rows(s, given, [](const ForwardStep& step) { return step.count; });
     if (rows == 0) return nullptr;
     const char* error = launch<step_forward<Cell, Form, false>>(
-        step_shape(s, rows, step_shared_bytes<A>(kFirst), programmatic), s.stream, sizes_of(s), both);
+        step_shape(s, rows, step_shared_bytes<A>(kFirst), programmatic), s.stream, kCell, sizes_of(s), given);
     if constexpr (kSecond > 0) {
       if (error == nullptr) {
         error = launch<step_forward<Cell, Form, true>>(step_shape(s, rows, step_shared_bytes<A>(kSecond), true),
-                                                       s.stream, sizes_of(s), both);
+                                                       s.stream, kCell, sizes_of(s), given);
       }
     }
     return error;
   }
 
-  static const char* backward(const RecurrentShape& s, const Both<BackwardStep>& both, bool programmatic) {
-    int rows = 0, active = 0;
-    for (int64_t d = 0; d < s.directions; ++d) {
-      rows = std::max(rows, rows_reached(both.step[d]));
-      active = std::max(active, both.step[d].count);
-    }
+  static const char* backward(const RecurrentShape& s, const Given<BackwardStep>& given, bool programmatic) {
+    const int rows = most_rows(s, given, rows_reached);
     if (rows == 0) return nullptr;
     const char* error = launch<step_backward<Cell, Form, false>>(
-        step_shape(s, rows, step_shared_bytes<A>(1), programmatic), s.stream, sizes_of(s), both);
+        step_shape(s, rows, step_shared_bytes<A>(1), programmatic), s.stream, kCell, sizes_of(s), given);
     if constexpr (kSecond > 0) {
+      const int active = most_rows(s, given, [](const BackwardStep& step) { return step.count; });
       if (error == nullptr && active > 0) {
         error = launch<step_backward<Cell, Form, true>>(step_shape(s, active, step_shared_bytes<A>(1), true), s.stream,
-                                                        sizes_of(s), both);
+                                                        kCell, sizes_of(s), given);
       }
     }
     return error;

@@ -45,6 +45,7 @@ struct Thread {
   Index3 index;
   State state = State::kReady;
   const char* where = "its start";  // what it last waited for
+  bool polls = false;               // left in a polling loop
   std::vector<Copy> copies;         // not committed
   std::deque<std::vector<Copy>> groups;
   bool cluster_arrived = false;
@@ -58,6 +59,7 @@ struct Warp {
   const char* meeting = nullptr;
   void* slots[kLanes];
   unsigned arrived = 0, done = 0;
+  uint64_t seen = 0, polled = 0;  // the event before the end of its last turn; the one after which it polled in vain
 
   bool ready() const {
     return std::any_of(threads, threads + kLanes, [](const Thread& t) { return t.state == State::kReady; });
@@ -75,6 +77,7 @@ struct MemoryBarrier {
   int64_t pending;
   int64_t bytes = 0;
   uint64_t phase = 0;
+  bool fenced = false;  // other blocks know of it
 };
 
 struct Cluster {
@@ -136,8 +139,10 @@ struct Run {
   std::vector<Store> stores;
   std::vector<Thread*> held;  // at dependency_wait
   bool dependency_met = true;
-  uint64_t begun = 0;  // blocks
+  bool overtakes = false, waited = false;  // begins before the launch in front has ended; waits for it somewhere
+  uint64_t begun = 0;                      // blocks
   uint64_t progress = 0, spins = 0, picks = 0;
+  uint64_t events = 1;  // that a polling loop may wait for
   Warp* stalled = nullptr;
   std::string failure;
 
@@ -242,34 +247,44 @@ struct Run {
     return failure.empty();
   }
 
+  // One that can do something; else, when no store is under way, the stalled one; else one that can only poll again for
+  // what has not happened. Null: none.
   Warp* pick() {
     const bool pass_over = stalled != nullptr && ++picks < kStall;
     const size_t first = draw(warps.size());
-    Warp* last_choice = nullptr;
+    Warp *late = nullptr, *vain = nullptr;
     for (size_t i = 0; i < warps.size(); ++i) {
       Warp* warp = warps[(first + i) % warps.size()];
       if (warp->done == kLanes || !warp->ready()) continue;
-      if (pass_over && warp == stalled) {
-        last_choice = warp;
-        continue;
+      if (warp->polled == events) {
+        vain = warp;
+      } else if (pass_over && warp == stalled) {
+        late = warp;
+      } else {
+        return warp;
       }
-      return warp;
     }
-    return last_choice;
+    return !stores.empty() ? nullptr : late != nullptr ? late : vain;
   }
 
   // Each ready lane runs until it waits, in an order that changes from turn to turn.
   void turn(Warp& warp) {
     const unsigned first = static_cast<unsigned>(draw(kLanes));
     const unsigned step = draw(2) == 0 ? 1 : kLanes - 1;
+    bool in_vain = true;
     for (unsigned i = 0; i < kLanes && failure.empty(); ++i) {
       Thread& t = warp.threads[(first + i * step) % kLanes];
       if (t.state != State::kReady) continue;
       ++total.switches;
+      const bool polled = t.polls;
+      t.polls = false;
       current = &t;
       t.fiber.enter();
       current = nullptr;
+      in_vain = in_vain && polled && t.polls;
     }
+    if (in_vain) warp.polled = warp.seen;
+    warp.seen = events;
   }
 
   std::string deadlock() const {
@@ -302,12 +317,17 @@ struct Run {
     stores.erase(stores.begin() + static_cast<std::ptrdiff_t>(at));
     ++progress;
     if (store.target == nullptr) {
+      ++events;
       std::memcpy(store.to, store.data, store.bytes);
       return;
     }
     auto found = store.target->memory_barriers.find(store.barrier);
     if (found == store.target->memory_barriers.end()) {
       failure = failed("a remote store names no initialised mbarrier");
+      return;
+    }
+    if (!found->second.fenced && store.from != store.target) {
+      failure = failed("a remote store names an mbarrier that was initialised without a fence");
       return;
     }
     if (store.target->threads_left == 0) {
@@ -323,7 +343,7 @@ struct Run {
     if (barrier.pending != 0 || barrier.bytes != 0) return;
     ++barrier.phase;
     barrier.pending = barrier.count;
-    ++progress;
+    ++progress, ++events;
   }
 
   void wake(std::vector<Thread*>& waiting) {
@@ -356,6 +376,9 @@ void finish(Run& run) {
     run.begin(run.together());
     if (!run.advance()) sticky = run.failure;
   }
+  if (sticky.empty() && run.overtakes && !run.waited) {
+    sticky = run.failed("ended without dependency_wait: what comes behind may overtake what stands in front");
+  }
 }
 
 void finish_held() {
@@ -383,7 +406,7 @@ const char* launch(const char* name, const Shape& shape, std::function<void()> k
   auto run = std::make_unique<Run>();
   run->name = name, run->shape = shape, run->kernel = std::move(kernel);
   if (shape.programmatic && held != nullptr) {
-    run->dependency_met = false;
+    run->dependency_met = false, run->overtakes = true;
     const uint64_t together = run->together();
     run->begin(std::min(run->all_blocks(), std::max(together, kEarlyBlocks / together * together)));
     if (sticky.empty() && !run->advance()) sticky = run->failure;
@@ -513,7 +536,7 @@ void spin(const char* what) {
   Run& run = here();
   if (run.progress != 0) run.progress = run.spins = 0;
   if (++run.spins > kMostSpins) die(std::string("polls for ever: ") + what);
-  current->where = what;
+  current->where = what, current->polls = true;
   current->fiber.leave();
 }
 
@@ -558,6 +581,7 @@ void store_late(void* to, const void* from, size_t bytes) {
 
 void land_stores() {
   Run& run = here();
+  ++run.events;  // what follows a release may be stored at once
   const Block* block = current->warp->block;
   for (size_t i = 0; i < run.stores.size();) {
     if (run.stores[i].from == block && run.stores[i].target == nullptr) {
@@ -674,6 +698,10 @@ void mbarrier_init(uint32_t at, unsigned count) {
   block.memory_barriers[offset_of(at, 8, 8)] = MemoryBarrier{count, count};
 }
 
+void mbarrier_init_fence() {
+  for (auto& [at, barrier] : current->warp->block->memory_barriers) barrier.fenced = true;
+}
+
 void mbarrier_expect(uint32_t at, unsigned bytes) {
   MemoryBarrier& barrier = own_barrier(at);
   barrier.bytes += bytes;
@@ -694,6 +722,7 @@ bool mbarrier_done(uint32_t at, unsigned parity) {
 
 void dependency_wait() {
   Run& run = here();
+  run.waited = true;
   while (!run.dependency_met) {
     run.held.push_back(current);
     wait_at("griddepcontrol.wait");

@@ -89,6 +89,7 @@ void cluster_wait();
 
 // Barriers in shared memory with a count of arrivals and of bytes.
 void mbarrier_init(uint32_t at, unsigned count);
+void mbarrier_init_fence();  // other blocks may count at what this one initialised
 void mbarrier_expect(uint32_t at, unsigned bytes);
 void mbarrier_arrive(uint32_t at);
 bool mbarrier_done(uint32_t at, unsigned parity);

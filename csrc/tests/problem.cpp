@@ -163,7 +163,8 @@ RecurrentShape shape_of(const Problem& p, const CellInfo& cell, Dtype dtype, int
   RecurrentShape s{};
   s.cell = cell.name, s.dtype = dtype;
   s.batch = p.batch, s.steps = p.steps, s.rows = p.rows();
-  s.hidden = p.hidden, s.proj = p.proj, s.directions = p.directions;
+  s.hidden = p.hidden, s.proj = p.proj, s.directions = p.directions / p.heads, s.heads = p.heads;
+  s.options.zoneout_h = p.zoneout_h, s.options.zoneout_c = p.zoneout_c;
   s.batch_sizes = p.batch_sizes.empty() ? nullptr : p.batch_sizes.data();
   s.threads = threads;
   if (strategy != nullptr) {
@@ -285,6 +286,17 @@ Problem make_problem(const Size& s, const CellInfo& cell, Dtype dtype, unsigned 
   return p;
 }
 
+Problem with_options(Problem p, long heads, const CellInfo& cell, Dtype dtype, unsigned seed) {
+  std::mt19937 random(seed);
+  const long tracks = p.directions;
+  p.heads = heads;
+  p.mask = uniform_values(random, dtype, tracks * p.batch * p.proj, 2);
+  p.norm = uniform_values(random, dtype, tracks * cell.gates * p.hidden, 2);
+  p.zoneout_h = 0.3, p.zoneout_c = cell.cell_state ? 0.6 : 0;
+  for (long d = 0; d < tracks / heads; ++d) p.seeds.push_back(100 + d);
+  return p;
+}
+
 Problem with_inputs(Problem p, long inputs, const CellInfo& cell, Dtype dtype, unsigned seed) {
   std::mt19937 random(seed);
   const long lines = p.directions * cell.gates * p.hidden;
@@ -302,8 +314,30 @@ Problem with_inputs(Problem p, long inputs, const CellInfo& cell, Dtype dtype, u
   return p;
 }
 
+// The tensors of the options.
+struct Asked {
+  Tensor mask, norm;
+  Bytes seeds;
+
+  Asked(const Problem& p, Dtype dtype, bool gpu)
+      : mask(dtype, p.mask, gpu), norm(dtype, p.norm, gpu), seeds(bytes(p), gpu) {}
+  void put(const Problem& p, RecurrentOptions& o) {
+    if (!p.mask.empty()) o.mask = mask.input();
+    if (!p.norm.empty()) o.norm = norm.input();
+    if (!p.seeds.empty()) o.seed = reinterpret_cast<const int64_t*>(seeds.data());
+  }
+
+ private:
+  static std::vector<char> bytes(const Problem& p) {
+    std::vector<char> out(p.seeds.size() * sizeof(int64_t));
+    if (!out.empty()) std::memcpy(out.data(), p.seeds.data(), out.size());
+    return out;
+  }
+};
+
 struct ForwardCall::Parts {
-  Tensor gates, x, w_ih, b_ih, h0, c0, w_hh, b_hh, w_hr, y, h_n, c_n, saved;
+  Tensor gates, x, w_ih, b_ih, h0, c0, w_hh, b_hh, w_hr, y, h_n, c_n, saved, states;
+  Asked asked;
   std::unique_ptr<Call<RecurrentForward>> call;
 };
 
@@ -313,10 +347,11 @@ ForwardCall::ForwardCall(const Problem& p, const CellInfo& cell, Dtype dtype, in
   const size_t rows = static_cast<size_t>(p.rows() * p.directions);
   const auto input = [&](const Values& values) { return Tensor(dtype, values, gpu); };
   const auto output = [&](size_t n) { return Tensor(dtype, n, gpu); };
-  parts_.reset(new Parts{input(p.gates), input(p.x), input(p.w_ih), input(p.b_ih), input(p.h0), input(p.c0),
-                         input(p.w_hh), input(p.b_hh), input(p.w_hr), output(rows * static_cast<size_t>(p.proj)),
-                         output(p.h0.size()), output(p.c0.size()),
-                         output(save ? rows * static_cast<size_t>(cell.saved * p.hidden) : 0), nullptr});
+  parts_.reset(
+      new Parts{input(p.gates), input(p.x), input(p.w_ih), input(p.b_ih), input(p.h0), input(p.c0), input(p.w_hh),
+                input(p.b_hh), input(p.w_hr), output(rows * static_cast<size_t>(p.proj)), output(p.h0.size()),
+                output(p.c0.size()), output(save ? rows * static_cast<size_t>(cell.saved * p.hidden) : 0),
+                output(save && p.zones() ? rows * static_cast<size_t>(p.hidden) : 0), Asked(p, dtype, gpu), nullptr});
   Parts& t = *parts_;
   RecurrentForward a{};
   a.shape = shape_of(p, cell, dtype, threads, strategy);
@@ -329,6 +364,8 @@ ForwardCall::ForwardCall(const Problem& p, const CellInfo& cell, Dtype dtype, in
   if (p.projection) a.w_hr = t.w_hr.input();
   a.y = t.y.output(), a.h_n = t.h_n.output();
   if (save && cell.saved > 0) a.saved = t.saved.output();
+  if (save && p.zones()) a.states = t.states.output();
+  t.asked.put(p, a.shape.options);
   const Provider& provider = provider_of(strategy);
   t.call = std::make_unique<Call<RecurrentForward>>(provider.forward, provider.forward_workspace, a, gpu);
 }
@@ -340,11 +377,23 @@ Outputs ForwardCall::read() const {
   const char* error = finish();
   CHECK(error == nullptr, error);
   parts_->call->workspace.check();
-  return {parts_->y.values(), parts_->h_n.values(), parts_->c_n.values(), parts_->saved.values()};
+  return {parts_->y.values(),
+          parts_->h_n.values(),
+          parts_->c_n.values(),
+          parts_->saved.values(),
+          parts_->states.values(),
+          {},
+          {}};
+}
+
+const RecurrentForward& ForwardCall::arguments() const {
+  return parts_->call->args;
 }
 
 struct BackwardCall::Parts {
-  Tensor grad_y, grad_h_n, grad_c_n, y, saved, h0, c0, w_hh, w_hr, d_gates, d_recurrent, d_h0, d_c0, d_proj;
+  Tensor grad_y, grad_h_n, grad_c_n, y, saved, states, normed, rstd, h0, c0, w_hh, w_hr;
+  Tensor d_gates, d_recurrent, d_h0, d_c0, d_proj, d_products;
+  Asked asked;
   std::unique_ptr<Call<RecurrentBackward>> call;
 };
 
@@ -354,10 +403,26 @@ BackwardCall::BackwardCall(const Problem& p, const Outputs& f, const CellInfo& c
   const size_t rows = static_cast<size_t>(p.rows() * p.directions), width = static_cast<size_t>(cell.gates * p.hidden);
   const auto input = [&](const Values& values) { return Tensor(dtype, values, gpu); };
   const auto output = [&](size_t n) { return Tensor(dtype, n, gpu); };
-  parts_.reset(new Parts{input(p.grad_y), input(p.grad_h_n), input(p.grad_c_n), input(f.y), input(f.saved), input(p.h0),
-                         input(p.c0), input(p.w_hh), input(p.w_hr), output(rows * width),
-                         output(cell.split ? rows * width : 0), output(p.h0.size()), output(p.c0.size()),
-                         output(p.projection ? rows * static_cast<size_t>(p.proj) : 0), nullptr});
+  parts_.reset(new Parts{input(p.grad_y),
+                         input(p.grad_h_n),
+                         input(p.grad_c_n),
+                         input(f.y),
+                         input(f.saved),
+                         input(f.states),
+                         input(f.normed),
+                         input(f.rstd),
+                         input(p.h0),
+                         input(p.c0),
+                         input(p.w_hh),
+                         input(p.w_hr),
+                         output(rows * width),
+                         output(cell.split ? rows * width : 0),
+                         output(p.h0.size()),
+                         output(p.c0.size()),
+                         output(p.projection ? rows * static_cast<size_t>(p.proj) : 0),
+                         output(p.norm.empty() ? 0 : rows * width),
+                         Asked(p, dtype, gpu),
+                         nullptr});
   Parts& t = *parts_;
   RecurrentBackward a{};
   a.shape = shape_of(p, cell, dtype, threads, strategy);
@@ -369,6 +434,9 @@ BackwardCall::BackwardCall(const Problem& p, const Outputs& f, const CellInfo& c
   if (p.projection) a.w_hr = t.w_hr.input(), a.d_proj = t.d_proj.output();
   a.d_gates = t.d_gates.output(), a.d_h0 = t.d_h0.output();
   if (cell.split) a.d_recurrent = t.d_recurrent.output();
+  if (p.zones()) a.states = t.states.input();
+  if (!p.norm.empty()) a.normed = t.normed.input(), a.rstd = t.rstd.input(), a.d_products = t.d_products.output();
+  t.asked.put(p, a.shape.options);
   const Provider& provider = provider_of(strategy);
   t.call = std::make_unique<Call<RecurrentBackward>>(provider.backward, provider.backward_workspace, a, gpu);
 }
@@ -380,8 +448,18 @@ Gradients BackwardCall::read() const {
   const char* error = finish();
   CHECK(error == nullptr, error);
   parts_->call->workspace.check();
-  return {parts_->d_gates.values(), parts_->d_recurrent.values(), parts_->d_h0.values(), parts_->d_c0.values(),
-          parts_->d_proj.values()};
+  return {parts_->d_gates.values(), parts_->d_recurrent.values(), parts_->d_h0.values(),
+          parts_->d_c0.values(),    parts_->d_proj.values(),      parts_->d_products.values()};
+}
+
+double distance(const Values& got, const Values& truth, double eps) {
+  if (got.size() != truth.size()) return std::numeric_limits<double>::infinity();
+  double error = 0, largest = 1e-30;
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (!(std::fabs(got[i] - truth[i]) <= error)) error = std::fabs(got[i] - truth[i]);
+    largest = std::max(largest, std::fabs(truth[i]));
+  }
+  return error / (eps * largest);
 }
 
 Outputs run_forward(const Problem& p, const CellInfo& cell, Dtype dtype, int threads, bool save) {

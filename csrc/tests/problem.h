@@ -1,5 +1,6 @@
-// Random problems, and calls of a provider on them in any dtype: the CPU's, or with FUSEDNN_TEST_STRATEGY=gemm|step the
-// CUDA kernels, emulated or, in a test that was compiled as CUDA, on the GPU.
+// Random problems, and calls of a provider on them in any dtype: the CPU's, or with
+// FUSEDNN_TEST_STRATEGY=gemm|step|graph|block|cluster|grid the CUDA kernels, emulated or, in a test that was compiled
+// as CUDA, on the GPU.
 #pragma once
 
 #include <memory>
@@ -31,6 +32,9 @@ Problem make_problem(const Size& size, const CellInfo& cell, Dtype dtype, unsign
 // The same with an input part that is left to the provider: x of `inputs` columns, and the gates that it makes.
 Problem with_inputs(Problem problem, long inputs, const CellInfo& cell, Dtype dtype, unsigned seed);
 
+// The same with every option; `heads` must divide its directions, which then count heads too.
+Problem with_options(Problem problem, long heads, const CellInfo& cell, Dtype dtype, unsigned seed);
+
 // The strategy of the CUDA kernels under test, or null: the CPU's.
 const char* cuda_strategy();
 const Provider& provider_of(const char* strategy);
@@ -44,6 +48,7 @@ class ForwardCall {
   ~ForwardCall();
   void run();
   Outputs read() const;
+  const RecurrentForward& arguments() const;
 
  private:
   struct Parts;
@@ -68,6 +73,9 @@ Gradients run_backward(const Problem& p, const Outputs& forward, const CellInfo&
 
 Outputs naive_forward(const Problem& p, const CellInfo& cell, Dtype dtype);
 Gradients naive_backward(const Problem& p, const CellInfo& cell, Dtype dtype);
+
+// The largest difference, in units of eps times the largest true value.
+double distance(const Values& got, const Values& truth, double eps);
 
 // From here on fp32 products of CUDA kernels may use TF32.
 void allow_tf32(bool allow);

@@ -199,6 +199,7 @@ TEST(shared_memory_is_nan_at_the_start_of_every_block) {
 __global__ void note_state(const u32* ended, u32* seen, bool wait) {
   if (wait) dependency_wait();
   if (threadIdx.x == 0) seen[blockIdx.x] = *ended;
+  if (!wait) dependency_wait();
 }
 
 __global__ void set_ended(u32* ended) {
@@ -216,6 +217,15 @@ TEST(sixteen_blocks_of_a_programmatic_launch_begin_before_the_launch_in_front) {
         CHECK(seen[b] == (wait || b >= 16 ? 1u : 0u), "block " << b << " saw " << seen[b]);
       }
     }
+  });
+}
+
+TEST(a_programmatic_launch_that_waits_for_nothing_dies) {
+  over_seeds([] {
+    u32 first = 0, second = 0;
+    start(set_ended, blocks(1, 32), &first);
+    const std::string died = run(set_ended, programmatic(2, 32), &second);
+    CHECK(died.find("without dependency_wait") != std::string::npos, died);
   });
 }
 
@@ -557,6 +567,7 @@ enum class Fault {
   kWaitWithoutArrive,
   kReadAnEndedBlock,
   kStoreToAnEndedBlock,
+  kStoreNamesAnUnfencedBarrier,
   kBeyondTheCluster,
   kOutside,
   kNoSharedAddress,
@@ -654,8 +665,15 @@ __global__ void fault_of(Fault fault, u32* global) {
       break;
     case Fault::kStoreToAnEndedBlock:
       if (i == 0) mbarrier_init(barrier, 1);
+      mbarrier_init_fence();
       cluster_sync();
       store_async(remote_address(data_at, 1 - cluster_rank()), 1, remote_address(at, 1 - cluster_rank()));
+      break;
+    case Fault::kStoreNamesAnUnfencedBarrier:
+      if (i == 0) mbarrier_init(barrier, 1);
+      cluster_sync();
+      store_async(remote_address(data_at, 1 - cluster_rank()), 1, remote_address(at, 1 - cluster_rank()));
+      for (int turn = 0; turn < 10000; ++turn) warp_sync();
       break;
     case Fault::kBeyondTheCluster:
       load_remote(remote_address(data_at, 2));
@@ -766,10 +784,12 @@ TEST(wrong_use_of_mbarriers_dies) {
 }
 
 TEST(wrong_use_of_clusters_dies) {
-  check_deaths({{Fault::kArriveTwice, "barrier.cluster.arrive twice without a wait"},
-                {Fault::kWaitWithoutArrive, "barrier.cluster.wait without an arrive"},
-                {Fault::kReadAnEndedBlock, "the shared memory of a block that has ended"},
-                {Fault::kBeyondTheCluster, "an address of shared memory beyond the cluster"}});
+  check_deaths(
+      {{Fault::kArriveTwice, "barrier.cluster.arrive twice without a wait"},
+       {Fault::kWaitWithoutArrive, "barrier.cluster.wait without an arrive"},
+       {Fault::kReadAnEndedBlock, "the shared memory of a block that has ended"},
+       {Fault::kStoreNamesAnUnfencedBarrier, "a remote store names an mbarrier that was initialised without a"},
+       {Fault::kBeyondTheCluster, "an address of shared memory beyond the cluster"}});
   bool reached = false;
   over_seeds([&] {
     const std::string died = death_of(Fault::kStoreToAnEndedBlock);

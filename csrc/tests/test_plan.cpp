@@ -15,24 +15,23 @@ StepCost cost_of(long rows, long blocks) {
 
 }  // namespace
 
-TEST(every_row_and_block_of_each_direction_has_exactly_one_thread) {
+TEST(every_row_and_block_of_each_track_has_exactly_one_thread) {
   for (int threads = 1; threads <= 9; ++threads) {
-    for (int directions = 1; directions <= 2; ++directions) {
+    for (int tracks = 1; tracks <= 5; ++tracks) {
       for (long rows : {0L, 1L, 3L, 40L}) {
         for (long blocks : {1L, 2L, 5L, 64L}) {
-          std::vector<int> seen(static_cast<size_t>(directions * rows * blocks));
+          std::vector<int> seen(static_cast<size_t>(tracks * rows * blocks));
           for (int i = 0; i < threads; ++i) {
-            const Share s = make_share(cost_of(rows, blocks), directions, i, threads);
+            const Share s = make_share(cost_of(rows, blocks), tracks, i, threads);
             const Range mine = share_of(rows, s.row_part, s.split.row_parts);
             const Range units = share_of(blocks, s.unit_part, s.split.unit_parts);
-            for (long d = s.first_direction; d < s.last_direction; ++d) {
+            for (long d = s.first_track; d < s.last_track; ++d) {
               for (long b = mine.begin; b < mine.end; ++b) {
                 for (long u = units.begin; u < units.end; ++u) ++seen[static_cast<size_t>((d * rows + b) * blocks + u)];
               }
             }
           }
-          for (int n : seen)
-            CHECK(n == 1, threads << " threads, " << directions << " directions, " << rows << " x " << blocks);
+          for (int n : seen) CHECK(n == 1, threads << " threads, " << tracks << " tracks, " << rows << " x " << blocks);
         }
       }
     }
@@ -43,4 +42,13 @@ TEST(small_weights_split_the_batch_and_large_ones_the_units) {
   CHECK(choose_split(cost_of(8, 4), 2).row_parts == 2, "H = 64");
   CHECK(choose_split(cost_of(8, 32), 2).unit_parts == 2, "H = 512");
   CHECK(choose_split(cost_of(1, 32), 2).unit_parts == 2, "one row");
+}
+
+TEST(one_row_splits_its_units_where_that_saves_more_than_a_meeting_costs) {
+  const auto one_gate = [](long blocks) {
+    const double weights = 16. * 16 * static_cast<double>(blocks);
+    return StepCost{1, blocks, 2 * weights, 4 * weights};
+  };
+  CHECK(choose_split(one_gate(4), 2).threads() == 1, "H = 64");
+  CHECK(choose_split(one_gate(8), 2).unit_parts == 2, "H = 128");
 }

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "tests/check.h"
 #include "tests/problem.h"
@@ -25,17 +26,6 @@ const Size kSizes[] = {
 };
 const Size kProjected[] = {{3, 4, 20, 5, 1}, {5, 4, 9, 12, 2, true}, {1, 3, 33, 17, 1}, {49, 2, 7, 1, 1}};
 
-// The largest difference, in units of eps times the largest true value.
-double distance(const Values& got, const Values& truth, double eps) {
-  if (got.size() != truth.size()) return std::numeric_limits<double>::infinity();
-  double error = 0, largest = 1e-30;
-  for (size_t i = 0; i < got.size(); ++i) {
-    if (!(std::fabs(got[i] - truth[i]) <= error)) error = std::fabs(got[i] - truth[i]);
-    largest = std::max(largest, std::fabs(truth[i]));
-  }
-  return error / (eps * largest);
-}
-
 // In the low precisions a state that falls on the other side of a rounding boundary moves everything after it by one
 // rounding; relu's derivative can jump there.
 double allowed(const CellInfo& cell, Dtype dtype) {
@@ -43,29 +33,53 @@ double allowed(const CellInfo& cell, Dtype dtype) {
   return low && std::string(cell.name) == "rnn_relu" ? 1e9 : low ? 12 : 40;
 }
 
-void compare(const CellInfo& cell, Dtype dtype, const Size& size, int threads, const std::string& where,
-             bool library_gemm = false) {
-  Problem p = make_problem(size, cell, dtype, 7);
-  p.library_gemm = library_gemm;
-  const double eps = kEps[static_cast<int>(dtype)], limit = allowed(cell, dtype);
-  const Outputs out = run_forward(p, cell, dtype, threads), truth = naive_forward(p, cell, dtype);
-  const std::string what =
-      where + " " + cell.name + " dtype " + std::to_string(static_cast<int>(dtype)) + " " + text(size);
+bool strategy_is(const char* name) {
+  return cuda_strategy() != nullptr && std::string(cuda_strategy()) == name;
+}
+
+bool persistent() {
+  return strategy_is("block") || strategy_is("cluster") || strategy_is("grid");
+}
+
+// Whether the provider under test can: the persistent kernels have no fp64, and one block holds 128 units.
+bool serves(Dtype dtype, const Size& size) {
+  return !(persistent() && dtype == Dtype::kFloat64) && !(strategy_is("block") && size.hidden > 128);
+}
+
+void compare(const CellInfo& cell, Dtype dtype, Problem p, int threads, const std::string& what) {
+  const double eps = kEps[static_cast<int>(dtype)];
+  double limit = allowed(cell, dtype);
+  Outputs out = run_forward(p, cell, dtype, threads);
+  const Outputs truth = naive_forward(p, cell, dtype);
   CHECK(distance(out.y, truth.y, eps) < std::min(limit, 40.), what << " y " << distance(out.y, truth.y, eps));
   CHECK(distance(out.h_n, truth.h_n, eps) < std::min(limit, 40.), what << " h_n");
   CHECK(distance(out.c_n, truth.c_n, eps) < limit, what << " c_n");
   CHECK(distance(out.saved, truth.saved, eps) < std::min(limit, 40.),
         what << " saved " << distance(out.saved, truth.saved, eps));
+  CHECK(distance(out.states, truth.states, eps) < std::min(limit, 40.), what << " states");
+  out.normed = truth.normed, out.rstd = truth.rstd;
   const Gradients g = run_backward(p, out, cell, dtype, threads), t = naive_backward(p, cell, dtype);
+  // Layer norm divides by a deviation, and with it multiplies a gradient's rounding error.
+  for (double steepness : truth.rstd) limit = std::max(limit, allowed(cell, dtype) * steepness);
   CHECK(distance(g.d_gates, t.d_gates, eps) < limit, what << " d_gates " << distance(g.d_gates, t.d_gates, eps));
   if (cell.split) CHECK(distance(g.d_recurrent, t.d_recurrent, eps) < limit, what << " d_recurrent");
   CHECK(distance(g.d_h0, t.d_h0, eps) < limit, what << " d_h0 " << distance(g.d_h0, t.d_h0, eps));
   CHECK(distance(g.d_c0, t.d_c0, eps) < limit, what << " d_c0");
   if (p.projection) CHECK(distance(g.d_proj, t.d_proj, eps) < limit, what << " d_proj");
+  CHECK(distance(g.d_products, t.d_products, eps) < limit, what << " d_products");
+}
+
+void compare(const CellInfo& cell, Dtype dtype, const Size& size, int threads, const std::string& where,
+             bool library_gemm = false) {
+  if (!serves(dtype, size)) return;
+  Problem p = make_problem(size, cell, dtype, 7);
+  p.library_gemm = library_gemm;
+  compare(cell, dtype, p, threads,
+          where + " " + cell.name + " dtype " + std::to_string(static_cast<int>(dtype)) + " " + text(size));
 }
 
 bool has_projection() {
-  return cuda_strategy() == nullptr || std::string(cuda_strategy()) == "gemm";
+  return cuda_strategy() == nullptr || strategy_is("gemm");
 }
 
 bool same(const Values& a, const Values& b) {
@@ -74,12 +88,13 @@ bool same(const Values& a, const Values& b) {
 }
 
 bool same(const Outputs& a, const Outputs& b) {
-  return same(a.y, b.y) && same(a.h_n, b.h_n) && same(a.c_n, b.c_n) && same(a.saved, b.saved);
+  return same(a.y, b.y) && same(a.h_n, b.h_n) && same(a.c_n, b.c_n) && same(a.saved, b.saved) &&
+         same(a.states, b.states);
 }
 
 bool same(const Gradients& a, const Gradients& b) {
   return same(a.d_gates, b.d_gates) && same(a.d_recurrent, b.d_recurrent) && same(a.d_h0, b.d_h0) &&
-         same(a.d_c0, b.d_c0) && same(a.d_proj, b.d_proj);
+         same(a.d_c0, b.d_c0) && same(a.d_proj, b.d_proj) && same(a.d_products, b.d_products);
 }
 
 // Row b of a tensor [T, B, ...] with one direction.
@@ -130,6 +145,64 @@ TEST(a_single_step_by_library_gemm_agrees_with_plain_loops) {
         compare(cell, dtype, {5, 1, 7, 20, 1}, 2, isa, true);
       }
     });
+  });
+}
+
+// Of each direction's heads, and whether the step is one alone.
+const std::pair<Size, long> kOptions[] = {
+    {{3, 5, 7, 0, 3}, 3},
+    {{5, 6, 17, 0, 4, true}, 2},
+    {{2, 4, 33, 0, 2, false, false}, 1},
+    {{4, 1, 20, 0, 6}, 3},
+};
+
+// The problem with all options that the provider under test has.
+Problem asked(Problem p, long heads, const CellInfo& cell, Dtype dtype) {
+  p = with_options(std::move(p), heads, cell, dtype, 9);
+  if (cuda_strategy() != nullptr) p.norm.clear();
+  return p;
+}
+
+TEST(options_agree_with_plain_loops) {
+  if (persistent()) return;
+  for_each_isa([](const char* isa) {
+    for_each_cell([&](const CellInfo& cell) {
+      for (const auto& [size, heads] : kOptions) {
+        for (Dtype dtype : {Dtype::kFloat64, Dtype::kFloat32}) {
+          for (bool drawn : {true, false}) {
+            Problem p = asked(make_problem(size, cell, dtype, 7), heads, cell, dtype);
+            p.library_gemm = size.steps == 1;
+            if (!drawn) p.seeds.clear();
+            compare(cell, dtype, p, 2,
+                    std::string(isa) + " " + cell.name + " dtype " + std::to_string(static_cast<int>(dtype)) +
+                        (drawn ? " drawn " : " expected ") + text(size));
+          }
+        }
+      }
+      if (!cell.cell_state || !has_projection()) return;
+      for (const Size& size : {Size{5, 4, 9, 12, 2, true}, Size{3, 1, 20, 5, 2}}) {
+        Problem p = asked(make_problem(size, cell, Dtype::kFloat64, 7), 2, cell, Dtype::kFloat64);
+        p.library_gemm = size.steps == 1;
+        compare(cell, Dtype::kFloat64, p, 2, std::string(isa) + " " + cell.name + " " + text(size));
+      }
+    });
+  });
+}
+
+TEST(options_give_the_same_bits_with_any_number_of_threads) {
+  if (cuda_strategy() != nullptr) return;
+  for_each_cell([](const CellInfo& cell) {
+    for (const Size& size : {Size{2, 6, 70, 0, 2, true}, Size{9, 3, 40, 0, 4}}) {
+      const Problem p = asked(make_problem(size, cell, Dtype::kFloat32, 3), 2, cell, Dtype::kFloat32);
+      Outputs one = run_forward(p, cell, Dtype::kFloat32, 1);
+      const Outputs truth = naive_forward(p, cell, Dtype::kFloat32);
+      one.normed = truth.normed, one.rstd = truth.rstd;
+      const Gradients back = run_backward(p, one, cell, Dtype::kFloat32, 1);
+      for (int threads : {2, 3, 5}) {
+        CHECK(same(run_forward(p, cell, Dtype::kFloat32, threads), one), cell.name << text(size) << threads);
+        CHECK(same(run_backward(p, one, cell, Dtype::kFloat32, threads), back), cell.name << text(size) << threads);
+      }
+    }
   });
 }
 
@@ -198,6 +271,7 @@ TEST(nan_in_one_row_of_x_reaches_no_other_row) {
 }
 
 TEST(any_number_of_threads_gives_the_same_bits) {
+  if (cuda_strategy() != nullptr) return;
   for_each_isa([](const char* isa) {
     for_each_cell([&](const CellInfo& cell) {
       for (const Size& size : {Size{2, 6, 70, 0, 2, true}, Size{33, 3, 40, 0, 1}, Size{1, 4, 200, 0, 1}}) {
@@ -288,7 +362,7 @@ TEST(every_schedule_of_the_emulation_gives_the_same_bits) {
 #endif
 
 TEST(tf32_errs_by_a_rounding_to_11_bits_and_no_more) {
-  if (cuda_strategy() == nullptr || std::string(cuda_strategy()) != "step") return;
+  if (cuda_strategy() == nullptr || strategy_is("gemm")) return;
   for_each_cell([](const CellInfo& cell) {
     for (const Size& size : {Size{3, 4, 33, 0, 2}, Size{9, 3, 70, 0, 1, true}}) {
       const Problem p = make_problem(size, cell, Dtype::kFloat32, 7);
@@ -373,13 +447,14 @@ TEST(a_row_of_length_zero_keeps_its_state) {
 
 TEST(absent_gradients_count_as_zero) {
   for_each_cell([](const CellInfo& cell) {
-    Problem p = make_problem({3, 4, 9, 0, 2}, cell, Dtype::kFloat64, 2);
+    const Dtype dtype = persistent() ? Dtype::kFloat32 : Dtype::kFloat64;
+    Problem p = make_problem({3, 4, 9, 0, 2}, cell, dtype, 2);
     std::fill(p.grad_h_n.begin(), p.grad_h_n.end(), 0.);
     std::fill(p.grad_c_n.begin(), p.grad_c_n.end(), 0.);
-    const Outputs out = run_forward(p, cell, Dtype::kFloat64, 1);
-    const Gradients zeros = run_backward(p, out, cell, Dtype::kFloat64, 1);
+    const Outputs out = run_forward(p, cell, dtype, 1);
+    const Gradients zeros = run_backward(p, out, cell, dtype, 1);
     p.grad_h_n.clear(), p.grad_c_n.clear();
-    CHECK(same(run_backward(p, out, cell, Dtype::kFloat64, 1), zeros), cell.name);
+    CHECK(same(run_backward(p, out, cell, dtype, 1), zeros), cell.name);
   });
 }
 
@@ -423,7 +498,7 @@ TEST(impossible_requests_are_refused_with_a_message) {
   RecurrentShape& s = a.shape;
   s.cell = "no_such_cell", s.strategy = cuda_strategy();
   s.dtype = Dtype::kFloat32;
-  s.batch = s.steps = s.rows = s.hidden = s.proj = s.directions = s.threads = 1;
+  s.batch = s.steps = s.rows = s.hidden = s.proj = s.directions = s.heads = s.threads = 1;
   CHECK(provider_of(cuda_strategy()).forward(a) != nullptr, "unknown cell");
   s.cell = "gru";
   a.w_hr = &a;

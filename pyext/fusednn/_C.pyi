@@ -48,7 +48,9 @@ def launches(
     hidden: int,
     proj: int,
     directions: int,
+    heads: int,
     training: bool,
     tf32: bool,
+    packed: bool,
 ) -> list[Launch]:
     """What a sequence would launch, in order, forward and with training backward; nothing runs. proj 0: none."""

@@ -1,7 +1,7 @@
 """Fused recurrent and attention kernels for PyTorch, as layers that take the place of torch.nn's."""
 
 from . import functional, integrations  # noqa: F401  (integrations registers itself)
-from .conversion import convert
+from .conversion import convert, revert
 from .explanation import explain
 from .layers.additive import AdditiveAttention
 from .layers.attention import MultiheadAttention
@@ -27,4 +27,5 @@ __all__ = [
     "convert",
     "explain",
     "functional",
+    "revert",
 ]

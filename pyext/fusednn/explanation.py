@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from . import attention_explanation, functional, native
-from .kernels import LIBRARY_GEMM, Sizes, fits_text, kernels, launches
+from .kernels import Sizes, fits_text, kernels, launches
 from .layers.attention import MultiheadAttention
 from .layers.cells import RecurrentCell
 from .layers.recurrent import RecurrentLayer
 from .occupancy import gpu_like
-from .plan import Plan, Request, plan
+from .plan import SHORT, Plan, Request, plan
 
 
 def describe(chosen: Plan, sizes: Sizes | None = None, layers: int = 1) -> str:
@@ -27,6 +27,7 @@ def describe(chosen: Plan, sizes: Sizes | None = None, layers: int = 1) -> str:
     request = chosen.request
     lines = [
         f"cell       {request.cell}, {request.dtype} on {request.device}",
+        *([f"options    {', '.join(request.options)}"] if request.options else []),
         f"strategy   {chosen.strategy.name}: {chosen.strategy.idea}",
         f"why        {chosen.reason}",
         *(_cuda_lines(chosen, sizes, layers) if chosen.strategy.cuda else _host_lines(chosen, sizes, layers)),
@@ -51,20 +52,32 @@ def _cuda_lines(chosen: Plan, sizes: Sizes | None, layers: int) -> list[str]:
         return [f"launches   {chosen.strategy.launches} a layer"]
     ask = (chosen.request.cell, chosen.request.dtype, chosen.strategy.name, sizes)
     found = {mode: launches(*ask, training=mode == "training") for mode in ("inference", "training")}
-    count = ", ".join(f"{mode} {layers * counted.total()}" for mode, counted in found.items() if counted is not None)
+    calls = {mode: sum(n for launch, n in counted.items() if not launch.replayed) for mode, counted in found.items()
+             if counted is not None}  # fmt: skip
+    count = ", ".join(f"{mode} {layers * n}" for mode, n in calls.items())
     lines = [f"launches   {count} (T = {sizes.steps})"]
     here = torch.cuda.get_device_name() if chosen.request.device == "cuda" and torch.cuda.is_available() else "H200"
     gpu = gpu_like(here)
     for launch, times in (found["training"] or {}).items():
-        if launch.kernel == LIBRARY_GEMM:
-            lines.append(f"kernel     {layers * times} x {LIBRARY_GEMM}")
+        if launch.threads == 0:
+            lines.append(f"kernel     {layers * times} x {launch.kernel}")
             continue
         grid = " x ".join(map(str, launch.grid))
         line = f"kernel     {layers * times} x {launch.kernel}: {grid} blocks of {launch.threads} threads"
+        if launch.replayed:
+            line += ", in replays"
+        if launch.cluster > 1:
+            line += f" in clusters of {launch.cluster}, {launch.resident} at once"
+        if launch.cooperative:
+            line += f", all resident together, as {launch.resident} can be"
         if gpu is not None:
-            line += fits_text(kernels()[launch.kernel], gpu, launch.dynamic)
+            line += fits_text(kernels()[launch.kernel], gpu, launch.dynamic, launch.threads)
         lines.append(line)
     return lines
+
+
+def _options(layer: RecurrentLayer | RecurrentCell) -> tuple[str, ...]:
+    return layer.option_names if isinstance(layer, RecurrentLayer) else ()
 
 
 def _recurrent(layer: RecurrentLayer | RecurrentCell, x: Tensor, hx=None) -> str:
@@ -74,9 +87,11 @@ def _recurrent(layer: RecurrentLayer | RecurrentCell, x: Tensor, hx=None) -> str
         steps, batch = x.shape[time], x.shape[1 - time] if x.dim() == 3 else 1
         layers, directions = layer.num_layers, 2 if layer.bidirectional else 1
     proj = getattr(layer, "proj_size", 0)
-    dtype = str(x.dtype).removeprefix("torch.")
-    request = Request(layer.cell, x.device.type, dtype, batch, bool(proj))
-    return describe(plan(request, layer.strategy), Sizes(batch, steps, layer.hidden_size, proj, directions), layers)
+    dtype, heads = str(x.dtype).removeprefix("torch."), getattr(layer, "heads", 1)
+    request = Request(layer.cell, x.device.type, dtype, batch, bool(proj), layer.hidden_size // heads, directions,
+                      short=steps <= SHORT, options=_options(layer))  # fmt: skip
+    sizes = Sizes(batch, steps, layer.hidden_size // heads, proj // heads, directions, heads)
+    return describe(plan(request, layer.strategy), sizes, layers)
 
 
 def explain(target: nn.Module | Callable, *inputs, **options) -> str:
@@ -125,5 +140,9 @@ def _module(module: RecurrentLayer | RecurrentCell | MultiheadAttention) -> str:
     parameter = next(module.parameters())
     if isinstance(module, MultiheadAttention):
         return "attention  functional.scaled_dot_product_attention decides at each call; explain that call"
-    request = Request(module.cell, parameter.device.type, str(parameter.dtype).removeprefix("torch."))
+    dtype, directions = str(parameter.dtype).removeprefix("torch."), 2 if getattr(module, "bidirectional", False) else 1
+    request = Request(
+        module.cell, parameter.device.type, dtype, projection=bool(getattr(module, "proj_size", 0)),
+        hidden=module.hidden_size // getattr(module, "heads", 1), directions=directions, options=_options(module),
+    )  # fmt: skip
     return describe(plan(request, module.strategy))

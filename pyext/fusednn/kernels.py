@@ -77,13 +77,13 @@ class Kernel:
         """Its code on a GPU, or None where nothing was compiled for that one."""
         return self.code.get(gpu.architecture)
 
-    def occupancy(self, gpu: Gpu, dynamic: int | None = None) -> Occupancy | None:
-        """Theoretical occupancy on a GPU; for a launch with ``dynamic`` bytes, where that is given."""
+    def occupancy(self, gpu: Gpu, dynamic: int | None = None, threads: int | None = None) -> Occupancy | None:
+        """Theoretical occupancy on a GPU; for a launch with ``dynamic`` bytes and ``threads``, where they are given."""
         code = self.on(gpu)
         if code is None:
             return None
         shared = code.shared + (code.dynamic if dynamic is None else dynamic)
-        return occupancy(gpu, code.threads, code.registers, shared)
+        return occupancy(gpu, code.threads if threads is None else threads, code.registers, shared)
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class TritonKernel(Kernel):
         return self.code.get("sm_" + gpu.capability.replace(".", ""))
 
 
-def fits_text(kernel: Kernel, gpu: Gpu, dynamic: int | None = None) -> str:
+def fits_text(kernel: Kernel, gpu: Gpu, dynamic: int | None = None, threads: int | None = None) -> str:
     """What a block uses, and how many of them a multiprocessor holds."""
-    code, fits = kernel.on(gpu), kernel.occupancy(gpu, dynamic)
+    code, fits = kernel.on(gpu), kernel.occupancy(gpu, dynamic, threads)
     if code is None or fits is None:
         return f"; not compiled for {gpu.name}"
     shared = code.shared + code.dynamic if dynamic is None else dynamic
@@ -184,38 +184,59 @@ def attention(
 
 @dataclass(frozen=True)
 class Launch:
-    """Blocks of a kernel: the grid, threads and bytes of dynamic shared memory of a block. A library GEMM has none."""
+    """Blocks of a kernel: the grid, threads and bytes of dynamic shared memory of a block. A library GEMM has none, nor
+    the replay of recorded launches, which are told too.
+
+    Attributes:
+        cluster: blocks of a cluster.
+        cooperative: whether all blocks are resident together.
+        resident: clusters, or blocks without, that the GPU holds at once; 0 where nobody asked. In the emulation: an
+            H200's.
+        replayed: whether it is one of those that a replay makes.
+    """
 
     kernel: str
     grid: tuple[int, int, int]
     threads: int
     dynamic: int
+    cluster: int = 1
+    cooperative: bool = False
+    resident: int = 0
+    replayed: bool = False
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one layer: B, T, H, the size of h where it is projected (else 0), directions in one call."""
+    """Of one layer: B, T, H, the size of h where it is projected (else 0), directions and their heads in one call.
+
+    With several heads H and the size of h are those of one.
+    """
 
     batch: int
     steps: int
     hidden: int
     proj: int = 0
     directions: int = 1
+    heads: int = 1
 
 
 def launches(
-    cell: str, dtype: str, strategy: str, sizes: Sizes, training: bool = False, tf32: bool = False
+    cell: str, dtype: str, strategy: str, sizes: Sizes, training: bool = False, tf32: bool = False, packed: bool = False
 ) -> Counter[Launch] | None:
     """What one layer launches for a sequence, forward and with ``training`` backward, how often each.
 
     Asks the host code of the kernels themselves, which walks through the sequence without launching. None where neither
     library of CUDA kernels (for GPUs or for the emulation) is loaded.
+
+    Raises:
+        ValueError: the strategy cannot serve the request, and why.
     """
     provider = "cuda" if "cuda" in native.COMPILED_DEVICES else "emulated" if native.EMULATED else None
     if native.MODULE is None or provider is None:
         return None
     found = native.MODULE.launches(
-        provider, cell, dtype, strategy, sizes.batch, sizes.steps, sizes.hidden, sizes.proj, sizes.directions, training,
-        tf32,
+        provider, cell, dtype, strategy, sizes.batch, sizes.steps, sizes.hidden, sizes.proj, sizes.directions,
+        sizes.heads, training, tf32, packed,
     )  # fmt: skip
-    return Counter(Launch(each["kernel"], each["grid"], each["threads"], each["shared"]) for each in found)
+    fields = ("kernel", "grid", "threads", "shared", "cluster", "cooperative", "resident", "replayed")
+    return Counter(Launch(*(each[field] for field in fields)) for each in found)

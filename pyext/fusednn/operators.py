@@ -1,8 +1,9 @@
 """The operator library ``torch.ops.fusednn``: schemas, shapes for tracing, gradients, and what runs on which device.
 
 Letters: B batch, T time, I input size, H hidden size, P size of h (H, or ``proj_size``), G gates, S values saved per
-unit, D directions (1, or 2 with the second one in reverse time). Rows: N = T * B time-major, or the sum of
-``batch_sizes`` in the layout of ``torch.nn.utils.rnn.PackedSequence``.
+unit, D tracks: recurrences that share the input alone, the ``heads`` of one direction and then those of the second,
+which runs in reverse time; H and P are those of one head. Rows: N = T * B time-major, or the sum of ``batch_sizes`` in
+the layout of ``torch.nn.utils.rnn.PackedSequence``. ``reference.options`` defines what follows the strategy.
 
 ``recurrent`` is the operator that everything calls. It is differentiable to any order:
 
@@ -11,9 +12,12 @@ unit, D directions (1, or 2 with the second one in reverse time). Rows: N = T * 
   which walks the steps in reverse and yields the gradients of the pre-activations, and library GEMMs over all rows for
   weights and inputs;
 * where none exists, the plain PyTorch reference is registered for the device, and autograd differentiates that;
-* second-order gradients always differentiate the reference.
+* second-order gradients always differentiate the reference;
+* with ``recompute`` forward keeps y and c alone, and backward begins with the gates of all rows, which are those of one
+  step from all states at once.
 
-Weights and biases come with their directions in front, or all without where D is 1: a layer's parameters as they are.
+Weights and biases come with their tracks in front, or all without where D is 1: a layer's parameters as they are.
+Without w_ih, x is the input part of the gates itself, ``[N, D * G * H]``.
 """
 
 from __future__ import annotations
@@ -26,54 +30,69 @@ from torch import Tensor
 from .native import COMPILED_DEVICES
 from .reference import recurrent as reference_recurrent
 from .reference.cells import CELLS, Cell
+from .reference.options import NORM_EPS, PLAIN, Options
 
 LIBRARY = torch.library.Library("fusednn", "DEF")
 
+_OPTIONS = (
+    "int heads=1, Tensor? mask=None, Tensor? seed=None, float zoneout_h=0, float zoneout_c=0, int first=0,"
+    " Tensor? norm=None"
+)
 LIBRARY.define(
-    "recurrent(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr,"
-    " Tensor? batch_sizes, str cell, str strategy) -> (Tensor y, Tensor h_n, Tensor c_n)",
+    "recurrent(Tensor x, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr,"
+    f" Tensor? batch_sizes, str cell, str strategy, {_OPTIONS}, bool recompute=False)"
+    " -> (Tensor y, Tensor h_n, Tensor c_n)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 LIBRARY.define(
-    "recurrent_forward(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh,"
-    " Tensor? w_hr, Tensor? batch_sizes, str cell, str strategy, bool save)"
-    " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved)",
+    "recurrent_forward(Tensor x, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh,"
+    f" Tensor? w_hr, Tensor? batch_sizes, str cell, str strategy, bool save, {_OPTIONS}, bool recompute=False)"
+    " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor states)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 LIBRARY.define(
-    "recurrent_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor y, Tensor saved, Tensor h0,"
-    " Tensor? c0, Tensor w_hh, Tensor? b_hh, Tensor? w_hr, Tensor? batch_sizes, str cell, str strategy)"
-    " -> (Tensor d_gates, Tensor d_recurrent, Tensor d_h0, Tensor d_c0, Tensor d_proj)",
+    "recurrent_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor y, Tensor saved, Tensor? states,"
+    " Tensor? normed, Tensor? rstd, Tensor h0, Tensor? c0, Tensor w_hh, Tensor? b_hh, Tensor? w_hr,"
+    f" Tensor? batch_sizes, str cell, str strategy, {_OPTIONS})"
+    " -> (Tensor d_gates, Tensor d_recurrent, Tensor d_h0, Tensor d_c0, Tensor d_proj, Tensor d_products)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
 
 @torch.library.register_fake("fusednn::recurrent", lib=LIBRARY)
-def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy):
+def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, *options):
     y = x.new_empty(x.shape[0], h0.shape[0] * h0.shape[2])
-    return y, torch.empty_like(h0), x.new_empty(0) if c0 is None else torch.empty_like(c0)
+    return y, h0.new_empty(h0.shape), x.new_empty(0) if c0 is None else c0.new_empty(c0.shape)
 
 
 @torch.library.register_fake("fusednn::recurrent_forward", lib=LIBRARY)
-def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, save):
-    saved = h0.shape[0] * len(CELLS[cell].saved) * _units(cell, w_hh)
+def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, save, *options):
+    asked = Options(*options)
+    units = h0.shape[0] * _units(cell, w_hh)
+    saved = 0 if asked.recompute else len(CELLS[cell].saved) * units
+    states = c0 is not None if asked.recompute else asked.zones
     return (
         x.new_empty(x.shape[0], h0.shape[0] * h0.shape[2]),
-        torch.empty_like(h0),
-        x.new_empty(0) if c0 is None else torch.empty_like(c0),
+        h0.new_empty(h0.shape),
+        x.new_empty(0) if c0 is None else c0.new_empty(c0.shape),
         x.new_empty(x.shape[0], saved) if save and saved else x.new_empty(0),
+        x.new_empty(x.shape[0], units) if save and states else x.new_empty(0),
     )
 
 
 @torch.library.register_fake("fusednn::recurrent_backward", lib=LIBRARY)
-def _(grad_y, grad_h_n, grad_c_n, y, saved, h0, c0, w_hh, b_hh, w_hr, batch_sizes, cell, strategy):
+def _(
+    grad_y, grad_h_n, grad_c_n, y, saved, states, normed, rstd, h0, c0, w_hh, b_hh, w_hr, batch_sizes, cell, strategy,
+    *options,
+):  # fmt: skip
     d_gates = y.new_empty(y.shape[0], h0.shape[0] * w_hh.shape[-2])
     return (
         d_gates,
         torch.empty_like(d_gates) if CELLS[cell].split else y.new_empty(0),
-        torch.empty_like(h0),
-        y.new_empty(0) if c0 is None else torch.empty_like(c0),
-        y.new_empty(0) if w_hr is None else torch.empty_like(y),
+        h0.new_empty(h0.shape),
+        y.new_empty(0) if c0 is None else c0.new_empty(c0.shape),
+        y.new_empty(0) if w_hr is None else y.new_empty(y.shape),
+        y.new_empty(0) if normed is None else torch.empty_like(d_gates),
     )
 
 
@@ -82,8 +101,9 @@ def _units(cell: str, w_hh: Tensor) -> int:
     return w_hh.shape[-2] // len(CELLS[cell].gates)
 
 
-def _reference(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy):
-    return reference_recurrent.recurrent(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell)
+def _reference(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, *options):
+    tensors = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes)
+    return reference_recurrent.recurrent(*tensors, cell, Options(*options))
 
 
 def _previous(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Tensor:
@@ -104,27 +124,76 @@ def _previous(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) 
     return torch.cat([h0, y])[source.to(y.device)]
 
 
-def _recurrent_weight_gradient(cell: Cell, d_recurrent: Tensor, previous: Tensor, saved: Tensor) -> Tensor:
-    """dW_hh of one direction from [N, G * H], [N, P] and [N, S * H].  # [G * H, P]"""
+def _row_of_batch(rows: int, batch: int, batch_sizes: Tensor | None, device: torch.device) -> Tensor:
+    """Which row of the batch each of the N rows belongs to.  # [N]"""
+    row = torch.arange(rows, device="cpu" if batch_sizes is not None else device)
+    if batch_sizes is None:
+        return row % batch
+    start = torch.cumsum(batch_sizes, 0) - batch_sizes
+    return (row - start.repeat_interleave(batch_sizes, output_size=rows)).to(device)
+
+
+def _early(cell: Cell, units: int) -> int:
+    """Lines of W_hh that take part in the first product."""
+    return (len(cell.gates) - len(cell.late)) * units
+
+
+def _factors(cell: Cell, previous: Tensor, saved: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """What each product of one track multiplied, from [N, P], [N, S * H] and [N, P].  # [N, P], and [N, H]"""
+    factors = [previous]
+    if cell.late:
+        assert cell.late_input is not None
+        values = dict(zip(cell.saved, saved.split(previous.shape[1], dim=1), strict=True))
+        factors.append(cell.late_input(values, previous))
+    return factors if mask is None else [factor * mask for factor in factors]
+
+
+def _recurrent_weight_gradient(cell: Cell, d_products: Tensor, factors: list[Tensor]) -> Tensor:
+    """dW_hh of one track from [N, G * H].  # [G * H, P]"""
     if not cell.late:
-        return d_recurrent.t() @ previous
-    units = previous.shape[1]
-    early = (len(cell.gates) - len(cell.late)) * units
-    values = dict(zip(cell.saved, saved.split(units, dim=1), strict=True))
-    assert cell.late_input is not None
-    late_input = cell.late_input(values, previous)
-    return torch.cat([d_recurrent[:, :early].t() @ previous, d_recurrent[:, early:].t() @ late_input])
+        return d_products.t() @ factors[0]
+    early = _early(cell, factors[1].shape[1])
+    return torch.cat([d_products[:, :early].t() @ factors[0], d_products[:, early:].t() @ factors[1]])
+
+
+def _normed_products(cell: Cell, w_hh: Tensor, factors: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """What layer norm makes of one track's products, before the gain, and 1 / sqrt(var).  # [N, G * H], [N, 1 or 2]"""
+    early = _early(cell, w_hh.shape[0] // len(cell.gates))
+    normed, rstd = [], []
+    for weight, factor in zip((w_hh[:early], w_hh[early:]), factors, strict=False):
+        value, _, scale = torch.native_layer_norm(factor @ weight.t(), [weight.shape[0]], None, None, NORM_EPS)
+        normed.append(value)
+        rstd.append(scale.to(value.dtype))
+    return torch.cat(normed, dim=1), torch.cat(rstd, dim=1)
 
 
 def _projection_weight_gradient(cell: Cell, d_h: Tensor, saved: Tensor, units: int) -> Tensor:
-    """dW_hr of one direction; the projected vector is o * tanh(c).  # [P, H]"""
+    """dW_hr of one track; the projected vector is o * tanh(c).  # [P, H]"""
     values = dict(zip(cell.saved, saved.split(units, dim=1), strict=True))
     return d_h.t() @ (values["o"] * torch.tanh(values["c"]))
 
 
-def _joined(directions: list[Tensor], like: Tensor) -> Tensor:
-    """A weight's gradient from those of its directions."""
-    return directions[0].view_as(like) if len(directions) == 1 else torch.stack(directions)
+def _joined(tracks: list[Tensor], like: Tensor) -> Tensor:
+    """A weight's gradient from those of its tracks."""
+    return tracks[0].view_as(like) if len(tracks) == 1 else torch.stack(tracks)
+
+
+def _gates_again(inputs, cell: str, strategy: str, previous, masks, states: Tensor, options: Options):
+    """What forward would have saved: one step of all rows at once, each from the states that it started from."""
+    x, h0, c0, *weights, batch_sizes = inputs
+    at_one = strategy if strategy == "sequence" else "gemm"
+    before = None
+    if c0 is not None:
+        parts = zip(states.chunk(h0.shape[0], dim=1), c0, strict=True)
+        before = torch.stack([_previous(c, c0_k, batch_sizes, k >= options.heads) for k, (c, c0_k) in enumerate(parts)])
+    one = PLAIN._replace(heads=options.heads, mask=None if options.mask is None else masks, norm=options.norm)
+    found, _, _, saved, _ = torch.ops.fusednn.recurrent_forward(
+        x, torch.stack(previous), before, *weights, None, cell, at_one, True, *one
+    )
+    return saved, states if c0 is not None else found
+
+
+_NORM = 11 + Options._fields.index("norm")  # among the operator's arguments
 
 
 class _Recurrent(torch.autograd.Function):
@@ -132,57 +201,72 @@ class _Recurrent(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *args):
-        x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy = args
-        y, h_n, c_n, saved = torch.ops.fusednn.recurrent_forward(*args, True)
-        ctx.save_for_backward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, y, saved)
-        ctx.cell, ctx.strategy = cell, strategy
+        *tensors, cell, strategy = args[:11]
+        options = Options(*args[11:])
+        y, h_n, c_n, saved, states = torch.ops.fusednn.recurrent_forward(*args[:11], True, *options)
+        ctx.save_for_backward(*tensors, options.mask, options.seed, options.norm, y, saved, states)
+        ctx.cell, ctx.strategy, ctx.options = cell, strategy, options._replace(mask=None, seed=None, norm=None)
         ctx.set_materialize_grads(False)
-        if c0 is None:
+        if tensors[2] is None:
             ctx.mark_non_differentiable(c_n)
         return y, h_n, c_n
 
     @staticmethod
     def backward(ctx, *grads):  # pyright: ignore[reportIncompatibleMethodOverride]
-        *inputs, y, saved = ctx.saved_tensors
+        *inputs, mask, seed, norm, y, saved, states = ctx.saved_tensors
+        options = ctx.options._replace(mask=mask, seed=seed, norm=norm)
         if torch.is_grad_enabled():
-            return _differentiable_backward(ctx, inputs, grads)
+            return _differentiable_backward(ctx, inputs, grads, options)
         x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes = inputs
         cell = CELLS[ctx.cell]
-        d_gates, d_recurrent, d_h0, d_c0, d_proj = torch.ops.fusednn.recurrent_backward(
+        need = dict(zip(("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr"), ctx.needs_input_grad, strict=False))
+        tracks = h0.shape[0]
+
+        def each_track(tensor: Tensor) -> tuple[Tensor, ...]:
+            return tensor.chunk(tracks, dim=1)
+
+        previous, factors, masks = [], [], [None] * tracks
+        if options.recompute or norm is not None or need["w_hh"]:
+            parts = zip(each_track(y), h0, strict=True)
+            previous = [_previous(h, h0_k, batch_sizes, k >= options.heads) for k, (h, h0_k) in enumerate(parts)]
+            if mask is not None:  # of each row  # [D, N, P]
+                masks = mask[:, _row_of_batch(y.shape[0], h0.shape[1], batch_sizes, y.device)]
+        if options.recompute and (cell.saved or options.zones):
+            saved, states = _gates_again(inputs, ctx.cell, ctx.strategy, previous, masks, states, options)
+        saved_parts = each_track(saved) if cell.saved else [saved] * tracks
+        if norm is not None or need["w_hh"]:
+            factors = [_factors(cell, *part) for part in zip(previous, saved_parts, masks, strict=True)]
+        normed = rstd = None
+        if norm is not None:
+            parts = zip(w_hh.view(tracks, *w_hh.shape[-2:]), factors, strict=True)
+            normed, rstd = (torch.cat(t, dim=1) for t in zip(*(_normed_products(cell, *p) for p in parts), strict=True))
+        d_gates, d_recurrent, d_h0, d_c0, d_proj, d_products = torch.ops.fusednn.recurrent_backward(
             *(None if g is None else g.contiguous() for g in grads),
-            *(y, saved, h0, c0, w_hh, b_hh, w_hr, batch_sizes, ctx.cell, ctx.strategy),
+            *(y, saved, states if options.zones else None, normed, rstd, h0, c0, w_hh, b_hh, w_hr, batch_sizes),
+            *(ctx.cell, ctx.strategy, *options[:-1]),
         )
         d_recurrent = d_recurrent if cell.split else d_gates
-        directions = h0.shape[0]
-        need = dict(zip(("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr"), ctx.needs_input_grad, strict=False))
-
-        def each_direction(tensor: Tensor) -> tuple[Tensor, ...]:
-            return tensor.chunk(directions, dim=1)
-
+        d_products = d_recurrent if norm is None else d_products
         d_w_hh = d_w_hr = None
         if need["w_hh"]:
-            saved_parts = each_direction(saved) if cell.saved else [saved] * directions
-            d_w_hh = _joined(
-                [
-                    _recurrent_weight_gradient(cell, d, _previous(h, h0[k], batch_sizes, k == 1), s)
-                    for k, (d, h, s) in enumerate(
-                        zip(each_direction(d_recurrent), each_direction(y), saved_parts, strict=True)
-                    )
-                ],
-                w_hh,
-            )
+            parts = zip(each_track(d_products), factors, strict=True)
+            d_w_hh = _joined([_recurrent_weight_gradient(cell, *part) for part in parts], w_hh)
         if need["w_hr"]:
             d_w_hr = _joined(
                 [
                     _projection_weight_gradient(cell, d, s, _units(ctx.cell, w_hh))
-                    for d, s in zip(each_direction(d_proj), each_direction(saved), strict=True)
+                    for d, s in zip(each_track(d_proj), saved_parts, strict=True)
                 ],
                 w_hr,
             )
         d_b_ih = d_gates.sum(0).view_as(b_hh if b_ih is None else b_ih) if need["b_ih"] or need["b_hh"] else None
         d_b_hh = d_recurrent.sum(0).view_as(b_hh) if need["b_hh"] and cell.split else d_b_ih
+        d_x = d_gates if w_ih is None else d_gates @ w_ih.flatten(0, -2) if need["x"] else None
+        others: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - 8)
+        if normed is not None and norm is not None and ctx.needs_input_grad[_NORM]:
+            others[_NORM - 8] = (d_recurrent * normed).sum(0).view_as(norm)
         return (
-            d_gates @ w_ih.flatten(0, -2) if need["x"] else None,
+            d_x,
             d_h0 if need["h0"] else None,
             d_c0 if need["c0"] else None,
             (d_gates.t() @ x).view_as(w_ih) if need["w_ih"] else None,
@@ -190,21 +274,25 @@ class _Recurrent(torch.autograd.Function):
             d_b_ih if need["b_ih"] else None,
             d_b_hh if need["b_hh"] else None,
             d_w_hr,
-            *(None, None, None),
+            *others,
         )
 
 
-def _differentiable_backward(ctx, inputs, grads):
+def _differentiable_backward(ctx, inputs, grads, options):
     """Gradients that can be differentiated again: autograd through the reference, recomputed from the inputs."""
     # Views, so that each gradient is the partial one even where one input was computed from another.
     views: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
-    outputs = reference_recurrent.recurrent(*views, cell=ctx.cell)
-    wanted = [v for v, needed in zip(views, ctx.needs_input_grad, strict=False) if needed and v is not None]
+    norm = None if options.norm is None else options.norm.view_as(options.norm)
+    outputs = reference_recurrent.recurrent(*views, cell=ctx.cell, options=options._replace(norm=norm))
+    arguments: list[Any] = [*views, *[None] * (len(ctx.needs_input_grad) - len(views))]
+    if norm is not None:
+        arguments[_NORM] = norm
+    wanted = [a for a, needed in zip(arguments, ctx.needs_input_grad, strict=True) if needed]
     pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
     found = iter(
         torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True)
     )
-    return *(next(found) if needed else None for needed in ctx.needs_input_grad[: len(views)]), None, None
+    return (*(next(found) if needed else None for needed in ctx.needs_input_grad),)
 
 
 def _autograd(keyset, *args):

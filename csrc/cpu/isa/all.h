@@ -9,12 +9,15 @@
 
 #include "cells/registry.h"
 #include "cells/scan.h"
+#include "cells/zoneout.h"
 // clang-format off: each needs those before it
 #include "cpu/vec.h"
+#include "cpu/several.h"
 #include "cpu/vector_math.h"
 #include "cpu/panels.h"
 #include "cpu/product.h"
 #include "cpu/sequence.h"
+#include "cpu/zoneout.h"
 #include "cpu/input_part.h"
 #include "cpu/forward.h"
 #include "cpu/backward.h"

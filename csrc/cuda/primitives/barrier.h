@@ -38,7 +38,7 @@ FUSEDNN_DEVICE u32 shared_address(const void* p) {
 #endif
 }
 
-#if defined(FUSEDNN_EMULATE) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#if defined(FUSEDNN_CLUSTERS)
 
 FUSEDNN_DEVICE void mbarrier_init(u64* barrier, unsigned arrivals) {
 #if defined(FUSEDNN_EMULATE)
@@ -50,7 +50,9 @@ FUSEDNN_DEVICE void mbarrier_init(u64* barrier, unsigned arrivals) {
 
 // Makes initialised barriers visible to the cluster; a cluster barrier must follow.
 FUSEDNN_DEVICE void mbarrier_init_fence() {
-#if !defined(FUSEDNN_EMULATE)
+#if defined(FUSEDNN_EMULATE)
+  emulation::mbarrier_init_fence();
+#else
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }

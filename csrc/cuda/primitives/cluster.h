@@ -4,7 +4,7 @@
 #include "cuda/primitives/barrier.h"
 #include "cuda/primitives/memory.h"
 
-#if defined(FUSEDNN_EMULATE) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#if defined(FUSEDNN_CLUSTERS)
 
 namespace fusednn::cuda {
 

@@ -10,6 +10,7 @@
 #define __global__
 #define __device__
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define FUSEDNN_DEVICE inline
 #define threadIdx (::fusednn::emulation::thread_index())
 #define blockIdx (::fusednn::emulation::block_index())
@@ -18,6 +19,11 @@
 #else
 #include <cuda_runtime.h>
 #define FUSEDNN_DEVICE __device__ __forceinline__
+#endif
+
+// Clusters and barriers in shared memory exist (sm_90 and later); the host's pass sees all code.
+#if defined(FUSEDNN_EMULATE) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define FUSEDNN_CLUSTERS
 #endif
 
 namespace fusednn::cuda {

@@ -101,6 +101,24 @@ FUSEDNN_DEVICE void store_relaxed(u32* p, u32 v) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 #endif
 }
+// 16 bytes, aligned; each of the four words arrives as a whole, in any order.
+FUSEDNN_DEVICE void store_relaxed(Bytes16* p, Bytes16 v) {
+#if defined(FUSEDNN_EMULATE)
+  emulation::store_late(p, &v, sizeof v);
+#else
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.word[0]), "r"(v.word[1]),
+               "r"(v.word[2]), "r"(v.word[3])
+               : "memory");
+#endif
+}
+// To memory of the host that the GPU reaches.
+FUSEDNN_DEVICE void store_to_host(u32* p, u32 v) {
+#if defined(FUSEDNN_EMULATE)
+  *p = v;
+#else
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+#endif
+}
 // Everything that this thread wrote, or saw written across a block barrier, is visible before v.
 FUSEDNN_DEVICE void store_release(u32* p, u32 v) {
 #if defined(FUSEDNN_EMULATE)
@@ -127,6 +145,17 @@ FUSEDNN_DEVICE void fence_gpu() {
   emulation::land_stores();
 #else
   asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#endif
+}
+
+// Time for bounds on waits: on a GPU in steps of about a microsecond, in the emulation by turns of its threads.
+FUSEDNN_DEVICE u64 nanoseconds() {
+#if defined(FUSEDNN_EMULATE)
+  return emulation::counts().switches;
+#else
+  u64 now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
 #endif
 }
 

@@ -11,10 +11,13 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
 
 from .. import operators  # noqa: F401  (registers torch.ops.fusednn)
-from ..plan import Request, plan
+from ..native import EMULATED
+from ..plan import SHORT, Request, plan
 from ..reference import recurrent as reference_recurrent
 from ..reference.cells import CELLS
+from ..reference.options import NORM_EPS, PLAIN, Options
 
+_TF32 = ("step", "graph", "block", "cluster", "grid")  # strategies whose own products may use it
 _NAMES = ("h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 
 
@@ -30,6 +33,15 @@ def recurrent(
     w_hr: Tensor | None = None,
     batch_sizes: Tensor | None = None,
     strategy: str = "auto",
+    *,
+    heads: int = 1,
+    recurrent_mask: Tensor | None = None,
+    zoneout: float | tuple[float, float] = 0,  # no float: torch.compile would take it for a symbol
+    zoneout_seed: Tensor | None = None,
+    first_step: int = 0,
+    norm_ih: Tensor | None = None,
+    norm_hh: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run one recurrent layer, in one or both directions, over all steps of a batch of sequences.
 
@@ -52,6 +64,17 @@ def recurrent(
             come without D where it is 1.
         batch_sizes: rows of each step, int64 on the CPU, not increasing, as in PackedSequence; None if all have B.
         strategy: a name of the plan table (``fusednn.plan``); ``auto`` takes the best that can serve the request.
+        heads: independent recurrences of each direction, which share x alone. D is then one or two times ``heads``,
+            the heads of the first direction first, and H and P are the sizes of one head.
+        recurrent_mask: multiplies h where it enters W_hh (and what a second product takes), ``[D, B, P]``; not
+            differentiated.
+        zoneout: probability that a unit keeps its h from the step before; or a pair of those of h and c.
+        zoneout_seed: what is kept is drawn from it, int64 on the device of x, one number a direction; None: the
+            expectation, as in inference.
+        first_step: number of the first step, on which the draws depend: a sequence in pieces draws as in one.
+        norm_ih: gain of layer norm over the G * H values of W_ih x, ``[D, G * H]``, which b_ih follows; None without.
+        norm_hh: likewise of W_hh h and b_hh, over the gates of each product; both are given or none.
+        recompute: keep y and c alone for backward, which computes the gates again, in one product over all steps.
 
     Returns:
         ``(y, h_n, c_n)``: the output of all steps ``[N, D * P]`` and the states after each row's last step,
@@ -70,34 +93,82 @@ def recurrent(
         (torch.Size([10, 4]), torch.Size([1, 2, 4]))
     """
     tensors: tuple[Any, ...] = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
+    options: Options | None = None
+    asked: tuple[str, ...] = ()
+    if heads != 1 or recurrent_mask is not None or zoneout or norm_hh is not None or recompute:
+        kept_h, kept_c = zoneout if isinstance(zoneout, tuple) else (zoneout, 0.0 if c0 is None else zoneout)
+        options = Options(
+            heads, recurrent_mask, zoneout_seed, float(kept_h), float(kept_c), first_step, norm_hh, recompute
+        )
+        asked = options.names
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
-        tensors = tuple(t if t is None or t.dtype == torch.float64 else t.to(low) for t in tensors)
+        tensors = tuple(_cast(t, low) for t in tensors)
+        if options is not None:
+            mask, norm_ih, norm_hh = (_cast(t, low) for t in (recurrent_mask, norm_ih, norm_hh))
+            options = options._replace(mask=mask, norm=norm_hh)
+    if options is not None:
+        _check_options(options, tensors[1], c0, norm_ih)
     compiling = torch.compiler.is_compiling()
-    batch = h0.shape[1] if h0.dim() == 3 and device != "cpu" else 1  # what auto goes by on a GPU
+    sizes, short = (1, 0, 1), False  # B, H, D, and whether T is small: what CUDA kernels are chosen by
+    if (device != "cpu" or EMULATED) and h0.dim() == w_hh.dim() == 3 and cell in CELLS:
+        sizes = (h0.shape[1], w_hh.shape[1] // len(CELLS[cell].gates), max(h0.shape[0] // heads, 1))
+        short = x.shape[0] <= SHORT * sizes[0]
+    tf32 = sizes[1] > 0 and tensors[0].dtype == torch.float32 and _allows_tf32()
     chosen = (_choose if compiling else _cached_choose)(
-        cell, device, tensors[0].dtype, batch, w_hr is not None, strategy
+        cell, device, tensors[0].dtype, w_hr is not None, *sizes, tf32, short, strategy, asked
     )
     if not compiling and _is_transformed():
         chosen = "reference"
+    check = functools.partial(_check, cell, *tensors, norm_ih, norm_hh, batch_sizes=batch_sizes, heads=heads)
+    if options is not None and norm_ih is not None and norm_hh is not None:
+        check()
+        tensors = _normalised_input(tensors, norm_ih)
+        options = options._replace(norm=norm_hh.view(tensors[1].shape[0], -1))
     run = {"reference": _reference, "loop": _loop}.get(chosen, _operator)
     if compiling or run is not _operator:
-        _check(cell, *tensors, batch_sizes=batch_sizes)
+        check()
     try:
-        y, h_n, c_n = run(*tensors, batch_sizes, cell, chosen)
+        y, h_n, c_n = run(*tensors, batch_sizes, cell, chosen, options)
     except RuntimeError:  # the kernels refuse what does not fit, at less cost, but know one error and no names
-        _check(cell, *tensors, batch_sizes=batch_sizes)
+        check()
         raise
     return y, h_n, c_n if c0 is not None else None
 
 
-def _choose(cell: str, device: str, dtype: torch.dtype, batch: int, projection: bool, strategy: str) -> str:
-    request = Request(cell, device, str(dtype).removeprefix("torch."), batch, projection)
+def _choose(
+    cell: str,
+    device: str,
+    dtype: torch.dtype,
+    projection: bool,
+    batch: int,
+    hidden: int,
+    directions: int,
+    tf32: bool,
+    short: bool,
+    strategy: str,
+    options: tuple[str, ...],
+) -> str:
+    name = str(dtype).removeprefix("torch.")
+    request = Request(cell, device, name, batch, projection, hidden, directions, tf32, short, options)
     return plan(request, strategy).strategy.name
 
 
 _cached_choose = functools.cache(_choose)
+
+
+def _cast(tensor: Tensor | None, low: torch.dtype) -> Tensor | None:
+    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(low)
+
+
+def _normalised_input(tensors: tuple, gain: Tensor) -> tuple:
+    """The tensors of a call whose x is the input part of the gates: layer norm of W_ih x, and b_ih."""
+    x, h0, c0, w_ih, w_hh, b_ih, *others = tensors
+    product = torch.nn.functional.linear(x, w_ih.flatten(0, -2)).unflatten(1, (h0.shape[0], -1))  # [N, D, G * H]
+    normed = torch.nn.functional.layer_norm(product, product.shape[2:], eps=NORM_EPS) * gain.view(product.shape[1:])
+    gates = normed if b_ih is None else normed + b_ih.view(product.shape[1:])
+    return gates.flatten(1), h0, c0, None, w_hh, None, *others
 
 
 def _is_transformed() -> bool:
@@ -105,9 +176,11 @@ def _is_transformed() -> bool:
     return forward_ad._current_level >= 0 or _functorch.maybe_current_level() is not None
 
 
-def _operator(*args):
-    if args[-1] == "step" and args[0].dtype == torch.float32 and _allows_tf32():
-        args = (*args[:-1], "step+tf32")
+def _operator(*call):
+    args, strategy, options = call[:-2], call[-2], call[-1]
+    if strategy in _TF32 and args[0].dtype == torch.float32 and _allows_tf32():
+        strategy = f"{strategy}+tf32"
+    args = (*args, strategy) if options is None else (*args, strategy, *options)
     if torch.compiler.is_compiling() or _differentiates(args):
         return torch.ops.fusednn.recurrent.default(*args)
     with torch._C._AutoDispatchBelowAutograd():  # nothing to record: a third of the time of one small step
@@ -123,39 +196,57 @@ def _differentiates(args) -> bool:
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
 
 
-def _reference(*args):
-    return reference_recurrent.recurrent(*args[:-1])
+def _reference(*call):
+    *args, _, options = call
+    return reference_recurrent.recurrent(*args, options=options or PLAIN)
 
 
-def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _):
+def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _, options):
     """One operator call a step and direction: what a user's loop over a cell does."""
     at_one = "sequence" if x.device.type == "cpu" else "step" if w_hr is None else "gemm"  # the kernel, at T = 1
     batch, rows = h0.shape[1], x.shape[0]
     sizes = batch_sizes.tolist() if batch_sizes is not None else [batch] * (rows // batch if batch else 0)
-    steps = x.split(sizes)
+    tracks = h0.shape[0]
     outputs, last_h, last_c = [], [], []
-    for d in range(h0.shape[0]):
-        only = slice(d, d + 1)
+    heads = 1 if options is None else options.heads
+    for d in range(tracks // heads):
+        only = slice(d * heads, (d + 1) * heads)
+        steps = (x if w_ih is not None else x.chunk(tracks // heads, dim=1)[d]).split(sizes)
         weights = [
             None if t is None else t[only] for t in reference_recurrent.with_directions(w_ih, w_hh, b_ih, b_hh, w_hr)
         ]
         h, c = h0[only], None if c0 is None else c0[only]
+        own = options
+        if options is not None:
+            mask, seed = options.mask, options.seed
+            own = options._replace(
+                mask=None if mask is None else mask[only],
+                seed=None if seed is None else seed[d : d + 1],
+                norm=None if options.norm is None else options.norm[only],
+            )
         output = [x] * len(steps)
         for t in reversed(range(len(steps))) if d else range(len(steps)):
             n = sizes[t]
-            y, h_t, c_t = _operator(steps[t], h[:, :n], None if c is None else c[:, :n], *weights, None, cell, at_one)
+            at_t = own
+            if own is not None:
+                mask = own.mask if own.mask is None else own.mask[:, :n]
+                at_t = own._replace(mask=mask, first=own.first + t)
+            states = h[:, :n], None if c is None else c[:, :n]
+            y, h_t, c_t = _operator(steps[t], *states, *weights, None, cell, at_one, at_t)
             output[t] = y
             h = h_t if n == batch else torch.cat([h_t, h[:, n:]], dim=1)
             if c is not None:
                 c = c_t if n == batch else torch.cat([c_t, c[:, n:]], dim=1)
-        outputs.append(torch.cat(output) if output else x.new_empty(0, h0.shape[2]))
+        outputs.append(torch.cat(output) if output else x.new_empty(0, heads * h0.shape[2]))
         last_h.append(h)
         last_c.append(c)
     c_n = x.new_empty(0) if c0 is None else torch.cat(last_c)
     return torch.cat(outputs, dim=1), torch.cat(last_h), c_n
 
 
-def _check(cell: str, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, *, batch_sizes: Tensor | None) -> None:
+def _check(
+    cell: str, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, norm_ih, norm_hh, *, batch_sizes: Tensor | None, heads: int,
+) -> None:  # fmt: skip
     """Raise unless dtypes, devices and shapes fit together."""
     dtype, device = x.dtype, x.device
     for name, tensor in zip(_NAMES, (h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr), strict=True):
@@ -177,7 +268,7 @@ def _check(cell: str, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, *, batch_sizes: T
         raise ValueError(f"cell {cell} {'needs' if definition.has_cell_state else 'takes no'} c0")
     if w_hr is not None and not definition.has_cell_state:
         raise ValueError(f"cell {cell} takes no w_hr: projections exist for lstm")
-    if directions not in (1, 2):
+    if directions not in (heads, 2 * heads):
         raise ValueError(f"h0 must have 1 or 2 directions, got shape {list(h0.shape)}")
     lines = units * len(definition.gates)  # a number of lines that G does not divide fits no tensor
     for name, tensor, shape in (
@@ -187,6 +278,8 @@ def _check(cell: str, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, *, batch_sizes: T
         ("b_ih", b_ih, (directions, lines)),
         ("b_hh", b_hh, (directions, lines)),
         ("w_hr", w_hr, (directions, width, units)),
+        ("norm_ih", norm_ih, (directions, lines)),
+        ("norm_hh", norm_hh, (directions, lines)),
     ):
         shape = shape[1:] if one and directions == 1 and tensor is not c0 else shape
         if tensor is not None and tensor.shape != shape:
@@ -204,3 +297,29 @@ def _check(cell: str, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, *, batch_sizes: T
                 f"batch_sizes must not increase, start with at most B = {batch} and add up to {rows} rows,"
                 f" got {sizes if len(sizes) < 20 else f'{sizes[:20]}...'}"
             )
+
+
+def _check_options(options: Options, h0: Tensor, c0: Tensor | None, norm_ih: Tensor | None) -> None:
+    """Raise unless the options make sense; the kernels would not notice."""
+    if options.heads < 1 or h0.shape[0] not in (options.heads, 2 * options.heads):
+        raise ValueError(f"h0 must have 1 or 2 directions of {options.heads} heads, got shape {list(h0.shape)}")
+    mask, seed, directions = options.mask, options.seed, h0.shape[0] // options.heads
+    if mask is not None and (mask.shape != h0.shape or mask.dtype != h0.dtype or mask.device != h0.device):
+        raise ValueError(
+            f"recurrent_mask must be like h0, {list(h0.shape)} {h0.dtype} on {h0.device},"
+            f" got {list(mask.shape)} {mask.dtype} on {mask.device}"
+        )
+    if not (0 <= options.zoneout_h <= 1 and 0 <= options.zoneout_c <= 1):
+        raise ValueError(f"zoneout must be a probability, got {options.zoneout_h} for h and {options.zoneout_c} for c")
+    if c0 is None and options.zoneout_c:
+        raise ValueError("zoneout takes one probability: the cell has no c")
+    if seed is not None and (seed.dtype != torch.int64 or seed.shape != (directions,) or seed.device != h0.device):
+        raise ValueError(
+            f"zoneout_seed must be [{directions}] int64 on {h0.device},"
+            f" got {list(seed.shape)} {seed.dtype} on {seed.device}"
+        )
+    if (norm_ih is None) != (options.norm is None):
+        raise ValueError("norm_ih and norm_hh must be given together, or none of them")
+    for name, gain in (("norm_ih", norm_ih), ("norm_hh", options.norm)):
+        if gain is not None and (gain.dtype != h0.dtype or gain.device != h0.device):
+            raise TypeError(f"{name} must be {h0.dtype} on {h0.device}, got {gain.dtype} on {gain.device}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,12 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import plan
 from ..functional import recurrent
 from ..reference.cells import CELLS
+from .recurrent_options import Asked, RecurrentOptions, join_heads, split_heads
 
 Hidden = Tensor | tuple[Tensor, Tensor]
 
 
-class RecurrentLayer(nn.RNNBase):
+class RecurrentLayer(RecurrentOptions, nn.RNNBase):
     """What RNN, LSTM and GRU share. A new cell's layer needs a name for its mode and ``cell``; see ``LSTM``.
 
     The base is ``torch.nn.RNNBase``, not ``torch.nn.LSTM`` and so on: torch.compile refuses to trace instances of those
@@ -25,26 +26,58 @@ class RecurrentLayer(nn.RNNBase):
     strategy: str = "auto"  # on the class, so that a torch.nn instance can take this class over
     variants: ClassVar[dict[str, dict]] = {}  # each cell that the layer runs, with the arguments that select it
 
-    def __init__(self, mode: str, *args, strategy: str = "auto", **kwargs) -> None:
+    def __init__(
+        self,
+        mode: str,
+        *args,
+        strategy: str = "auto",
+        heads: int = 1,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
+        recompute: bool = False,
+        **kwargs,
+    ) -> None:
         if strategy not in plan.NAMES:
             raise ValueError(f"strategy must be one of {', '.join(plan.NAMES)}, got {strategy!r}")
         known_to_torch = mode in ("RNN_TANH", "RNN_RELU", "LSTM", "GRU")
         super().__init__(mode if known_to_torch else "RNN_TANH", *args, **kwargs)
         self.strategy = strategy
-        if not known_to_torch:
-            self.mode = mode
-            self._widen_gates()
+        self.mode = mode
+        asked = Asked(heads, recurrent_dropout, zoneout, layer_norm, recompute)
+        self._ask(asked.checked(self.cell, hidden_size=self.hidden_size, proj_size=self.proj_size), strategy)
+        if not known_to_torch or self.heads > 1:
+            self._resize()
+        if self.layer_norm:
+            self._add_gains()
 
-    def _widen_gates(self) -> None:
-        """Give a cell that torch does not know its own number of gates."""
+    def _resize(self) -> None:
+        """Give a cell that torch does not know its own number of gates, and heads their own weights."""
         gates = len(CELLS[self.cell].gates)
         for name in self._flat_weights_names:
             parameter = getattr(self, name)
-            if not name.startswith("weight_hr"):
-                shape = (gates * self.hidden_size, *parameter.shape[1:])
-                setattr(self, name, nn.Parameter(parameter.new_empty(shape)))
+            lines = self.proj_size if name.startswith("weight_hr") else gates * self.hidden_size
+            columns = [n // (1 if name.startswith("weight_ih") else self.heads) for n in parameter.shape[1:]]
+            setattr(self, name, nn.Parameter(parameter.new_empty(lines, *columns)))
         self._init_flat_weights()
         self.reset_parameters()
+
+    def _add_gains(self) -> None:
+        for name in self._flat_weights_names:
+            if name.startswith(("weight_ih", "weight_hh")):
+                weight = getattr(self, name)
+                self.register_parameter(name.replace("weight", "norm"), nn.Parameter(weight.new_ones(weight.shape[0])))
+
+    def reset_parameters(self) -> None:
+        """As torch.nn's for each head: uniform within 1 / sqrt(H), with the H of one head; gains are 1."""
+        if self._asked is None:
+            return super().reset_parameters()
+        limit = (self.heads / self.hidden_size) ** 0.5
+        for name, parameter in self.named_parameters():
+            if name.startswith("norm"):
+                nn.init.ones_(parameter)
+            else:
+                nn.init.uniform_(parameter, -limit, limit)
 
     @property
     def cell(self) -> str:
@@ -55,9 +88,9 @@ class RecurrentLayer(nn.RNNBase):
         """Do nothing: fusednn's kernels take the parameters where they lie."""
 
     def extra_repr(self) -> str:
-        """As torch.nn's, with the strategy where one was asked for."""
-        base = super().extra_repr()
-        return base if self.strategy == "auto" else f"{base}, strategy={self.strategy!r}"
+        """As torch.nn's, with the strategy where one was asked for, and options where there are any."""
+        asked = {} if self.strategy == "auto" else {"strategy": self.strategy}
+        return ", ".join([super().extra_repr(), *(f"{k}={v!r}" for k, v in (asked | self.options).items())])
 
     def check_forward_args(self, input: Tensor, hidden: Hidden, batch_sizes: Tensor | None) -> None:
         """Raise as torch.nn does unless input and initial states fit the layer."""
@@ -132,6 +165,8 @@ class RecurrentLayer(nn.RNNBase):
     def step(self, x_t: Tensor, state: Hidden | None = None) -> tuple[Tensor, Hidden]:
         """Advance every layer by one time step, for streaming.
 
+        In training every call is a sequence of its own to recurrent dropout and zoneout, which draw anew.
+
         Args:
             x_t: input of the step, ``[B, I]``.
             state: what the previous call returned, or None to start from zeros.
@@ -168,19 +203,30 @@ class RecurrentLayer(nn.RNNBase):
         return h0, input.new_zeros(stack, batch, self.hidden_size) if self.proj_size else h0
 
     def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, in two directions stacked."""
-
-        def directions(name: str) -> Tensor:
-            forward = self._weight(f"{name}_l{layer}")
-            return torch.stack((forward, self._weight(f"{name}_l{layer}_reverse"))) if self.bidirectional else forward
-
+        """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, as ``_stacked`` gives them."""
         return (
-            directions("weight_ih"),
-            directions("weight_hh"),
-            directions("bias_ih") if self.bias else None,
-            directions("bias_hh") if self.bias else None,
-            directions("weight_hr") if self.proj_size else None,
+            self._stacked("weight_ih", layer),
+            self._stacked("weight_hh", layer),
+            self._stacked("bias_ih", layer) if self.bias else None,
+            self._stacked("bias_hh", layer) if self.bias else None,
+            self._stacked("weight_hr", layer) if self.proj_size else None,
         )
+
+    def _stacked(self, name: str, layer: int) -> Tensor:
+        """A weight with directions and heads in front where there are several."""
+        found = self._weight(f"{name}_l{layer}")
+        if self.bidirectional:
+            found = torch.stack((found, self._weight(f"{name}_l{layer}_reverse")))
+        if self.heads == 1:
+            return found
+        lines = found.unflatten(1 if self.bidirectional else 0, (self.heads, -1))  # of each head
+        return lines.flatten(0, 1) if self.bidirectional else lines
+
+    def _gains(self, layer: int) -> dict[str, Any]:
+        """Arguments of layer norm."""
+        if not self.layer_norm:
+            return {}
+        return {f"norm_{side}": self._stacked(f"norm_{side}", layer) for side in ("ih", "hh")}
 
     def _weight(self, name: str) -> Tensor:
         """A parameter, or what torch.nn.utils.parametrize put in its place."""
@@ -199,7 +245,14 @@ class RecurrentLayer(nn.RNNBase):
             if self.num_layers > 1:
                 part = slice(layer * directions, (layer + 1) * directions)
                 start_h, start_c = h0[part], None if c0 is None else c0[part]
-            x, h_n, c_n = recurrent(self.cell, x, start_h, start_c, *self._weights(layer), batch_sizes, self.strategy)
+            if self.heads > 1:
+                start_h, start_c = split_heads(start_h, self.heads), split_heads(start_c, self.heads)
+            x, h_n, c_n = recurrent(
+                self.cell, x, start_h, start_c, *self._weights(layer), batch_sizes, self.strategy,
+                **self._drawn(start_h, directions), **self._gains(layer),
+            )  # fmt: skip
+            if self.heads > 1:
+                h_n, c_n = join_heads(h_n, self.heads), join_heads(c_n, self.heads)
             last_h.append(h_n)
             last_c.append(c_n)
         h_n = last_h[0] if len(last_h) == 1 else torch.cat(last_h)
@@ -230,6 +283,8 @@ class RNN(RecurrentLayer):
         input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype:
             as ``torch.nn.RNN``.
         strategy: how to run (``fusednn.plan.STRATEGIES``); ``auto`` takes the best that can serve the request.
+        heads, recurrent_dropout, zoneout, layer_norm, recompute: options of the recurrence, one by one in
+            ``docs/kernels/recurrent_options.md``.
 
     Shape:
         as ``torch.nn.RNN``.
@@ -274,6 +329,8 @@ class LSTM(RecurrentLayer):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
             as ``torch.nn.LSTM``.
         strategy: how to run (``fusednn.plan.STRATEGIES``); ``auto`` takes the best that can serve the request.
+        heads, recurrent_dropout, zoneout, layer_norm, recompute: options of the recurrence, one by one in
+            ``docs/kernels/recurrent_options.md``.
 
     Shape:
         as ``torch.nn.LSTM``.
@@ -314,6 +371,8 @@ class GRU(RecurrentLayer):
         reset_after: True for torch's form above; False for the form of most texts, with the reset before the product,
             :math:`n = \tanh(W_n x_t + b_n + U_n (r h_{t-1}) + b'_n)` and :math:`h_t = (1 - z) h_{t-1} + z n`.
         strategy: how to run (``fusednn.plan.STRATEGIES``); ``auto`` takes the best that can serve the request.
+        heads, recurrent_dropout, zoneout, layer_norm, recompute: options of the recurrence, one by one in
+            ``docs/kernels/recurrent_options.md``.
 
     Shape:
         as ``torch.nn.GRU``.

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention_call import wide
+from . import philox
 
 Window = tuple[int | None, int | None]
 
@@ -115,9 +116,8 @@ def softmax(scores: Tensor, keys: int, with_lse: bool) -> tuple[Tensor, Tensor |
 def kept(seed: Tensor, probability: float, heads: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
     """Which weights dropout keeps, the same in every block and on every device; bool.
 
-    Weight (head, i, j) draws word j % 4 of Philox4x32-10 with counter (j // 4, i, head, 0) and the two halves of the
-    seed as key, and is dropped where that is below ``probability`` * 2^32. Source: Salmon et al. 2011, *Parallel random
-    numbers: as easy as 1, 2, 3*.
+    Weight (head, i, j) draws word j % 4 of Philox4x32-10 with counter (j // 4, i, head, 0), and is dropped where that
+    is below ``probability`` * 2^32.
 
     Args:
         seed: [1] int64.
@@ -126,27 +126,7 @@ def kept(seed: Tensor, probability: float, heads: Tensor, queries: Tensor, keys:
         queries: i.
         keys: j.
     """
-    low = 0xFFFFFFFF
-    words = [keys >> 2, queries, heads, torch.zeros_like(keys)]
-    key = [seed & low, (seed >> 32) & low]
-    for _ in range(10):  # products wrap around in 64 bits, which leaves their two halves right
-        first, second = words[0] * 0xD2511F53, words[2] * 0xCD9E8D57
-        words = [
-            ((second >> 32) & low) ^ words[1] ^ key[0],
-            second & low,
-            ((first >> 32) & low) ^ words[3] ^ key[1],
-            first & low,
-        ]
-        key = [(key[0] + 0x9E3779B9) & low, (key[1] + 0xBB67AE85) & low]
-    word, drawn = keys & 3, words[3]
-    for number in range(3):
-        drawn = torch.where(word == number, words[number], drawn)
-    return drawn >= dropout_limit(probability)
-
-
-def dropout_limit(probability: float) -> int:
-    """Words below this are dropped."""
-    return min(round(probability * 2**32), 2**32 - 1)
+    return philox.draw(seed, keys, queries, heads, torch.zeros_like(keys)) >= philox.limit_of(probability)
 
 
 def drop(weights: Tensor, keep: Tensor, probability: float) -> Tensor:

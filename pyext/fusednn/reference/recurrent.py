@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cells import CELLS, Cell
+from .options import NORM_EPS, PLAIN, Options, zone
 
 
-def _direction(
+def _track(
     cell: Cell,
     gates: list[Tensor],
     h: Tensor,
@@ -19,42 +20,54 @@ def _direction(
     w_hh: Tensor,
     b_hh: Tensor | None,
     w_hr: Tensor | None,
-    reverse: bool,
+    track: int,
+    options: Options,
 ) -> tuple[list[Tensor], Tensor, Tensor | None]:
-    """One direction over a list of steps, each ``[rows, G * H]``; the first rows of the batch are the active ones."""
+    """One track over a list of steps, each ``[rows, G * H]``; the first rows of the batch are the active ones."""
+    mask = None if options.mask is None else options.mask[track]
+    gain = None if options.norm is None else options.norm[track]
 
-    def recurrent(h: Tensor, rows: slice = slice(None)) -> Tensor:
-        return F.linear(h, w_hh[rows], None if b_hh is None else b_hh[rows])
+    def recurrent(h: Tensor, gates: slice = slice(None)) -> Tensor:
+        h = h if mask is None else h * mask[: h.shape[0]]
+        shift = None if b_hh is None else b_hh[gates]
+        if gain is None:
+            return F.linear(h, w_hh[gates], shift)
+        product = F.linear(h, w_hh[gates])
+        return F.layer_norm(product, product.shape[1:], gain[gates], shift, NORM_EPS)
 
     outputs = [h] * len(gates)
-    for t in reversed(range(len(gates))) if reverse else range(len(gates)):
+    for t in reversed(range(len(gates))) if track >= options.heads else range(len(gates)):
         rows = gates[t].shape[0]
-        state = (h[:rows],) if c is None else (h[:rows], c[:rows])
-        state = cell.step(gates[t], recurrent, state)
-        outputs[t] = state[0] if w_hr is None else F.linear(state[0], w_hr)
+        old = (h[:rows],) if c is None else (h[:rows], c[:rows])
+        state = cell.step(gates[t], recurrent, old)
+        if w_hr is not None:
+            state = (F.linear(state[0], w_hr), *state[1:])
+        state = zone(options, track, t, old, state)
+        outputs[t] = state[0]
         h = torch.cat([outputs[t], h[rows:]]) if rows < h.shape[0] else outputs[t]
         if c is not None:
             c = torch.cat([state[1], c[rows:]]) if rows < c.shape[0] else state[1]
     return outputs, h, c
 
 
-def with_directions(w_ih: Tensor, *others: Tensor | None) -> list[Any]:
+def with_directions(w_ih: Tensor | None, w_hh: Tensor, *others: Tensor | None) -> list[Any]:
     """Weights and biases with D in front, which the operator takes without it where D is 1."""
-    weights = (w_ih, *others)
-    return list(weights) if w_ih.dim() == 3 else [None if t is None else t.unsqueeze(0) for t in weights]
+    weights = (w_ih, w_hh, *others)
+    return list(weights) if w_hh.dim() == 3 else [None if t is None else t.unsqueeze(0) for t in weights]
 
 
 def recurrent(
     x: Tensor,
     h0: Tensor,
     c0: Tensor | None,
-    w_ih: Tensor,
+    w_ih: Tensor | None,
     w_hh: Tensor,
     b_ih: Tensor | None,
     b_hh: Tensor | None,
     w_hr: Tensor | None,
     batch_sizes: Tensor | None,
     cell: str,
+    options: Options = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The definition of the operator ``fusednn::recurrent``; shapes and meaning are given there."""
     definition = CELLS[cell]
@@ -63,8 +76,12 @@ def recurrent(
     sizes = batch_sizes.tolist() if batch_sizes is not None else [batch] * (rows // batch if batch else 0)
     outputs, last_h, last_c = [], [], []
     for d in range(h0.shape[0]):
-        gates = list(F.linear(x, w_ih[d], None if b_ih is None else b_ih[d]).split(sizes))
-        steps, h, c = _direction(
+        if w_ih is None:
+            inputs = x.chunk(h0.shape[0], dim=1)[d]
+        else:
+            inputs = F.linear(x, w_ih[d], None if b_ih is None else b_ih[d])
+        gates = list(inputs.split(sizes))
+        steps, h, c = _track(
             definition,
             gates,
             h0[d],
@@ -72,7 +89,8 @@ def recurrent(
             w_hh[d],
             None if b_hh is None else b_hh[d],
             None if w_hr is None else w_hr[d],
-            reverse=d == 1,
+            d,
+            options,
         )
         outputs.append(torch.cat(steps) if steps else x.new_empty(0, h0.shape[2]))
         last_h.append(h)

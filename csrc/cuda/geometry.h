@@ -1,0 +1,116 @@
+// How a persistent launch is laid out: who owns which units, rows and k, and what lies where in shared memory.
+//
+// A group of blocks owns some rows of the batch and a whole copy of W_hh. A block owns unit tiles, 16 hidden units each
+// with all their gates; `slices` warps share the k of a unit tile. The rows of a group come in columns, 8 rows each,
+// that take their steps one after the other: while one column's states travel, the next one is multiplied.
+#pragma once
+
+#include "api.h"
+#include "cuda/primitives/device.h"
+#include "cuda/primitives/memory.h"
+
+namespace fusednn::cuda {
+
+enum class Rung : int { kBlock, kCluster, kGrid };
+
+constexpr int kTileUnits = 16, kColumnRows = 8, kMostWarps = 8, kMostItems = 4, kItemsAtOnce = 2, kMostCluster = 16;
+
+// A step has a round for each of its products. The message that a round waits for holds `parts` values of each unit.
+struct Round {
+  int parts;
+  int chunks;  // of k
+  int run;     // of them, those of one warp; the last warps may have fewer
+};
+
+struct Geometry {
+  Rung rung;
+  int hidden, batch, steps, heads, tracks, first_track;  // heads of a direction, tracks of both
+  int unit_tiles;                                        // of the layer
+  int blocks, tiles, slices, columns;  // blocks that own units; unit tiles of a block; warps of a tile; of a group
+  int rounds;
+  Round round[2];
+  int message;  // chunks of the longest message
+  int fetched;  // `grid`: of the longest run
+
+  // Offsets in shared memory, in pieces of 16 bytes.
+  int sums, sums_of_turn, kept, bias, staged, staged_of_warp, barriers, rest[2];
+
+  // `grid`: [track, group, 2, column, message * 32] and [track, group, column, unit tile, finishing warp].
+  Bytes16* mail;
+  u32* flags;
+  // Packed input: the length of each row and, at [t], the rows of all steps before t; null: all rows have all steps.
+  const int* lengths;
+  const int64_t* offsets;
+  u64 patience;  // nanoseconds
+  u32* fault;    // of the host, set where a wait took longer
+};
+
+// Who a warp, and a lane of it, is.
+struct Seat {
+  int lane, g, t;          // lane (g, t) of mma.h
+  int warp, tile, slice;   // tile of the block
+  int rank, group, track;  // block in its group
+  int unit_tile;           // of the layer
+  bool works;              // the unit tile exists
+  int item_bits;           // of a tile's four sums a lane finishes 1 << item_bits, so that several warps share them:
+  int finishers;           // the first ones, by number of slice
+  int items;               // that this lane finishes, each a unit of a row; 0: its warp finishes none
+
+  FUSEDNN_DEVICE explicit Seat(const Geometry& z)
+      : lane(static_cast<int>(lane_of_warp())),
+        g(lane / 4),
+        t(lane % 4),
+        warp(static_cast<int>(warp_of_block())),
+        tile(warp / z.slices),
+        slice(warp % z.slices),
+        rank(static_cast<int>(blockIdx.x)),
+        group(static_cast<int>(blockIdx.y)),
+        track(static_cast<int>(blockIdx.z) + z.first_track),
+        unit_tile(rank * z.tiles + tile),
+        works(unit_tile < z.unit_tiles),
+        item_bits(z.slices >= 4 ? 0 : 3 - z.slices),
+        finishers(kMostItems >> item_bits),
+        items(works && slice < finishers ? 1 << item_bits : 0) {}
+
+  // Which of the four sums of a lane the i-th item is; that says its unit and row (mma.h).
+  FUSEDNN_DEVICE int element(int i) const { return slice * items + i; }
+  FUSEDNN_DEVICE int unit(int i) const { return unit_tile * kTileUnits + element(i) / 2 * 8 + g; }
+  FUSEDNN_DEVICE int row(int i) const { return 2 * t + element(i) % 2; }
+};
+
+// ------- on the host
+
+struct RoundNeeds {
+  int tiles, parts, kept;  // row tiles of a warp; values of a unit in a message; chunks that fit into registers
+};
+
+// What a kernel of one cell and number form needs of a geometry.
+struct Needs {
+  size_t element;  // bytes
+  int rounds;
+  RoundNeeds round[2];
+  int states;  // fp32 values of a unit and row that stay from step to step
+  int bias;    // fp32 values of a unit
+  const void* kernel;
+};
+
+struct Layout {
+  Geometry geometry;
+  LaunchShape shape;
+  int launches;  // tracks that are not resident together follow one another
+  size_t mail_bytes, flag_count;
+};
+
+// Null, or why the rung cannot serve the sizes; the message lives until the thread's next call.
+const char* lay_out(const RecurrentShape& s, const Needs& needs, Layout& out);
+
+// What the GPU offers; in the emulation what an H200 does, and tests may ask for less.
+struct Limits {
+  int multiprocessors, shared_bytes;
+  int cluster;  // blocks of the largest cluster; 0: none
+  // Clusters, or with 1 blocks, of a kernel that are resident together.
+  int (*active)(const Needs& needs, const LaunchShape& shape);
+};
+Limits& limits();
+
+}  // namespace fusednn::cuda

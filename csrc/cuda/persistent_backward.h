@@ -1,0 +1,256 @@
+// The recurrence, backward: one kernel for `block`, `cluster` and `grid`. It gives the gradients of the gates; what
+// follows from them for all steps at once is left to library GEMMs.
+//
+// A message holds the gradients of the recurrent parts of a step; message 0 stands for the step behind the last one and
+// is zero.
+#pragma once
+
+#include "cuda/device_cell.h"
+#include "cuda/walk.h"
+
+namespace fusednn::cuda {
+
+struct PersistentBackward {  // as in api.h
+  const void* grad_y;
+  const void* grad_h_n;
+  const void* grad_c_n;
+  const void* y;
+  const void* saved;
+  const void* h0;
+  const void* c0;
+  const void* w_hh;
+  void* d_gates;
+  void* d_recurrent;
+  void* d_h0;
+  void* d_c0;
+};
+
+template <class Cell, class Form>
+class BackwardWalk : public Walk<Form> {
+ public:
+  using T = typename Form::T;
+  using Base = Walk<Form>;
+  using Base::track, Base::items, Base::item, Base::kept, Base::z;
+  static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
+  // Of each item: the gradient of h as far as it does not pass through W_hh, and that of c.
+  static constexpr int kDh = 0, kDc = 1, kStates = 1 + Cell::kCellState;
+
+  FUSEDNN_DEVICE BackwardWalk(const Cell& cell, const Geometry& z, const PersistentBackward& a)
+      : Base(z), cell_(cell), a_(a) {}
+
+  // Rows of W_hh^T, as fetch of residence.h: a unit's weights towards `gates` gates of all units, from `first` on.
+  FUSEDNN_DEVICE auto weights_of(int first, int gates) const {
+    const T* w = static_cast<const T*>(a_.w_hh) + static_cast<long>(track) * G * z.hidden * z.hidden;
+    return [this, w, first, gates](int, int row, int k) {
+      const int padded = z.unit_tiles * kTileUnits, gate = k / padded, v = k % padded;
+      const int u = Base::unit_tile * kTileUnits + row;
+      struct Numbers {
+        T of[Form::kVector];
+      } numbers;
+#pragma unroll
+      for (int i = 0; i < Form::kVector; ++i) {
+        const bool there = u < z.hidden && gate < gates && v + i < z.hidden;
+        const long from = (static_cast<long>(first + gate) * z.hidden + v + i) * z.hidden + u;
+        numbers.of[i] = there ? w[from] : narrow<T>(0.f);
+      }
+      return bits_as<Bytes16>(numbers);
+    };
+  }
+
+  FUSEDNN_DEVICE void begin() {
+    for (int column = 0; column < z.columns; ++column) {
+      if (items == 0 || Base::first_row(column) >= z.batch) break;
+      for (int i = 0; i < items; ++i) {
+        const auto it = item(column, i);
+        kept(kDh, column, i) = state_gradient(a_.grad_h_n, it);
+        if (Cell::kCellState) kept(kDc, column, i) = state_gradient(a_.grad_c_n, it);
+        for (int q = 0; q < kFirst; ++q) Base::put(q, i, narrow<T>(0.f));
+      }
+      Base::template send<kFirst>(0, column);
+    }
+  }
+
+  // What forward left of kItemsAtOnce items. h and h_prev where the cell uses them, else c_prev.
+  struct Inputs {
+    struct {
+      T grad_y, h, h_prev, c_prev, saved[S + 1];
+      bool active, passed;  // takes this step; took the one that was handled before
+    } item[kItemsAtOnce];
+  };
+  FUSEDNN_DEVICE Inputs inputs(const Step& s, int first) const {
+    Inputs in{};
+    const int onward = track < z.heads ? 1 : -1;  // in the time of forward
+#pragma unroll
+    for (int i = 0; i < kItemsAtOnce; ++i) {
+      if (first + i >= items) break;
+      const auto it = item(s.column, first + i);
+      const int after = s.time + onward, before = s.time - onward;
+      in.item[i].passed = after >= 0 && after < s.steps && after < it.length;
+      if (s.time < 0 || s.time >= it.length) continue;
+      auto& of = in.item[i];
+      of.active = true;
+      const bool joined = before >= 0 && before < it.length;
+      const int there = joined ? before : s.time;
+      const long here = Base::place(it, s.time, 1);
+      const T* saved = static_cast<const T*>(a_.saved);
+      if (a_.grad_y != nullptr) of.grad_y = static_cast<const T*>(a_.grad_y)[here];
+#pragma unroll
+      for (int k = 0; k < S; ++k) of.saved[k] = saved[Base::place(it, s.time, S) + k * z.hidden];
+      if constexpr (Cell::kCellState) {
+        const long c_there = Base::place(it, there, S) + Cell::kSavedC * z.hidden;
+        of.c_prev = joined ? saved[c_there] : static_cast<const T*>(a_.c0)[Base::state_place(it)];
+      } else {
+        of.h = static_cast<const T*>(a_.y)[here];
+        of.h_prev = joined ? static_cast<const T*>(a_.y)[Base::place(it, there, 1)]
+                           : static_cast<const T*>(a_.h0)[Base::state_place(it)];
+      }
+    }
+    return in;
+  }
+
+  // Behind the product with the gradients of the step that was handled before, of a cell with one product.
+  FUSEDNN_DEVICE void step(const Step& s, const Inputs& now) {
+    Base::finish(now, loader(s), [&](const auto& in, int i) {
+      float dx[G] = {}, dr[G] = {};
+      float dh = arrived(s, in, i);
+      if (in.active) {
+        float saved[S + 1], dc = Cell::kCellState ? kept(kDc, s.column, i) : 0.f;
+        read(in.saved, saved);
+        dh = cell_.backward(saved, widen(in.h), widen(in.h_prev), widen(in.c_prev), dh, dc, dx, dr);
+        if (Cell::kCellState) kept(kDc, s.column, i) = dc;
+      }
+      kept(kDh, s.column, i) = dh;
+      put_gates<0, G>(s, in.active, i, dx, dr);
+    });
+  }
+
+  // The same of a cell with two products: the gradients of its last gates.
+  FUSEDNN_DEVICE void first(const Step& s, const Inputs& now) {
+    Base::finish(now, loader(s), [&](const auto& in, int i) {
+      float dx[G] = {}, dr[G] = {};
+      const float dh = arrived(s, in, i);
+      if (in.active) {
+        float saved[S + 1];
+        read(in.saved, saved);
+        cell_.backward_second(saved, widen(in.h_prev), dh, dx, dr);
+      }
+      kept(kDh, s.column, i) = dh;
+      put_gates<kFirst, G>(s, in.active, i, dx, dr);
+    });
+  }
+
+  // Behind its other product: the gradients of the first gates.
+  FUSEDNN_DEVICE void second(const Step& s, const Inputs& now) {
+    Base::finish(now, loader(s), [&](const auto& in, int i) {
+      float dx[G] = {}, dr[G] = {};
+      if (in.active) {
+        float saved[S + 1], &dh = kept(kDh, s.column, i);
+        read(in.saved, saved);
+        dh = cell_.backward_first(saved, widen(in.h_prev), dh, Base::template sum_of<1>(0, i), dx, dr);
+      }
+      put_gates<0, kFirst>(s, in.active, i, dx, dr);
+    });
+  }
+
+  // Behind the product with the gradients of the first step: nothing but the gradient of h_0 is left.
+  FUSEDNN_DEVICE void last(const Step& s, const Inputs& now) {
+    Base::finish(now, loader(s), [&](const auto& in, int i) { kept(kDh, s.column, i) = arrived(s, in, i); });
+  }
+
+  FUSEDNN_DEVICE void end() const {
+    for (int column = 0; column < z.columns; ++column) {
+      for (int i = 0; i < items; ++i) {
+        const auto it = item(column, i);
+        if (it.length < 0) continue;
+        static_cast<T*>(a_.d_h0)[Base::state_place(it)] = narrow<T>(kept(kDh, column, i));
+        if (Cell::kCellState) static_cast<T*>(a_.d_c0)[Base::state_place(it)] = narrow<T>(kept(kDc, column, i));
+      }
+    }
+  }
+
+ private:
+  using Item = typename Base::Item;
+
+  FUSEDNN_DEVICE auto loader(const Step& s) const {
+    return [this, s](int first) { return inputs(s, first); };
+  }
+
+  FUSEDNN_DEVICE float state_gradient(const void* of, const Item& it) const {
+    return it.length >= 0 && of != nullptr ? widen(static_cast<const T*>(of)[Base::state_place(it)]) : 0.f;
+  }
+
+  FUSEDNN_DEVICE static void read(const T* in, float* saved) {
+#pragma unroll
+    for (int k = 0; k < S; ++k) saved[k] = widen(in[k]);
+  }
+
+  // The whole gradient of an item's h.
+  template <class In>
+  FUSEDNN_DEVICE float arrived(const Step& s, const In& in, int i) const {
+    float dh = kept(kDh, s.column, i);
+    if (in.passed) dh += Base::template sum_of<1>(0, i);
+    return in.active ? dh + widen(in.grad_y) : dh;
+  }
+
+  // Gradients of gates [kBegin, kEnd), written, and those of their recurrent parts in the next message; zero where the
+  // row takes no step.
+  template <int kBegin, int kEnd>
+  FUSEDNN_DEVICE void put_gates(const Step& s, bool active, int i, const float* dx, const float* dr) {
+    const auto it = item(s.column, i);
+    const long to = active ? Base::place(it, s.time, G) : 0;
+#pragma unroll
+    for (int q = kBegin; q < kEnd; ++q) {
+      const T x = narrow<T>(dx[q]), r = narrow<T>(dr[q]);
+      if (active) static_cast<T*>(a_.d_gates)[to + q * z.hidden] = x;
+      if (active && Cell::kSplit) static_cast<T*>(a_.d_recurrent)[to + q * z.hidden] = r;
+      Base::put(q - kBegin, i, Stays<Form>::state(widen(r)));
+    }
+  }
+
+  const Cell& cell_;
+  const PersistentBackward& a_;
+};
+
+template <class Cell, class Form>
+__global__ void __launch_bounds__(32 * kMostWarps, 1)
+    persistent_backward(const __grid_constant__ Cell cell, const __grid_constant__ Geometry z,
+                        const __grid_constant__ PersistentBackward a) {
+  using Backward = BackwardWalk<Cell, Form>;
+  constexpr int kSecond = Backward::kSecond, kFirst = Backward::kFirst, kTwo = kSecond > 0, kRounds = 1 + kTwo;
+  Backward walk(cell, z, a);
+  walk.open();
+  if (walk.rank >= z.blocks) return walk.close();
+  Residence<Form, 1, kept_chunks<Form>(1, kRounds)> weights;
+  Residence<Form, kTwo, kept_chunks<Form>(kTwo, kRounds)> late;
+  walk.load(weights, 0, walk.weights_of(0, kFirst));
+  if constexpr (kTwo) walk.load(late, 1, walk.weights_of(kFirst, kSecond));
+  walk.begin();
+  for (int step = 0; step <= walk.steps_of(0); ++step) {
+    for (int column = 0; column < z.columns; ++column) {
+      const int steps = walk.steps_of(column);
+      if (step > steps || walk.first_row(column) >= z.batch) break;
+      const Step s{column, walk.track < z.heads ? steps - 1 - step : step, steps};
+      const u32 n = static_cast<u32>(step) * kRounds;
+      const auto in = walk.inputs(s, 0);
+      walk.multiply(weights, n, column, 0);
+      if (step == steps) {
+        walk.last(s, in);
+        continue;
+      }
+      if constexpr (kTwo) {
+        walk.first(s, in);
+        walk.template send<kSecond>(n + 1, column);
+        const auto in_second = walk.inputs(s, 0);
+        walk.multiply(late, n + 1, column, 1);
+        walk.second(s, in_second);
+      } else {
+        walk.step(s, in);
+      }
+      walk.template send<kFirst>(n + kRounds, column);
+    }
+  }
+  walk.end();
+  walk.close();
+}
+
+}  // namespace fusednn::cuda

@@ -1,0 +1,130 @@
+// What forward and backward of a persistent kernel share: rows and their states, and the rounds of a step.
+#pragma once
+
+#include "cuda/exchange.h"
+
+namespace fusednn::cuda {
+
+constexpr int kWeightRegisters = 144;  // more of them spill
+
+// Chunks of a product that stay in a lane's registers, of which a chunk takes 8 for each of `tiles` row tiles, if
+// `products` products and one's sums share kWeightRegisters.
+template <class Form>
+constexpr int kept_chunks(int tiles, int products) {
+  if (tiles == 0) return 1;
+  const int sums = 16 * (kPlain<Form> ? tiles : 1), chunks = (kWeightRegisters - sums) / products / (8 * tiles);
+  return chunks > 1 ? chunks : 1;
+}
+
+// One step of a column: its rows that have one at this time, and how many steps the column has.
+struct Step {
+  int column, time, steps;
+};
+
+template <class Form>
+class Walk : public Exchange<Form> {
+ public:
+  using T = typename Form::T;
+  using Base = Exchange<Form>;
+  using Base::Base, Base::z, Base::shared;
+  using Base::track, Base::element, Base::group, Base::items, Base::lane, Base::slice, Base::tile, Base::warp,
+      Base::works;
+
+  // ------- rows
+
+  FUSEDNN_DEVICE int first_row(int column) const { return (group * z.columns + column) * kColumnRows; }
+  FUSEDNN_DEVICE int length(int row) const { return z.lengths == nullptr ? z.steps : z.lengths[row]; }
+  // Of a column's first row, which is its longest; 0 beyond the batch.
+  FUSEDNN_DEVICE int steps_of(int column) const {
+    const int row = first_row(column);
+    return row < z.batch ? length(row) : 0;
+  }
+
+  // The i-th item in a column: a unit of a row. Those beyond the layer or the batch have length -1.
+  struct Item {
+    int unit, row, length;
+  };
+  FUSEDNN_DEVICE Item item(int column, int i) const {
+    Item it{Base::unit(i), first_row(column) + Base::row(i), -1};
+    if (it.unit < z.hidden && it.row < z.batch) it.length = length(it.row);
+    return it;
+  }
+  // Where it lies in a tensor [N, D, values, H], and in one [D, B, H].
+  FUSEDNN_DEVICE long place(const Item& it, int time, int values) const {
+    const long before = z.offsets == nullptr ? static_cast<long>(time) * z.batch : static_cast<long>(z.offsets[time]);
+    return ((before + it.row) * z.tracks + track) * values * z.hidden + it.unit;
+  }
+  FUSEDNN_DEVICE long state_place(const Item& it) const {
+    return (static_cast<long>(track) * z.batch + it.row) * z.hidden + it.unit;
+  }
+
+  // A value of an item that stays from step to step.
+  FUSEDNN_DEVICE float& kept(int which, int column, int i) const {
+    float* values = reinterpret_cast<float*>(shared + z.kept);
+    return values[((which * z.columns + column) * z.tiles + tile) * 128 + element(i) * 32 + lane];
+  }
+
+  // ------- rounds
+
+  // The part of a product that this warp owns; fetch as in residence.h.
+  template <class Weights, class Fetch>
+  FUSEDNN_DEVICE void load(Weights& weights, int round, Fetch fetch) const {
+    const Round& r = z.round[round];
+    const int first = slice * r.run, left = r.chunks - first, chunks = left < r.run ? left : r.run;
+    const int rest = (r.run > Weights::kInRegisters ? r.run - Weights::kInRegisters : 0) * Weights::kChunkPieces;
+    weights.load(shared + z.rest[round] + warp * rest, first, works && chunks > 0 ? chunks : 0, lane, fetch);
+  }
+
+  // The product with message n. Its sums lie in shared memory afterwards, where sum_of finds them. Sums of two rounds
+  // alternate: a warp may be here again while another one still reads.
+  template <int kTiles, int kKept>
+  FUSEDNN_DEVICE void multiply(const Residence<Form, kTiles, kKept>& weights, u32 n, int column, int round) {
+    turn_ ^= 1;
+    if (works) {
+      float sum[kTiles][4];
+      weights.multiply(Base::receive(n, column, z.round[round]), sum);
+      const bool lost = ballot(Base::lost()) != 0;
+      float* mine = sums() + warp * kTiles * 128 + lane;
+#pragma unroll
+      for (int q = 0; q < kTiles; ++q) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) mine[q * 128 + e * 32] = lost ? bits_as<float>(0x7fc00000u) : sum[q][e];
+      }
+    }
+    block_sync();
+  }
+
+  // Of all warps of the tile, in their order: row tile q's sum for the i-th item.
+  template <int kTiles>
+  FUSEDNN_DEVICE float sum_of(int q, int i) const {
+    const float* first = sums() + (tile * z.slices * kTiles + q) * 128 + element(i) * 32 + lane;
+    float sum = 0;
+#pragma unroll
+    for (int s = 0; s < kMostWarps; ++s) {
+      if (s < z.slices) sum += first[s * kTiles * 128];
+    }
+    return sum;
+  }
+
+  // body(inputs, i) for each item of this lane, kItemsAtOnce at a time; the inputs of the next ones, load(first item),
+  // are on their way meanwhile. `now`: those of the first ones.
+  template <class Inputs, class Load, class Body>
+  FUSEDNN_DEVICE void finish(Inputs now, Load load, Body body) const {
+    for (int first = 0; first < items; first += kItemsAtOnce) {
+      Inputs next{};
+      if (first + kItemsAtOnce < items) next = load(first + kItemsAtOnce);
+#pragma unroll
+      for (int i = 0; i < kItemsAtOnce; ++i) {
+        if (first + i < items) body(now.item[i], first + i);
+      }
+      now = next;
+    }
+  }
+
+ private:
+  FUSEDNN_DEVICE float* sums() const { return reinterpret_cast<float*>(shared + z.sums + turn_ * z.sums_of_turn); }
+
+  int turn_ = 0;
+};
+
+}  // namespace fusednn::cuda
