@@ -16,8 +16,10 @@ python tools/providers.py emulated
 PYTHONPATH="$copy/pyext" python -m pytest tests/test_recurrent_*.py tests/test_operators.py tests/test_whole_pytorch.py \
   tests/test_tools.py tests/test_cuda_kernels.py -q -p no:cacheprovider -m "not slow" \
   -k "(mgu or registry) and not machine_code" | tee build/recipe.log
-for file in test_recurrent_numerics test_recurrent_autograd test_operators test_whole_pytorch test_tools test_cuda_kernels; do
-  found=$(PYTHONPATH="$copy/pyext" python -m pytest "tests/$file.py" --collect-only -q -p no:cacheprovider -k mgu | grep -c mgu || true)
+files="test_recurrent_numerics test_recurrent_autograd test_operators test_whole_pytorch test_tools test_cuda_kernels"
+PYTHONPATH="$copy/pyext" python -m pytest $(printf 'tests/%s.py ' $files) --collect-only -q -p no:cacheprovider -k mgu > build/collected.log
+for file in $files; do
+  found=$(grep -c "^tests/$file.py::.*mgu" build/collected.log || true)
   [ "$found" -gt 0 ] || { echo "$file did not pick the new cell up"; exit 1; }
   echo "$file: $found tests of the new cell"
 done
