@@ -27,7 +27,7 @@ class Forward {
   static constexpr long kLanes = Lanes<A>::kCount;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
   static constexpr int kTogether = G < 4 ? 4 : 2;  // rows whose cells run side by side
-  static constexpr long kTile = kRowGroup * kLanes * largest(Blocking<kFirst>::kGroup * kFirst, 8);
+  static constexpr long kTile = (kRowGroup + 1) * kLanes * largest(Blocking<kFirst>::kGroup * kFirst, 8);
 
   struct Track {
     Panels<A> first, second, proj;
@@ -203,11 +203,11 @@ class Forward {
                           d.done,  sizes.hidden};
     if (options.norm != nullptr) {
       return normed_product<kFirst, 0>(i, factors, step, part, tile, [&](auto lanes, long block, long b, const A* r) {
-        first_cells(i, step, lanes, block, {b, b + 1}, r);
+        first_cells(i, step, lanes, {block, block + 1}, {b, b + 1}, {r, 0, 0});
       });
     }
-    product<kFirst>(factors, step, part.blocks, tile, [&](auto lanes, long block, Range rows, const A* r) {
-      first_cells(i, step, lanes, block, rows, r);
+    product<kFirst>(factors, step, part.blocks, tile, [&](auto lanes, Range blocks, Range rows, Tile<const A> r) {
+      first_cells(i, step, lanes, blocks, rows, r);
     });
   }
 
@@ -222,40 +222,49 @@ class Forward {
     if (options.norm != nullptr) {
       return normed_product<largest(kSecond, 1), kFirst>(
           i, factors, step, part, tile,
-          [&](auto lanes, long block, long b, const A* r) { second_cells(i, step, lanes, block, {b, b + 1}, r); });
+          [&](auto lanes, long block, long b, const A* r) {
+            second_cells(i, step, lanes, {block, block + 1}, {b, b + 1}, {r, 0, 0});
+          });
     }
-    product<largest(kSecond, 1)>(factors, step, part.blocks, tile, [&](auto lanes, long block, Range rows, const A* r) {
-      second_cells(i, step, lanes, block, rows, r);
-    });
+    product<largest(kSecond, 1)>(factors, step, part.blocks, tile,
+                                 [&](auto lanes, Range blocks, Range rows, Tile<const A> r) {
+                                   second_cells(i, step, lanes, blocks, rows, r);
+                                 });
   }
 
   void project(int i, const InputStep& step, const Part& part, A* tile) {
     const Track& d = tracks[i];
     const Factors factors{d.proj, {d.middle, sizes.hidden_row}, nullptr, nullptr, d.done, sizes.proj};
-    product<1>(factors, step, part.proj_blocks, tile, [&](auto lanes, long block, Range rows, const A* r) {
-      for (long b = rows.begin; b < rows.end; ++b, r += kLanes) put_h(i, step, lanes, block, b, load(r));
+    product<1>(factors, step, part.proj_blocks, tile, [&](auto lanes, Range blocks, Range rows, Tile<const A> r) {
+      for (long block = blocks.begin; block < blocks.end; ++block, r.data += r.panel) {
+        for (long b = rows.begin; b < rows.end; ++b) {
+          put_h(i, step, lanes, block, b, load(r.data + (b - rows.begin) * r.row));
+        }
+      }
     });
   }
 
-  // Tiles of bias + from W, or bias + done, each handed to visit(lanes, block, rows, tile) with tile [rows, kGates]
-  // vectors.
+  // Tiles of bias + from W, or bias + done, each handed to visit(lanes, blocks, rows, tile) with tile [rows, kGates]
+  // vectors a block: several blocks of one row, or one of several.
   template <int kGates, class Visit>
   FUSEDNN_FN void product(const Factors& f, const Step& step, Range blocks, A* tile, Visit visit) {
     for_row_groups(step.rows, [&](Range rows) {
       walk_panels<kGates>(rows.size(), blocks, step.odd, [&](long block, long count) {
-        const Tile<A> c{tile, kGates * kLanes, rows.size() * kGates * kLanes};
+        const Tile<A> c{tile, kGates * kLanes, (rows.size() * kGates + 1) * kLanes};
         for (long q = 0; q < count; ++q) start_tile<kGates>(c.data + q * c.panel, f, block + q, rows);
         if (f.done == nullptr) {
           multiply_group<A, kGates>(rows.size(), {f.from.data + rows.begin * f.from.row, f.from.row}, f.w, block, count,
                                     c);
         }
-        for (long q = 0; q < count; ++q) {
+        const bool row = rows.size() == 1 && sizes.lanes(f.units, block + count - 1) == kLanes;
+        const long at_once = row ? count : 1;  // blocks
+        for (long q = 0; q < count; q += at_once) {
           const int lanes = sizes.lanes(f.units, block + q);
-          const A* r = c.data + q * c.panel;
+          const Tile<const A> r{c.data + q * c.panel, c.row, c.panel};
           if (lanes == kLanes) {
-            visit(Block<true>{lanes}, block + q, rows, r);
+            visit(Block<true>{lanes}, Range{block + q, block + q + at_once}, rows, r);
           } else {
-            visit(Block<false>{lanes}, block + q, rows, r);
+            visit(Block<false>{lanes}, Range{block + q, block + q + 1}, rows, r);
           }
         }
       });
@@ -316,40 +325,54 @@ class Forward {
   }
 
   template <class Lane>
-  __attribute__((noinline)) void first_cells(int i, const InputStep& step, Lane lanes, long block, Range rows,
-                                             const A* r) {
-    cells<0, kFirst>(i, step, lanes, block, rows, r);
+  __attribute__((noinline)) void first_cells(int i, const InputStep& step, Lane lanes, Range blocks, Range rows,
+                                             Tile<const A> r) {
+    cells<0, kFirst>(i, step, lanes, blocks, rows, r);
   }
 
   template <class Lane>
-  __attribute__((noinline)) void second_cells(int i, const InputStep& step, Lane lanes, long block, Range rows,
-                                              const A* r) {
-    cells<kFirst, G>(i, step, lanes, block, rows, r);
+  __attribute__((noinline)) void second_cells(int i, const InputStep& step, Lane lanes, Range blocks, Range rows,
+                                              Tile<const A> r) {
+    cells<kFirst, G>(i, step, lanes, blocks, rows, r);
   }
 
+  // Neighbours whose cells run side by side: the rows of a block, or the blocks of one row.
   template <int kFrom, int kTo, class Lane>
-  FUSEDNN_FN void cells(int i, const InputStep& step, Lane lanes, long block, Range rows, const A* r) {
+  FUSEDNN_FN void cells(int i, const InputStep& step, Lane lanes, Range blocks, Range rows, Tile<const A> r) {
+    if (blocks.size() > 1) {
+      constexpr int N = kTo - kFrom == 1 ? 4 : 1;  // with more gates a cell has enough that does not wait for one another
+      long block = blocks.begin;
+      for (; block + N <= blocks.end; block += N, r.data += N * r.panel) {
+        cells_of<N, true, kFrom, kTo>(i, step, lanes, block, rows.begin, r);
+      }
+      for (; block < blocks.end; ++block, r.data += r.panel) {
+        cells_of<1, true, kFrom, kTo>(i, step, lanes, block, rows.begin, r);
+      }
+      return;
+    }
     constexpr long kRow = (kTo - kFrom) * kLanes;
     long b = rows.begin;
-    for (; b + kTogether <= rows.end; b += kTogether, r += kTogether * kRow) {
-      cells_of<kTogether, kFrom, kTo>(i, step, lanes, block, b, r);
+    for (; b + kTogether <= rows.end; b += kTogether, r.data += kTogether * kRow) {
+      cells_of<kTogether, false, kFrom, kTo>(i, step, lanes, blocks.begin, b, r);
     }
-    for (; b < rows.end; ++b, r += kRow) cells_of<1, kFrom, kTo>(i, step, lanes, block, b, r);
+    for (; b < rows.end; ++b, r.data += kRow) cells_of<1, false, kFrom, kTo>(i, step, lanes, blocks.begin, b, r);
   }
 
-  // Of N rows from b on: all gates, or one half of a step of two products.
-  template <int N, int kFrom, int kTo, class Lane>
-  FUSEDNN_FN void cells_of(int i, const InputStep& step, Lane lanes, long block, long b, const A* r) {
+  // Of N neighbours, the first one at (block, b): all gates, or one half of a step of two products.
+  template <int N, bool kBlocks, int kFrom, int kTo, class Lane>
+  FUSEDNN_FN void cells_of(int i, const InputStep& step, Lane lanes, long block, long b, Tile<const A> r) {
     const Track& d = tracks[i];
+    const long next = kBlocks ? r.panel : (kTo - kFrom) * kLanes;
     Several<A, N> x[G], rec[G], saved[S + 1] = {}, h_prev{}, c{}, h;
     for (int n = 0; n < N; ++n) {
+      const long row = kBlocks ? b : b + n, at = kBlocks ? block + n : block;
       V inputs[G];
-      load_inputs<kFrom, kTo>(i, step, lanes, block, b + n, inputs);
+      load_inputs<kFrom, kTo>(i, step, lanes, at, row, inputs);
       for (int g = kFrom; g < kTo; ++g) x[g].v[n] = inputs[g];
-      for (int g = kFrom; g < kTo; ++g) rec[g].v[n] = load(r + (n * (kTo - kFrom) + g - kFrom) * kLanes);
-      for (int k = 0; k < S && kFrom > 0; ++k) saved[k].v[n] = load(kept_at(i, block, b + n) + k * kLanes);
-      if (!Cell::kCellState) h_prev.v[n] = load(d.h[step.odd] + (b + n) * sizes.proj_row + block * kLanes);
-      if (Cell::kCellState) c.v[n] = load(d.c[step.odd] + (b + n) * sizes.hidden_row + block * kLanes);
+      for (int g = kFrom; g < kTo; ++g) rec[g].v[n] = load(r.data + n * next + (g - kFrom) * kLanes);
+      for (int k = 0; k < S && kFrom > 0; ++k) saved[k].v[n] = load(kept_at(i, at, row) + k * kLanes);
+      if (!Cell::kCellState) h_prev.v[n] = load(d.h[step.odd] + row * sizes.proj_row + at * kLanes);
+      if (Cell::kCellState) c.v[n] = load(d.c[step.odd] + row * sizes.hidden_row + at * kLanes);
     }
     if constexpr (kSecond == 0) {
       h = Cell::forward(x, rec, h_prev, c, saved);
@@ -359,16 +382,17 @@ class Forward {
       h = Cell::forward_second(x, rec, h_prev, saved);
     }
     for (int n = 0; n < N; ++n) {
-      if (Cell::kCellState) store(d.c[!step.odd] + (b + n) * sizes.hidden_row + block * kLanes, c.v[n]);
+      const long row = kBlocks ? b : b + n, at = kBlocks ? block + n : block;
+      if (Cell::kCellState) store(d.c[!step.odd] + row * sizes.hidden_row + at * kLanes, c.v[n]);
       if (kTo < G) {
-        for (int k = 0; k < S; ++k) store(kept_at(i, block, b + n) + k * kLanes, saved[k].v[n]);
+        for (int k = 0; k < S; ++k) store(kept_at(i, at, row) + k * kLanes, saved[k].v[n]);
       } else if (a.saved != nullptr) {
-        for (int k = 0; k < S; ++k) lanes.store(saved_at(i, step, block, b + n) + k * sizes.hidden, saved[k].v[n]);
+        for (int k = 0; k < S; ++k) lanes.store(saved_at(i, step, at, row) + k * sizes.hidden, saved[k].v[n]);
       }
       if (kTo < G || a.w_hr != nullptr) {
-        store(d.middle + (b + n) * sizes.hidden_row + block * kLanes, h.v[n]);
+        store(d.middle + row * sizes.hidden_row + at * kLanes, h.v[n]);
       } else {
-        put_h(i, step, lanes, block, b + n, h.v[n]);
+        put_h(i, step, lanes, at, row, h.v[n]);
       }
     }
   }
@@ -398,9 +422,14 @@ class Forward {
     A* raw = tracks[i].raw;
     const long row =
         sizes.hidden_blocks * G * kLanes;  // for either product: rows of other threads may be at the other one
-    product<kGates>(f, step, part.blocks, tile, [&](auto, long block, Range rows, const A* r) {
-      for (long b = rows.begin; b < rows.end; ++b, r += kGates * kLanes) {
-        for (int g = 0; g < kGates; ++g) store(raw + b * row + (block * kGates + g) * kLanes, load(r + g * kLanes));
+    product<kGates>(f, step, part.blocks, tile, [&](auto, Range blocks, Range rows, Tile<const A> r) {
+      for (long block = blocks.begin; block < blocks.end; ++block, r.data += r.panel) {
+        for (long b = rows.begin; b < rows.end; ++b) {
+          const A* from = r.data + (b - rows.begin) * r.row;
+          for (int g = 0; g < kGates; ++g) {
+            store(raw + b * row + (block * kGates + g) * kLanes, load(from + g * kLanes));
+          }
+        }
       }
     });
     part.barrier->wait(part.team);

@@ -19,7 +19,7 @@ class InputPart {
     x_row = Sizes<A>::padded(inputs);
     batch = sizes.batch;
     bias = take(space, w.blocks * kRow);
-    data = take(space, (threads * kChunkRows + batch) * w.blocks * kRow);
+    data = take(space, ((threads * kChunkRows + batch) * kRow + threads * kLanes) * w.blocks);
     copies = take(space, threads * (kChunkRows + batch) * x_row);
   }
 
@@ -42,7 +42,7 @@ class InputPart {
   // The chunk of a group of threads: [blocks, rows, G] vectors.
   Tile<A> chunk(const Part& part, int row_part) const {
     const long most = part.rows.size() > kChunkRows ? part.rows.size() : kChunkRows;
-    return {data + (row_part * kChunkRows + part.rows.begin) * w.blocks * kRow, kRow, most * kRow};
+    return {data + ((row_part * kChunkRows + part.rows.begin) * kRow + row_part * kLanes) * w.blocks, kRow, most * kRow + kLanes};
   }
 
   // Its first `rows` rows, for the thread's blocks, from the thread's copies of x.

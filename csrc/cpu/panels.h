@@ -12,7 +12,9 @@ struct Panels {
   long k;       // length of the sums
   int gates;
 
-  long panel_size() const { return k * gates * Lanes<A>::kCount; }
+  // One vector more than needed: products read several panels side by side, and with a power of two between them they
+  // would fall into the same few sets of the cache.
+  long panel_size() const { return (k * gates + 1) * Lanes<A>::kCount; }
   A* panel(long block) const { return data + block * panel_size(); }
   size_t bytes() const { return sizeof(A) * static_cast<size_t>(blocks * panel_size()); }
 };
