@@ -221,15 +221,13 @@ class Forward {
                           sizes.hidden};
     if (options.norm != nullptr) {
       return normed_product<largest(kSecond, 1), kFirst>(
-          i, factors, step, part, tile,
-          [&](auto lanes, long block, long b, const A* r) {
+          i, factors, step, part, tile, [&](auto lanes, long block, long b, const A* r) {
             second_cells(i, step, lanes, {block, block + 1}, {b, b + 1}, {r, 0, 0});
           });
     }
-    product<largest(kSecond, 1)>(factors, step, part.blocks, tile,
-                                 [&](auto lanes, Range blocks, Range rows, Tile<const A> r) {
-                                   second_cells(i, step, lanes, blocks, rows, r);
-                                 });
+    product<largest(kSecond, 1)>(
+        factors, step, part.blocks, tile,
+        [&](auto lanes, Range blocks, Range rows, Tile<const A> r) { second_cells(i, step, lanes, blocks, rows, r); });
   }
 
   void project(int i, const InputStep& step, const Part& part, A* tile) {
@@ -340,7 +338,8 @@ class Forward {
   template <int kFrom, int kTo, class Lane>
   FUSEDNN_FN void cells(int i, const InputStep& step, Lane lanes, Range blocks, Range rows, Tile<const A> r) {
     if (blocks.size() > 1) {
-      constexpr int N = kTo - kFrom == 1 ? 4 : 1;  // with more gates a cell has enough that does not wait for one another
+      constexpr int N =
+          kTo - kFrom == 1 ? 4 : 1;  // with more gates a cell has enough that does not wait for one another
       long block = blocks.begin;
       for (; block + N <= blocks.end; block += N, r.data += N * r.panel) {
         cells_of<N, true, kFrom, kTo>(i, step, lanes, block, rows.begin, r);

@@ -42,7 +42,8 @@ class InputPart {
   // The chunk of a group of threads: [blocks, rows, G] vectors.
   Tile<A> chunk(const Part& part, int row_part) const {
     const long most = part.rows.size() > kChunkRows ? part.rows.size() : kChunkRows;
-    return {data + ((row_part * kChunkRows + part.rows.begin) * kRow + row_part * kLanes) * w.blocks, kRow, most * kRow + kLanes};
+    return {data + ((row_part * kChunkRows + part.rows.begin) * kRow + row_part * kLanes) * w.blocks, kRow,
+            most * kRow + kLanes};
   }
 
   // Its first `rows` rows, for the thread's blocks, from the thread's copies of x.
