@@ -1,4 +1,4 @@
-"""``python -m fusednn``: a report on this installation, and explanations of what would run."""
+"""``python -m fusednn``: a report on this installation, what would run and why, and how fast it is beside torch.nn."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import argparse
 import sys
 
 import torch
+from torch import nn
 
 from . import environment, functional
+from .comparison import compare
 from .explanation import describe, explain
 from .kernels import Sizes, every
+from .layers.recurrent import GRU, LSTM, RNN
 from .occupancy import GPUS
 from .plan import NAMES, Request, plan
 from .reference.cells import CELLS
 
+LAYERS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -33,6 +37,20 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--dtype", choices=DTYPES, default="float32")
     add.add_argument("--device", default="cpu", help="device type, as torch names it")
     add.add_argument("--strategy", choices=NAMES, default="auto")
+    add = commands.add_parser(
+        "compare",
+        help="time torch.nn's layer and fusednn's on this machine, check that they agree, and say what ran",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add.add_argument("what", choices=[*LAYERS, "transformer"], help="a layer; transformer is the encoder's")
+    add.add_argument("--batch", type=_positive, default=8, metavar="B")
+    add.add_argument("--time", type=_positive, default=100, metavar="T", help="steps")
+    add.add_argument("--hidden", type=_positive, default=256, metavar="H", help="input and hidden size; model width")
+    add.add_argument("--heads", type=_positive, default=8, metavar="N", help="attention heads of the transformer")
+    add.add_argument("--layers", type=_positive, default=1, metavar="L", help="of rnn, lstm and gru")
+    add.add_argument("--dtype", choices=DTYPES, default="float32")
+    add.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    add.add_argument("--strategy", choices=NAMES, default="auto", help="of rnn, lstm and gru")
     add = commands.add_parser("occupancy", help="theoretical occupancy of the CUDA and Triton kernels; needs no GPU")
     add.add_argument("kernel", nargs="?", default="", help="part of a kernel's name, such as Lstm or attention_forward")
     add.add_argument("--gpu", choices=sorted(GPUS), action="append", help="may be repeated (default: all)")
@@ -73,6 +91,29 @@ def _explain(options: argparse.Namespace) -> str:
     return "\n".join([first, sizes, rest])
 
 
+def _compare(options: argparse.Namespace) -> str:
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {options.device}: torch sees no such GPU; `python -m fusednn` says what is there")
+    hidden, place = options.hidden, {"device": options.device, "dtype": getattr(torch, options.dtype)}
+    if options.what == "transformer":
+        if options.strategy != "auto" or options.layers != 1:
+            raise ValueError("--strategy and --layers are for rnn, lstm and gru, got one with transformer")
+        layer = nn.TransformerEncoderLayer(hidden, options.heads, 4 * hidden, dropout=0.0, batch_first=True, **place)
+    else:
+        asked = {"num_layers": options.layers, "strategy": options.strategy}
+        layer = LAYERS[options.what](hidden, hidden, batch_first=True, **asked, **place)
+    x = torch.randn(options.batch, options.time, hidden, **place, requires_grad=True)
+    found = compare(layer, x)
+    name = environment.device_name(torch.device(options.device))
+    lines = [
+        f"sizes      B = {options.batch}, T = {options.time}, H = {hidden}, {options.dtype} on {options.device}",
+        f"machine    {name}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        f"{found}\n",
+        explain(found.replaced.model, x),
+    ]
+    return "\n".join(lines)
+
+
 def _occupancy(options: argparse.Namespace) -> str:
     chosen = [kernel for kernel in every() if options.kernel in kernel.name]
     if not chosen:
@@ -111,7 +152,7 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 for success, 2 for arguments that do not fit."""
     options = _parser().parse_args(arguments)
-    commands = {"explain": _explain, "occupancy": _occupancy, "tune": _tune}
+    commands = {"explain": _explain, "compare": _compare, "occupancy": _occupancy, "tune": _tune}
     try:
         print(commands[options.command](options) if options.command in commands else environment.report())
     except (ValueError, RuntimeError) as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from . import attention_explanation, functional, native
 from .kernels import Sizes, fits_text, kernels, launches
@@ -80,12 +81,21 @@ def _options(layer: RecurrentLayer | RecurrentCell) -> tuple[str, ...]:
     return layer.option_names if isinstance(layer, RecurrentLayer) else ()
 
 
-def _recurrent(layer: RecurrentLayer | RecurrentCell, x: Tensor, hx=None) -> str:
-    steps, layers, directions, batch = 1, 1, 1, x.shape[0] if x.dim() == 2 else 1
-    if isinstance(layer, RecurrentLayer):
-        time = 1 if layer.batch_first and x.dim() == 3 else 0
-        steps, batch = x.shape[time], x.shape[1 - time] if x.dim() == 3 else 1
-        layers, directions = layer.num_layers, 2 if layer.bidirectional else 1
+def _steps_and_batch(layer: RecurrentLayer | RecurrentCell, x: Tensor | PackedSequence) -> tuple[int, int]:
+    if isinstance(x, PackedSequence):
+        return len(x.batch_sizes), int(x.batch_sizes[0])
+    if not isinstance(x, Tensor) or x.dim() not in (1, 2, 3):
+        got = f"{x.dim()} dimensions" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"explain() expects the input that {type(layer).__name__} would be called with, got {got}")
+    if isinstance(layer, RecurrentCell):
+        return 1, x.shape[0] if x.dim() == 2 else 1
+    time = 1 if layer.batch_first and x.dim() == 3 else 0
+    return x.shape[time], x.shape[1 - time] if x.dim() == 3 else 1
+
+
+def _recurrent(layer: RecurrentLayer | RecurrentCell, x: Tensor | PackedSequence, hx=None) -> str:
+    layers, directions = getattr(layer, "num_layers", 1), 2 if getattr(layer, "bidirectional", False) else 1
+    (steps, batch), x = _steps_and_batch(layer, x), x.data
     proj = getattr(layer, "proj_size", 0)
     dtype, heads = str(x.dtype).removeprefix("torch."), getattr(layer, "heads", 1)
     request = Request(layer.cell, x.device.type, dtype, batch, bool(proj), layer.hidden_size // heads, directions,
@@ -129,9 +139,10 @@ def explain(target: nn.Module | Callable, *inputs, **options) -> str:
         ]
         if entries:
             return "\n\n".join(f"{name}\n{text}" for name, text in entries)
+    got = f"a {type(target).__name__} without any" if isinstance(target, nn.Module) else repr(target)
     raise TypeError(
         "explain() expects a fusednn layer with its inputs, a model that contains fusednn layers, or"
-        f" functional.scaled_dot_product_attention or varlen_attention, got {target!r}; fusednn.convert(model) replaces"
+        f" functional.scaled_dot_product_attention or varlen_attention, got {got}; fusednn.convert(model) replaces"
         " torch.nn layers"
     )
 
