@@ -25,8 +25,6 @@ from bench.tiers import cost, tiers
 from bench.train import BATCH, LENGTH
 
 BASIS = "torch.nn / fusednn"
-SEEDS = (0, 1, 2)
-STEPS, WIDTH = 500, 128  # of the training runs
 
 
 @tiers(B={"smoke": (2,), "full": (1, 8, 32)}, H={"smoke": (16,), "full": (64, 128, 256, 512)})
@@ -67,7 +65,7 @@ def test_curve(measure: Measure, device: torch.device, cell: str) -> None:
     except FileNotFoundError as error:
         pytest.skip(str(error))
     smoke = measure.tier.name == "smoke"
-    width, steps = (16, measure.tier.lm_steps) if smoke else (WIDTH, STEPS)
+    width, steps = (16, measure.tier.lm_steps) if smoke else (curves.WIDTH, curves.STEPS)
 
     def model(factory: Factory) -> RecurrentLM:
         return RecurrentLM(factory, cell, width)
@@ -77,7 +75,7 @@ def test_curve(measure: Measure, device: torch.device, cell: str) -> None:
     assert check.results and check.torchs and check.truth
     error = require_right(worst_error(check.results(), check.torchs(), check.truth()))
     runs = measure.once(
-        lambda: curves.run(model, data, cell, steps, SEEDS[: 2 if smoke else None], device),
+        lambda: curves.run(model, data, cell, steps, curves.SEEDS[: 2 if smoke else None], device),
         impl=layers.OURS, cell=cell, mode="training", dtype="float32", B=BATCH, T=LENGTH, H=width,
         params=parameter_count(ours), basis=BASIS, other=f"{layers.TORCH} {cell}",
     )  # fmt: skip

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from bench import curves
-from bench.bench_users import SEEDS, STEPS, WIDTH
 from bench.layers import CELLS, OURS, TORCH
 from bench.query import Cells
 from bench.report.tables import Table, number
@@ -55,7 +54,7 @@ def _machine(results: dict[str, Any]) -> str:
     parts.append(f"MiB kept for backward, fusednn of torch.nn, B = 8:\n\n{memory(cells, layer).markdown()}")
     encoder = cells.select("bench_users.py::test_encoder_layer")
     parts.append(f"A transformer's encoder layer, B = 8, 8 heads, times as fast:\n\n{encoders(encoder).markdown()}")
-    runs = f"{STEPS} training steps of a byte language model, H = {WIDTH}, {len(SEEDS)} seeds; bits a byte:"
+    runs = f"{curves.STEPS} steps of a byte language model, H = {curves.WIDTH}, {len(curves.SEEDS)} seeds; bits a byte:"
     parts.append(f"{runs}\n\n{curve_table(cells).markdown()}")
     if any(c["extra_info"]["disturbed"] for c in cells.all):
         parts.append("\\* other processes ran meanwhile; left out of means and least.\n")

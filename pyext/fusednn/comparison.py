@@ -185,7 +185,7 @@ def _checks(theirs: _Side, ours: _Side, modes: tuple[str, ...]) -> dict[str, tup
             got, expected = ours.run(mode)(), theirs.run(mode)()
             try:
                 exact = truth.run(mode)()
-            except RuntimeError as error:
+            except (RuntimeError, TypeError, ValueError) as error:
                 message = f"compare() checks against a copy of the model in float64, which does not run: {error}"
                 raise ValueError(message) from error
         if not got:
