@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from bench import curves, publish, results, text, users
+from bench import curves, publish, results, text, train, users
 from bench.fields import record
 from bench.models.byte_lm import RecurrentLM
 
@@ -79,7 +80,8 @@ def test_noise_moves_every_weight_to_a_neighbour_in_train_mode_alone():
     assert (model.weight == up).any() and (model.weight == down).any()
 
 
-def test_all_sides_start_alike_and_repeat():
+def test_all_sides_start_alike_and_repeat(monkeypatch):
+    monkeypatch.setattr(train, "bits_per_byte", partial(train.bits_per_byte, count=4))
     data = text.load(50_000, 5_000)
 
     def run():

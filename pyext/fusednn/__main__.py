@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--heads", type=_positive, default=8, metavar="N", help="attention heads")
     add.add_argument("--layers", type=_positive, default=1, metavar="L")
     add.add_argument("--dtype", choices=DTYPES, default="float32")
-    add.add_argument("--device", default="cpu", help="device type, as torch names it")
+    add.add_argument("--device", default="cpu", help="as torch names it; need not be there")
     add.add_argument("--strategy", choices=NAMES, default="auto")
     add = commands.add_parser(
         "compare",
@@ -84,7 +84,8 @@ def _explain(options: argparse.Namespace) -> str:
         q = torch.empty(shape, dtype=getattr(torch, options.dtype), device=options.device)
         return explain(functional.scaled_dot_product_attention, q, q, q)
     cell = "rnn_tanh" if options.what == "rnn" else options.what
-    chosen = plan(Request(cell, options.device, options.dtype, options.batch), options.strategy)
+    device = torch.device(options.device).type  # refuses what torch does not know
+    chosen = plan(Request(cell, device, options.dtype, options.batch), options.strategy)
     sizes = f"sizes      B = {options.batch}, T = {options.time}, H = {options.hidden}, L = {options.layers}"
     layer = Sizes(options.batch, options.time, options.hidden)
     first, rest = describe(chosen, layer, options.layers).split("\n", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -125,6 +126,11 @@ def explain(target: nn.Module | Callable, *inputs, **options) -> str:
         >>> text.splitlines()[0]
         'cell       lstm, float32 on cpu'
     """
+    if target in (functional.scaled_dot_product_attention, functional.varlen_attention):
+        try:
+            inspect.signature(target).bind(*inputs, **options)
+        except TypeError as error:
+            raise TypeError(f"explain() expects the arguments of {target.__name__}: {error}") from error
     if target is functional.scaled_dot_product_attention:
         return attention_explanation.dense(*inputs, **options)
     if target is functional.varlen_attention:
@@ -139,11 +145,12 @@ def explain(target: nn.Module | Callable, *inputs, **options) -> str:
         ]
         if entries:
             return "\n\n".join(f"{name}\n{text}" for name, text in entries)
-    got = f"a {type(target).__name__} without any" if isinstance(target, nn.Module) else repr(target)
+    got = type(target) if isinstance(target, nn.Module) else target
+    name = f"{got.__module__}.{got.__name__}" if hasattr(got, "__name__") else repr(got)
     raise TypeError(
-        "explain() expects a fusednn layer with its inputs, a model that contains fusednn layers, or"
-        f" functional.scaled_dot_product_attention or varlen_attention, got {got}; fusednn.convert(model) replaces"
-        " torch.nn layers"
+        "explain() expects a recurrent layer or cell of fusednn's with its inputs, a model that contains such layers or"
+        " MultiheadAttention, functional.scaled_dot_product_attention or functional.varlen_attention with their inputs,"
+        f" got {name}; fusednn.convert(model) replaces torch.nn layers"
     )
 
 
