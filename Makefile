@@ -72,7 +72,7 @@ results: bench ## keep this machine's results in bench/results, and bring README
 	$(PY) -m bench.publish
 
 users: build ## measure this machine for docs/should-i-use-it.md, and write its tables (a quarter of an hour)
-	$(PY) -m pytest bench/bench_users.py --bench-tier full --bench-out build/users
+	$(PY) -m pytest bench/bench_users.py --bench-tier users --bench-out build/users
 	$(PY) -m bench.publish --users build/users
 
 clean: ## remove what was built

@@ -27,10 +27,13 @@ from bench.train import BATCH, LENGTH
 BASIS = "torch.nn / fusednn"
 
 
-@tiers(B={"smoke": (2,), "full": (1, 8, 32)}, H={"smoke": (16,), "full": (64, 128, 256, 512)})
-@pytest.mark.parametrize("cell", layers.CELLS)
+@tiers(
+    B={"smoke": (2,), "users": (1, 8, 32)},
+    H={"smoke": (16,), "users": (64, 128, 256, 512)},
+    cell={"smoke": ("LSTM",), "users": layers.CELLS},
+)
 @pytest.mark.parametrize("mode", ("inference", "training"))
-@cost(5.0)
+@cost(2.5)
 def test_layer(measure: Measure, device: torch.device, mode: str, cell: str, B: int, H: int) -> None:
     """What a user of the layer gains, from small to large."""
     measure.benchmark.group = f"users {mode}"
@@ -39,9 +42,9 @@ def test_layer(measure: Measure, device: torch.device, mode: str, cell: str, B: 
     measure.pair(theirs, ours, basis=BASIS)
 
 
-@tiers(H={"full": (64, 256, 512)})
+@tiers(H={"users": (64, 256, 512)})
 @pytest.mark.parametrize("mode", ("inference", "training"))
-@cost(5.0)
+@cost(2.5)
 def test_encoder_layer(measure: Measure, device: torch.device, mode: str, H: int) -> None:
     """A transformer's encoder layer with 8 heads, most of which is matrix products of the same library."""
     measure.benchmark.group = f"users encoder {mode}"
@@ -55,8 +58,8 @@ def test_encoder_layer(measure: Measure, device: torch.device, mode: str, H: int
     measure.pair(*cases, basis=BASIS)
 
 
-@tiers(cell={"smoke": ("GRU",), "full": layers.CELLS})
-@cost(80.0)
+@tiers(cell={"smoke": ("GRU",), "users": layers.CELLS})
+@cost(130.0)
 def test_curve(measure: Measure, device: torch.device, cell: str) -> None:
     """A byte language model, trained on both sides from the same weights on the same bytes; `curves` is the rule."""
     measure.benchmark.group = "users curves"
@@ -65,7 +68,7 @@ def test_curve(measure: Measure, device: torch.device, cell: str) -> None:
     except FileNotFoundError as error:
         pytest.skip(str(error))
     smoke = measure.tier.name == "smoke"
-    width, steps = (16, measure.tier.lm_steps) if smoke else (curves.WIDTH, curves.STEPS)
+    width, steps, seeds = (16, 4, 2) if smoke else (64, measure.tier.lm_steps, measure.tier.seeds)
 
     def model(factory: Factory) -> RecurrentLM:
         return RecurrentLM(factory, cell, width)
@@ -75,7 +78,7 @@ def test_curve(measure: Measure, device: torch.device, cell: str) -> None:
     assert check.results and check.torchs and check.truth
     error = require_right(worst_error(check.results(), check.torchs(), check.truth()))
     runs = measure.once(
-        lambda: curves.run(model, data, cell, steps, curves.SEEDS[: 2 if smoke else None], device),
+        lambda: curves.run(model, data, cell, steps, range(seeds), device),
         impl=layers.OURS, cell=cell, mode="training", dtype="float32", B=BATCH, T=LENGTH, H=width,
         params=parameter_count(ours), basis=BASIS, other=f"{layers.TORCH} {cell}",
     )  # fmt: skip

@@ -22,8 +22,6 @@ from bench.models.factory import Factory
 from bench.text import Text
 from bench.train import train
 
-SEEDS = (0, 1, 2)
-STEPS, WIDTH = 500, 128
 NOISY = "torch.nn, noisy"
 SIDES = (layers.TORCH, layers.OURS, NOISY)
 Curves = Mapping[str, Sequence[Sequence[float]]]  # of each side, of each seed, at each evaluation

@@ -155,7 +155,7 @@ def write_users_page() -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.publish", description=__doc__)
     parser.add_argument("report", type=Path, nargs="?", default=Path("build/report"))
-    parser.add_argument("--users", type=Path, metavar="FOLDER", help="of a run of bench_users.py in the full tier")
+    parser.add_argument("--users", type=Path, metavar="FOLDER", help="of a run of bench_users.py in tier users")
     parser.add_argument("--readme-only", action="store_true", help="write the pages from the committed results")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(argv)

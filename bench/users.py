@@ -27,14 +27,14 @@ def stored(root: Path, folder: Path) -> list[dict[str, Any]]:
 
 def refusal(results: dict[str, Any]) -> str | None:
     """Why results are none for the page, or None."""
-    if results["tier"]["name"] != "full":
-        return f"the page shows results of the full tier, got tier {results['tier']['name']}"
+    if results["tier"]["name"] != "users":
+        return f"the page shows results of --bench-tier users, got tier {results['tier']['name']}"
     failed = [row["fullname"] for row in results["not_measured"] if row["kind"] != "skipped"]
     if failed:
         return f"not measured: {', '.join(failed)}"
     cells = Cells(results)
     missing = [test for test in ("layer", "encoder_layer", "curve") if not cells.select(f"bench_users.py::test_{test}")]
-    return f"no cells of {', '.join(missing)}; run: pytest bench/bench_users.py --bench-tier full" if missing else None
+    return f"no cells of {', '.join(missing)}; run: pytest bench/bench_users.py --bench-tier users" if missing else None
 
 
 def text(found: Iterable[dict[str, Any]]) -> str:
@@ -54,8 +54,10 @@ def _machine(results: dict[str, Any]) -> str:
     parts.append(f"MiB kept for backward, fusednn of torch.nn, B = 8:\n\n{memory(cells, layer).markdown()}")
     encoder = cells.select("bench_users.py::test_encoder_layer")
     parts.append(f"A transformer's encoder layer, B = 8, 8 heads, times as fast:\n\n{encoders(encoder).markdown()}")
-    runs = f"{curves.STEPS} steps of a byte language model, H = {curves.WIDTH}, {len(curves.SEEDS)} seeds; bits a byte:"
-    parts.append(f"{runs}\n\n{curve_table(cells).markdown()}")
+    tier, trained = results["tier"], cells.select("bench_users.py::test_curve")
+    sizes = ", ".join(f"{name} = {trained[0]['extra_info'][name]}" for name in ("B", "T", "H"))
+    runs = f"{tier['lm_steps']} steps of a byte language model, {sizes}, {tier['seeds']} seeds; bits a byte:"
+    parts.append(f"{runs}\n\n{curve_table(cells, trained).markdown()}")
     if any(c["extra_info"]["disturbed"] for c in cells.all):
         parts.append("\\* other processes ran meanwhile; left out of means and least.\n")
     return "\n".join(parts)
@@ -118,10 +120,10 @@ def encoders(cells: list[Cell]) -> Table:
     return Table("users-encoder", "encoder", ("mode", *(f"H = {H}" for H in sizes)), rows)
 
 
-def curve_table(cells: Cells) -> Table:
+def curve_table(cells: Cells, trained: list[Cell]) -> Table:
     """Loss at the end, distances of the curves, and the time of training the whole model."""
     rows = []
-    for cell in cells.select("bench_users.py::test_curve"):
+    for cell in trained:
         i, bits = cell["extra_info"], cells.series(cell)["bits"]
         d = curves.distances(bits)
         last = (sum(seed[-1] for seed in bits[side]) / len(bits[side]) for side in (TORCH, OURS))

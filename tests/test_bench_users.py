@@ -51,8 +51,8 @@ def rows():
     return [*made, curve_row("GRU")]
 
 
-def assembled(made, tier="full"):
-    return results.assemble(made, MACHINE, {"name": tier, "seeds": 20}, {}, "2026-01-02T03:04:05+00:00")
+def assembled(made, tier="users"):
+    return results.assemble(made, MACHINE, {"name": tier, "seeds": 3, "lm_steps": 500}, {}, "2026-01-02T03:04:05+00:00")
 
 
 def test_distances_are_those_of_the_curves():
@@ -113,9 +113,9 @@ def test_disturbed_cells_are_marked_and_left_out_of_the_mean():
     assert "| GRU | 8 | 8 | 16 \\* | 8 | 8 |" in page and "left out of means" in page
 
 
-def test_only_a_whole_run_of_the_full_tier_is_kept():
+def test_only_a_whole_run_of_its_tier_is_kept():
     assert users.refusal(assembled(rows())) is None
-    assert "full tier, got tier smoke" in (users.refusal(assembled(rows(), "smoke")) or "")
+    assert "tier users, got tier smoke" in (users.refusal(assembled(rows(), "smoke")) or "")
     assert "curve" in (users.refusal(assembled(rows()[:-1])) or "")
     wrong = [*rows(), row("test_curve[RNN]", kind="wrong", cell="RNN")]
     assert "test_curve[RNN]" in (users.refusal(assembled(wrong)) or "")
