@@ -54,15 +54,3 @@ def test_scan(measure: Measure, device: torch.device, mode: str, cell: str, impl
     measure.benchmark.group = f"recurrent scan {mode}"
     B, H = (2, 16) if measure.tier.name == "smoke" else (8, 256)
     measure(recurrent_case(impl, cell, B=B, T=T, H=H, mode=mode, device=device))
-
-
-@tiers(H={"full": (64, 128, 256, 512)})
-@pytest.mark.parametrize("B", (1, 8, 32))
-@pytest.mark.parametrize("cell", layers.CELLS)
-@pytest.mark.parametrize("mode", ("inference", "training"))
-def test_grid(measure: Measure, device: torch.device, mode: str, cell: str, B: int, H: int) -> None:
-    """torch.nn over fusednn, paired, at T = 100: what a user of the layer gains, from small to large."""
-    measure.benchmark.group = f"recurrent grid {mode}"
-    sizes = {"B": B, "T": 100, "H": H, "mode": mode, "device": device}
-    theirs, ours = (recurrent_case(impl, cell, **sizes) for impl in (layers.TORCH, layers.OURS))
-    measure.pair(theirs, ours, basis="torch.nn / fusednn")

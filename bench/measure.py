@@ -76,6 +76,8 @@ class Measure:
         self._prepare(a)
         if error is not None and (self.info["max_err"] is None or error.used > self.info["max_err"]):
             self.series["other_error"] = {"max_err": error.max_err, "err_budget": error.budget}
+        self.info.update(self._memory(a))
+        self.series["other_memory"] = self._memory(b)
         judge, other = self._judge(2), _Other(b.run, self.device)
         b.run()
         verdict = self._time(a.run, judge, other)
@@ -135,10 +137,14 @@ class Measure:
         steps = case.fields.get("T")
         self.info.update(launches=launches.launches, aten_ops=launches.aten_ops, launch_source=launches.source,
                          launches_per_step=launches.launches / steps if steps else None)  # fmt: skip
-        if case.forward is not None:
-            self.info["saved_mib"] = count.SavedBytes(case.known).measure(case.forward) / MIB
+        self.info.update(self._memory(case))
+
+    def _memory(self, case: Case) -> dict[str, float | None]:
+        """What one run keeps for backward, and the allocator's peak."""
+        saved = None if case.forward is None else count.SavedBytes(case.known).measure(case.forward)
         peak = count.peak_bytes(case.run, self.device)
-        self.info["peak_mem_mib"] = peak / MIB if peak is not None else None
+        named = {"saved_mib": saved, "peak_mem_mib": peak}
+        return {name: None if size is None else size / MIB for name, size in named.items()}
 
     def _time(self, run: Callable[[], Any], judge: Judge, other: _Other | None = None) -> Verdict:
         run()  # warm: allocator, thread pool, autotuners

@@ -1,7 +1,8 @@
 """Keep a machine's results: ``python -m bench.publish [build/report]``.
 
 Copies the results file and the pictures to ``bench/results/<device>/`` and writes the README's table and picture
-between its markers. ``--check`` writes nothing and fails where the README differs from its results file.
+between its markers. ``--users FOLDER`` keeps the results of bench_users.py instead, and writes the tables of
+docs/should-i-use-it.md. ``--check`` writes nothing and fails where one of the two differs from its results.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from bench import users
 from bench.machine import slug
 from bench.progress import time_text
 from bench.query import Cells
@@ -85,12 +87,18 @@ def block(results: dict[str, Any]) -> str:
     return f"{BEGIN}\n{picture}\n\n{head}\n\n{table(results).markdown()}{END}"
 
 
-def replaced(readme: str, new: str) -> str:
-    """The README with a new block."""
-    if BEGIN not in readme or END not in readme:
-        raise ValueError(f"README.md lacks the markers {BEGIN} and {END}")
-    before, rest = readme.split(BEGIN, 1)
+def replaced(page: str, new: str) -> str:
+    """A page with a new block, markers included."""
+    if BEGIN not in page or END not in page:
+        raise ValueError(f"the page lacks the markers {BEGIN} and {END}")
+    before, rest = page.split(BEGIN, 1)
     return before + new + rest.split(END, 1)[1]
+
+
+def users_page(root: Path = ROOT) -> str:
+    """docs/should-i-use-it.md with the tables of the results that are kept."""
+    tables = users.text(users.stored(root, RESULTS))
+    return replaced((root / users.PAGE).read_text(encoding="utf-8"), f"{BEGIN}\n{tables}{END}")
 
 
 def published(root: Path = ROOT) -> Path | None:
@@ -120,16 +128,44 @@ def check(root: Path = ROOT) -> str | None:
     return None
 
 
+def check_users(root: Path = ROOT) -> str | None:
+    """What is wrong with the users' page, or None."""
+    if users_page(root) != (root / users.PAGE).read_text(encoding="utf-8"):
+        return f"{users.PAGE.as_posix()} differs from its results; run: python -m bench.publish --readme-only"
+    return None
+
+
+def keep_users(report: Path) -> None:
+    """Keep what bench_users.py measured."""
+    results = load(report / "results.json")
+    if reason := users.refusal(results):
+        raise SystemExit(f"{(report / 'results.json').as_posix()} is not kept: {reason}")
+    target = ROOT / folder_of(results)
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(report / "results.json", target / users.NAME)
+    print(f"kept in {(folder_of(results) / users.NAME).as_posix()}")
+    write_users_page()
+
+
+def write_users_page() -> None:
+    (ROOT / users.PAGE).write_text(users_page(), encoding="utf-8")
+    print(f"{users.PAGE.as_posix()} written")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.publish", description=__doc__)
     parser.add_argument("report", type=Path, nargs="?", default=Path("build/report"))
-    parser.add_argument("--readme-only", action="store_true", help="write the README from the committed results")
+    parser.add_argument("--users", type=Path, metavar="FOLDER", help="of a run of bench_users.py in tier users")
+    parser.add_argument("--readme-only", action="store_true", help="write the pages from the committed results")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(argv)
     if given.check:
-        wrong = check()
-        print(wrong or "README.md agrees with its results file")
+        wrong = check() or check_users()
+        print(wrong or f"README.md and {users.PAGE.as_posix()} agree with their results")
         return 1 if wrong else 0
+    if given.users is not None:
+        keep_users(given.users)
+        return 0
     source = published() if given.readme_only else given.report / "results.json"
     if source is None:
         raise SystemExit("README.md names no results file between its markers")
@@ -145,6 +181,8 @@ def main(argv: list[str] | None = None) -> int:
     readme = ROOT / "README.md"
     readme.write_text(replaced(readme.read_text(encoding="utf-8"), block(results)), encoding="utf-8")
     print("README.md written")
+    if given.readme_only:
+        write_users_page()
     return 0
 
 

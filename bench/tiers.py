@@ -1,4 +1,5 @@
-"""How much is measured: smoke (20 s, part of the tests), standard (the default, 6 minutes on two cores), full."""
+"""How much is measured: smoke (20 s, part of the tests), standard (the default, 6 minutes on two cores), full; and
+users, which is bench_users.py alone (12 minutes)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ class Tier:
     rounds: int
     seconds: float
     limit: float
-    seeds: int  # repetitions of the gradient measurements
+    seeds: int  # repetitions of the gradient measurements, and of the loss curves
     lm_steps: int  # training steps of a byte model
     window: float = WINDOW  # seconds of rounds that are judged together
     patience: float = 20.0  # seconds a whole run spends on repeating rejected rounds before it takes what it gets
@@ -30,7 +31,8 @@ class Tier:
 SMOKE = Tier("smoke", rounds=3, seconds=0.0, limit=0.2, seeds=3, lm_steps=10, window=0.05, patience=5.0)
 STANDARD = Tier("standard", rounds=7, seconds=0.2, limit=1.5, seeds=20, lm_steps=250)
 FULL = Tier("full", rounds=15, seconds=1.0, limit=30.0, seeds=20, lm_steps=1000, patience=600.0)
-TIERS = {tier.name: tier for tier in (SMOKE, STANDARD, FULL)}
+USERS = Tier("users", rounds=9, seconds=0.3, limit=5.0, seeds=3, lm_steps=500, patience=60.0)
+TIERS = {tier.name: tier for tier in (SMOKE, STANDARD, FULL, USERS)}
 
 
 def tiers(**values: dict[str, tuple[Any, ...]]) -> pytest.MarkDecorator:

@@ -1,6 +1,7 @@
 """Fused recurrent and attention kernels for PyTorch, as layers that take the place of torch.nn's."""
 
 from . import functional, integrations  # noqa: F401  (integrations registers itself)
+from .comparison import compare
 from .conversion import convert, revert
 from .explanation import explain
 from .layers.additive import AdditiveAttention
@@ -24,6 +25,7 @@ __all__ = [
     "RNNCell",
     "TransformerDecoderLayer",
     "TransformerEncoderLayer",
+    "compare",
     "convert",
     "explain",
     "functional",

@@ -1,4 +1,4 @@
-"""``python -m fusednn``: a report on this installation, and explanations of what would run."""
+"""``python -m fusednn``: a report on this installation, what would run and why, and how fast it is beside torch.nn."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import argparse
 import sys
 
 import torch
+from torch import nn
 
 from . import environment, functional
+from .comparison import compare
 from .explanation import describe, explain
 from .kernels import Sizes, every
+from .layers.recurrent import GRU, LSTM, RNN
 from .occupancy import GPUS
 from .plan import NAMES, Request, plan
 from .reference.cells import CELLS
 
+LAYERS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -31,8 +35,22 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--heads", type=_positive, default=8, metavar="N", help="attention heads")
     add.add_argument("--layers", type=_positive, default=1, metavar="L")
     add.add_argument("--dtype", choices=DTYPES, default="float32")
-    add.add_argument("--device", default="cpu", help="device type, as torch names it")
+    add.add_argument("--device", default="cpu", help="as torch names it; need not be there")
     add.add_argument("--strategy", choices=NAMES, default="auto")
+    add = commands.add_parser(
+        "compare",
+        help="time torch.nn's layer and fusednn's on this machine, check that they agree, and say what ran",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add.add_argument("what", choices=[*LAYERS, "transformer"], help="a layer; transformer is the encoder's")
+    add.add_argument("--batch", type=_positive, default=8, metavar="B")
+    add.add_argument("--time", type=_positive, default=100, metavar="T", help="steps")
+    add.add_argument("--hidden", type=_positive, default=256, metavar="H", help="input and hidden size; model width")
+    add.add_argument("--heads", type=_positive, default=8, metavar="N", help="attention heads of the transformer")
+    add.add_argument("--layers", type=_positive, default=1, metavar="L", help="of rnn, lstm and gru")
+    add.add_argument("--dtype", choices=DTYPES, default="float32")
+    add.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    add.add_argument("--strategy", choices=NAMES, default="auto", help="of rnn, lstm and gru")
     add = commands.add_parser("occupancy", help="theoretical occupancy of the CUDA and Triton kernels; needs no GPU")
     add.add_argument("kernel", nargs="?", default="", help="part of a kernel's name, such as Lstm or attention_forward")
     add.add_argument("--gpu", choices=sorted(GPUS), action="append", help="may be repeated (default: all)")
@@ -66,11 +84,35 @@ def _explain(options: argparse.Namespace) -> str:
         q = torch.empty(shape, dtype=getattr(torch, options.dtype), device=options.device)
         return explain(functional.scaled_dot_product_attention, q, q, q)
     cell = "rnn_tanh" if options.what == "rnn" else options.what
-    chosen = plan(Request(cell, options.device, options.dtype, options.batch), options.strategy)
+    device = torch.device(options.device).type  # refuses what torch does not know
+    chosen = plan(Request(cell, device, options.dtype, options.batch), options.strategy)
     sizes = f"sizes      B = {options.batch}, T = {options.time}, H = {options.hidden}, L = {options.layers}"
     layer = Sizes(options.batch, options.time, options.hidden)
     first, rest = describe(chosen, layer, options.layers).split("\n", 1)
     return "\n".join([first, sizes, rest])
+
+
+def _compare(options: argparse.Namespace) -> str:
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {options.device}: torch sees no such GPU; `python -m fusednn` says what is there")
+    hidden, place = options.hidden, {"device": options.device, "dtype": getattr(torch, options.dtype)}
+    if options.what == "transformer":
+        if options.strategy != "auto" or options.layers != 1:
+            raise ValueError("--strategy and --layers are for rnn, lstm and gru, got one with transformer")
+        layer = nn.TransformerEncoderLayer(hidden, options.heads, 4 * hidden, dropout=0.0, batch_first=True, **place)
+    else:
+        asked = {"num_layers": options.layers, "strategy": options.strategy}
+        layer = LAYERS[options.what](hidden, hidden, batch_first=True, **asked, **place)
+    x = torch.randn(options.batch, options.time, hidden, **place, requires_grad=True)
+    found = compare(layer, x)
+    name = environment.device_name(torch.device(options.device))
+    lines = [
+        f"sizes      B = {options.batch}, T = {options.time}, H = {hidden}, {options.dtype} on {options.device}",
+        f"machine    {name}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        f"{found}\n",
+        explain(found.replaced.model, x),
+    ]
+    return "\n".join(lines)
 
 
 def _occupancy(options: argparse.Namespace) -> str:
@@ -111,7 +153,7 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 for success, 2 for arguments that do not fit."""
     options = _parser().parse_args(arguments)
-    commands = {"explain": _explain, "occupancy": _occupancy, "tune": _tune}
+    commands = {"explain": _explain, "compare": _compare, "occupancy": _occupancy, "tune": _tune}
     try:
         print(commands[options.command](options) if options.command in commands else environment.report())
     except (ValueError, RuntimeError) as error:

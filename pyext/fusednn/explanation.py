@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from . import attention_explanation, functional, native
 from .kernels import Sizes, fits_text, kernels, launches
@@ -80,12 +82,21 @@ def _options(layer: RecurrentLayer | RecurrentCell) -> tuple[str, ...]:
     return layer.option_names if isinstance(layer, RecurrentLayer) else ()
 
 
-def _recurrent(layer: RecurrentLayer | RecurrentCell, x: Tensor, hx=None) -> str:
-    steps, layers, directions, batch = 1, 1, 1, x.shape[0] if x.dim() == 2 else 1
-    if isinstance(layer, RecurrentLayer):
-        time = 1 if layer.batch_first and x.dim() == 3 else 0
-        steps, batch = x.shape[time], x.shape[1 - time] if x.dim() == 3 else 1
-        layers, directions = layer.num_layers, 2 if layer.bidirectional else 1
+def _steps_and_batch(layer: RecurrentLayer | RecurrentCell, x: Tensor | PackedSequence) -> tuple[int, int]:
+    if isinstance(x, PackedSequence):
+        return len(x.batch_sizes), int(x.batch_sizes[0])
+    if not isinstance(x, Tensor) or x.dim() not in (1, 2, 3):
+        got = f"{x.dim()} dimensions" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"explain() expects the input that {type(layer).__name__} would be called with, got {got}")
+    if isinstance(layer, RecurrentCell):
+        return 1, x.shape[0] if x.dim() == 2 else 1
+    time = 1 if layer.batch_first and x.dim() == 3 else 0
+    return x.shape[time], x.shape[1 - time] if x.dim() == 3 else 1
+
+
+def _recurrent(layer: RecurrentLayer | RecurrentCell, x: Tensor | PackedSequence, hx=None) -> str:
+    layers, directions = getattr(layer, "num_layers", 1), 2 if getattr(layer, "bidirectional", False) else 1
+    (steps, batch), x = _steps_and_batch(layer, x), x.data
     proj = getattr(layer, "proj_size", 0)
     dtype, heads = str(x.dtype).removeprefix("torch."), getattr(layer, "heads", 1)
     request = Request(layer.cell, x.device.type, dtype, batch, bool(proj), layer.hidden_size // heads, directions,
@@ -115,6 +126,11 @@ def explain(target: nn.Module | Callable, *inputs, **options) -> str:
         >>> text.splitlines()[0]
         'cell       lstm, float32 on cpu'
     """
+    if target in (functional.scaled_dot_product_attention, functional.varlen_attention):
+        try:
+            inspect.signature(target).bind(*inputs, **options)
+        except TypeError as error:
+            raise TypeError(f"explain() expects the arguments of {target.__name__}: {error}") from error
     if target is functional.scaled_dot_product_attention:
         return attention_explanation.dense(*inputs, **options)
     if target is functional.varlen_attention:
@@ -129,10 +145,12 @@ def explain(target: nn.Module | Callable, *inputs, **options) -> str:
         ]
         if entries:
             return "\n\n".join(f"{name}\n{text}" for name, text in entries)
+    got = type(target) if isinstance(target, nn.Module) else target
+    name = f"{got.__module__}.{got.__name__}" if hasattr(got, "__name__") else repr(got)
     raise TypeError(
-        "explain() expects a fusednn layer with its inputs, a model that contains fusednn layers, or"
-        f" functional.scaled_dot_product_attention or varlen_attention, got {target!r}; fusednn.convert(model) replaces"
-        " torch.nn layers"
+        "explain() expects a recurrent layer or cell of fusednn's with its inputs, a model that contains such layers or"
+        " MultiheadAttention, functional.scaled_dot_product_attention or functional.varlen_attention with their inputs,"
+        f" got {name}; fusednn.convert(model) replaces torch.nn layers"
     )
 
 

@@ -61,12 +61,14 @@ LIBRARY.define(
 
 @torch.library.register_fake("fusednn::recurrent", lib=LIBRARY)
 def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, *options):
+    _require_one_device(x, h0, w_hh)
     y = x.new_empty(x.shape[0], h0.shape[0] * h0.shape[2])
     return y, h0.new_empty(h0.shape), x.new_empty(0) if c0 is None else c0.new_empty(c0.shape)
 
 
 @torch.library.register_fake("fusednn::recurrent_forward", lib=LIBRARY)
 def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, save, *options):
+    _require_one_device(x, h0, w_hh)
     asked = Options(*options)
     units = h0.shape[0] * _units(cell, w_hh)
     saved = 0 if asked.recompute else len(CELLS[cell].saved) * units
@@ -94,6 +96,12 @@ def _(
         y.new_empty(0) if w_hr is None else y.new_empty(y.shape),
         y.new_empty(0) if normed is None else torch.empty_like(d_gates),
     )
+
+
+def _require_one_device(*tensors: Tensor) -> None:
+    """One tensor without storage brings a call here; of the others, no one would write the results."""
+    if len({t.device for t in tensors}) > 1:
+        raise RuntimeError(f"expected tensors on one device, got {', '.join(str(t.device) for t in tensors)}")
 
 
 def _units(cell: str, w_hh: Tensor) -> int:

@@ -265,7 +265,8 @@ def _check(
     directions, batch, width = h0.shape
     units = w_hh.shape[-2] // len(definition.gates)
     if definition.has_cell_state != (c0 is not None):
-        raise ValueError(f"cell {cell} {'needs' if definition.has_cell_state else 'takes no'} c0")
+        wanted = "needs c0, and its layer hx=(h0, c0)" if definition.has_cell_state else "takes no c0"
+        raise ValueError(f"cell {cell} {wanted}")
     if w_hr is not None and not definition.has_cell_state:
         raise ValueError(f"cell {cell} takes no w_hr: projections exist for lstm")
     if directions not in (heads, 2 * heads):
