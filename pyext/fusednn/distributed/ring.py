@@ -162,9 +162,7 @@ def local_positions(length: int, *, layout: str = "contiguous", group: Any = Non
     ranks = ranks_of(group, "local_positions")
     pieces = _pieces(layout)
     if length % (ranks.size * pieces):
-        raise ValueError(
-            f"layout={layout!r} over {ranks.size} ranks needs a multiple of {ranks.size * pieces} positions, got {length}"
-        )
+        raise ValueError(f"layout={layout!r} over {ranks.size} ranks does not divide {length} positions evenly")
     n = length // (ranks.size * pieces)
     return torch.cat([torch.arange(start, start + n) for start in _starts(ranks.rank, ranks.size, pieces, n)])
 
@@ -271,6 +269,17 @@ class Plan(NamedTuple):
         """Output and log-sum-exp of one part."""
         return scaled_dot_product_attention(query, key, value, window=part.window, return_lse=True, **self.options)
 
+    def differentiate(
+        self, inputs: Sequence[Tensor], part: Seen, out: Tensor, lse: Tensor, d_out: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Gradients of one part's inputs, from its rows of the whole's output, log-sum-exp and gradient."""
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        with torch.enable_grad():
+            o, part_lse = self.attend(*leaves, part)
+        d_o = (part_lse.detach() - lse).exp_().unsqueeze(-1) * d_out
+        d_lse = (d_o * (o.detach() - out)).sum(-1)
+        return torch.autograd.grad((o, part_lse), leaves, (d_o.to(o.dtype), d_lse))
+
 
 class _Ring(torch.autograd.Function):
     """Forward and backward of this module's head."""
@@ -307,18 +316,9 @@ class _Ring(torch.autograd.Function):
                 sums = [torch.zeros_like(x, dtype=exact) for x in (k, v)]
                 for part in plan.parts(hop):
                     rows, keys = part.rows, part.keys
-                    places = ((d_query, rows), (sums[0], keys), (sums[1], keys))
-                    inputs = [
-                        x[:, :, at].detach().requires_grad_()
-                        for x, at in zip((query, k, v), (rows, keys, keys), strict=True)
-                    ]
-                    with torch.enable_grad():
-                        o, part_lse = plan.attend(*inputs, part)
-                    weight = (part_lse.detach() - lse[:, :, rows]).exp_().unsqueeze(-1)
-                    d_o = weight * d_out[:, :, rows]
-                    d_lse = (d_o * (o.detach() - out[:, :, rows])).sum(-1)
-                    found = torch.autograd.grad((o, part_lse), inputs, (d_o.to(o.dtype), d_lse))
-                    for (total, at), gradient in zip(places, found, strict=True):
+                    inputs = [query[:, :, rows], k[:, :, keys], v[:, :, keys]]
+                    found = plan.differentiate(inputs, part, *(x[:, :, rows] for x in (out, lse, d_out)))
+                    for total, at, gradient in zip((d_query, *sums), (rows, keys, keys), found, strict=True):
                         total[:, :, at] += gradient
                 if arriving is not None:
                     for total, before in zip(sums, arriving.wait(), strict=True):
