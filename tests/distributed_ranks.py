@@ -129,7 +129,7 @@ def losses(kind: str, parallel: str, dtype: torch.dtype) -> list[float]:
     torch.set_default_dtype(dtype)
     try:
         data = text.load(50_000, 5_000)
-        return curve(kind, "fusednn", parallel, 8, data, torch.device("cpu")).bits
+        return curve(kind, "fusednn", parallel, 5, data, torch.device("cpu")).bits
     finally:
         torch.set_default_dtype(before)
 

@@ -95,13 +95,9 @@ def test_pieces_meet_exactly_where_positions_see_each_other(left, right):
 @pytest.mark.parametrize("size", (2, 4))
 def test_zigzag_gives_all_ranks_equal_causal_work(size):
     def pairs(rank, pieces, n):
-        plan = [ring.Plan(ring.Ranks(None, rank, size), pieces, n, None, 0, {})] * size
-        return sum(
-            min(max(i - j + part.window[1] + 1, 0), 1)
-            for hop, p in enumerate(plan)
-            for part in p.parts(hop)
-            for i, j in itertools.product(range(n), repeat=2)
-        )
+        plan = ring.Plan(ring.Ranks(None, rank, size), pieces, n, None, 0, {})
+        windows = [part.window[1] for hop in range(size) for part in plan.parts(hop)]
+        return sum(j - i <= right for right in windows for i, j in itertools.product(range(n), repeat=2))
 
     assert len({pairs(rank, 2, 2) for rank in range(size)}) == 1
     contiguous = [pairs(rank, 1, 4) for rank in range(size)]
@@ -238,13 +234,15 @@ def test_ddp_and_fsdp2_train_as_one_process(ranks, kind):
 
 
 def test_a_rank_that_raises_ends_the_fleet_with_its_words():
-    with fleets.fleet(2) as two, pytest.raises(fleets.RankFailed, match="rank 1 raised(.|\n)*on purpose"):
-        two(work.raises_on, 1)
-    assert not any(process.is_alive() for process in two.processes)
+    with fleets.fleet(1) as one, pytest.raises(fleets.RankFailed, match="rank 0 raised(.|\n)*invalid literal"):
+        one(int, "no number")
+    assert not any(process.is_alive() for process in one.processes)
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_or_waits_too_long_ends_the_fleet(monkeypatch):
+def test_whatever_stops_a_rank_ends_the_fleet(monkeypatch):
+    with fleets.fleet(2) as two, pytest.raises(fleets.RankFailed, match="rank 1 raised(.|\n)*on purpose"):
+        two(work.raises_on, 1)  # while rank 0 waits for it
     with fleets.fleet(1) as one, pytest.raises(fleets.RankFailed, match=r"exit codes \[3\]"):
         one(work.dies)
     with fleets.fleet(2) as two:
