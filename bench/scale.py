@@ -16,7 +16,7 @@ import fusednn
 from fusednn.distributed import local_positions, pipeline_layers, pipeline_time, ring_attention
 from fusednn.functional import scaled_dot_product_attention
 
-HEADS, HEAD_SIZE = 4, 64
+HEADS, HEAD_SIZE = 1, 64
 Results = list[Tensor]  # output, and in training the gradient of each input; this rank's part of the time
 
 
