@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-TIMEOUT = 60.0  # seconds: of an order, and of what ranks wait for each other
+TIMEOUT = 180.0  # seconds: of an order, its first imports included, and of what ranks wait for each other
 
 
 class RankFailed(RuntimeError):

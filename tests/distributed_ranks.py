@@ -100,15 +100,15 @@ def layers(stack: list, x: Tensor, hx: tuple[Tensor, ...], weights: list[Tensor]
     return {n: t.detach() for n, t in results.items()} | _gradients(loss, layer, mine, start)
 
 
-def time(layer, x: Tensor, hx: tuple[Tensor, ...], weights: list[Tensor], cut: int, batches: int) -> dict[str, Tensor]:
-    """Likewise of this rank's part of the time; rank 0 has the steps before ``cut``."""
+def time(layer, x: Tensor, hx: tuple[Tensor, ...], weights: list[Tensor], cuts: tuple, batches: int) -> dict:
+    """Likewise of this rank's part of the time, which is cut where ``cuts`` says."""
     rank = dist.get_rank()
     at = 1 if layer.batch_first else 0
-    mine = _leaf(x.tensor_split((cut,), at)[rank])
+    mine = _leaf(x.tensor_split(cuts, at)[rank])
     start = tuple(_leaf(s) for s in hx) if rank == 0 else ()
     y, state = pipeline_time(layer, mine, _state(start) if start else None, batches=batches)
     of_y, *of_states = weights
-    loss = (y * of_y.tensor_split((cut,), at)[rank]).sum()
+    loss = (y * of_y.tensor_split(cuts, at)[rank]).sum()
     if rank == dist.get_world_size() - 1:
         loss = loss + sum((s * w).sum() for s, w in zip(_tensors(state), of_states, strict=True))
     results = dict(zip(("output", "h_n", "c_n"), (y, *_tensors(state)), strict=False))

@@ -42,10 +42,7 @@ RINGS = {
 }
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
-@pytest.mark.parametrize("layout", ring.LAYOUTS)
-@pytest.mark.parametrize("name", RINGS)
-def test_ring_attention_equals_one_process(ranks, name, layout, dtype):
+def check_ring(ranks, name, layout, dtype):
     case = Case(**{**vars(RINGS[name]), "M": T, "K": T})
     x = tensors(case, dtype, requires_grad=True)
     base, truth = ({n: copy(t, d) for n, t in x.items()} for d in (dtype, torch.float64))
@@ -61,6 +58,13 @@ def test_ring_attention_equals_one_process(ranks, name, layout, dtype):
     for n in x:
         row = "fp64 gradient" if dtype == torch.float64 else "rule"
         assert_numerics(ours[n], *(found[n] for found in expected), f"gradient of {n}", row)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize("layout", ring.LAYOUTS)
+@pytest.mark.parametrize("name", RINGS)
+def test_ring_attention_equals_one_process(ranks, name, layout, dtype):
+    check_ring(ranks, name, layout, dtype)
 
 
 def test_a_rank_keeps_only_its_own_part_for_backward(ranks):
@@ -131,7 +135,7 @@ def test_without_a_process_group_the_error_names_torchrun():
             call()
 
 
-def compare(ours: dict, cell: str, sequence: Sequence, layer, x, hx) -> None:
+def compare(ours: dict, cell: str, layer, x, hx) -> None:
     """All results and gradients of a stack against one process; ``ours`` has the names of ``sequences.everything``."""
     torchs = everything(torch_twin(layer), x, hx)
     truth = everything(retyped(layer, torch.float64, "reference"), x, hx)
@@ -149,45 +153,61 @@ def weights_of(layer, sequence: Sequence) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in (y, *states)]
 
 
-def test_layers_over_ranks_equal_the_stack(ranks, cell):
-    sequence = Sequence(7, 3, 5, 6, {"num_layers": 2})
+def check_layers(ranks, cell, size):
+    sequence = Sequence(7, 3, 5, 6, {"num_layers": size})
     layer = make_layer(cell, sequence)
-    stack = [make_layer(cell, Sequence(7, 3, width, 6)) for width in (5, 6)]
+    stack = [make_layer(cell, Sequence(7, 3, 6 if number else 5, 6)) for number in range(size)]
     for number, part in enumerate(stack):
         part.load_state_dict({n: getattr(layer, n.replace("l0", f"l{number}")) for n in part.state_dict()})
     x, hx = make_input(sequence), initial_states(layer, sequence.B)
-    first, last = ranks(work.layers, stack, x, hx, weights_of(layer, sequence), 3)
-    ours = {"output": last.pop("output")} | {n: torch.cat([first[n], last[n]]) for n in first if n.endswith("_n")}
-    ours |= {f"d_{n}": torch.cat([first[n], last[n]]) for n in first if n.endswith("_0")} | {"d_x": first["x"]}
-    ours |= {
-        f"d_{n.replace('l0', f'l{number}')}": found[n]
-        for number, found in enumerate((first, last))
-        for n in found
-        if n.endswith("l0")
-    }
-    assert first["output"].shape == (0, 3, 6)
-    compare(ours, cell, sequence, layer, x, hx)
+    parts = ranks(work.layers, stack, x, hx, weights_of(layer, sequence), 3)
+    assert all(part["output"].shape == (0, 3, 6) for part in parts[:-1])
+    ours = {"output": parts[-1]["output"], "d_x": parts[0]["x"]}
+    for name in parts[0]:
+        if name.endswith(("_n", "_0")):
+            ours[name if name.endswith("_n") else f"d_{name}"] = torch.cat([part[name] for part in parts])
+        elif name.endswith("l0"):
+            ours |= {f"d_{name.replace('l0', f'l{number}')}": part[name] for number, part in enumerate(parts)}
+    compare(ours, cell, layer, x, hx)
+
+
+def test_layers_over_ranks_equal_the_stack(ranks, cell):
+    check_layers(ranks, cell, 2)
+
+
+def check_time(ranks, cell, options, cuts, batches):
+    sequence = Sequence(7, 3, 5, 6, options)
+    layer = make_layer(cell, sequence)
+    x, hx = make_input(sequence), initial_states(layer, sequence.B)
+    parts = ranks(work.time, layer, x, hx, weights_of(layer, sequence), cuts, batches)
+    at = 1 if layer.batch_first else 0
+    ours = {name: torch.cat([part[of] for part in parts], at) for name, of in (("output", "output"), ("d_x", "x"))}
+    ours |= {n: t for n, t in parts[-1].items() if n.endswith("_n")}
+    ours |= {f"d_{n}": t for n, t in parts[0].items() if n.endswith("_0")}
+    ours |= {f"d_{n}": sum(part[n] for part in parts) for n, _ in layer.named_parameters()}
+    compare(ours, cell, layer, x, hx)
 
 
 @pytest.mark.parametrize("batches", (1, 2))
 @pytest.mark.parametrize("options", ({}, {"num_layers": 2, "batch_first": True}), ids=("one", "two-batch_first"))
 def test_time_over_ranks_equals_one_process(ranks, cell, options, batches):
-    sequence = Sequence(7, 3, 5, 6, options)
-    layer = make_layer(cell, sequence)
-    x, hx = make_input(sequence), initial_states(layer, sequence.B)
-    first, last = ranks(work.time, layer, x, hx, weights_of(layer, sequence), 4, batches)
-    at = 1 if layer.batch_first else 0
-    ours = {"output": torch.cat([first["output"], last["output"]], at), "d_x": torch.cat([first["x"], last["x"]], at)}
-    ours |= {n: last[n] for n in last if n.endswith("_n")} | {f"d_{n}": first[n] for n in first if n.endswith("_0")}
-    ours |= {f"d_{n}": first[n] + last[n] for n, _ in layer.named_parameters()}
-    compare(ours, cell, sequence, layer, x, hx)
+    check_time(ranks, cell, options, (4,), batches)
+
+
+@pytest.mark.slow
+def test_three_ranks_equal_one_process():
+    with fleets.fleet(3) as three:
+        for name, layout in itertools.product(RINGS, ring.LAYOUTS):
+            check_ring(three, name, layout, torch.float64)
+        check_layers(three, "lstm", 3)
+        check_time(three, "lstm", {}, (2, 5), 3)
 
 
 def test_projected_states_travel(ranks):
     layer = fusednn.LSTM(5, 6, proj_size=4, num_layers=2, dtype=torch.float64)
     sequence = Sequence(7, 3, 5, 6)
     x, hx = make_input(sequence), initial_states(layer, sequence.B)
-    first, last = ranks(work.time, layer, x, hx, weights_of(layer, sequence), 3, 3)
+    first, last = ranks(work.time, layer, x, hx, weights_of(layer, sequence), (3,), 3)
     truth = everything(layer, x, hx)
     for name in ("h_n", "c_n"):
         assert_numerics(last[name], truth[name], truth[name], name)
