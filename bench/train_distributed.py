@@ -9,6 +9,8 @@ The loss curve is that of one process, ``--parallel none`` without torchrun, but
 from __future__ import annotations
 
 import argparse
+import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +23,7 @@ from bench.models.byte_lm import KINDS
 PARALLEL = ("none", "ddp", "fsdp2")
 
 
-def spread(model: nn.Module, parallel: str, device: torch.device) -> nn.Module:
+def spread(model: nn.Module, parallel: str, device: torch.device) -> Any:
     """The model whose gradients are means over the ranks: a copy on each (``ddp``), or a part on each (``fsdp2``)."""
     if parallel == "ddp":
         return nn.parallel.DistributedDataParallel(model)
@@ -52,7 +54,7 @@ def curve(kind: str, impl: str, parallel: str, steps: int, data: text.Text, devi
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="bench.train_distributed", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="bench.train_distributed", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=KINDS, default="LSTM")
     parser.add_argument("--impl", choices=(layers.OURS, layers.TORCH), default=layers.OURS)
     parser.add_argument("--parallel", choices=PARALLEL, default="none")
@@ -61,7 +63,7 @@ def main() -> None:
     device = torch.device("cpu")
     if asked.parallel != "none":
         if torch.cuda.is_available():
-            device = torch.device("cuda", int(torch.distributed.get_node_local_rank()))
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:

@@ -178,7 +178,7 @@ def _check(layer: RecurrentLayer, caller: str) -> Tensor:
     drawn = [name for name in ("recurrent_dropout", "zoneout") if name in layer.options]
     if drawn and layer.training:
         raise ValueError(f"{caller} does not train with {', '.join(drawn)}: each piece of a sequence would draw anew")
-    return layer.weight_ih_l0.detach()
+    return next(layer.parameters()).detach()
 
 
 def _width(layer: RecurrentLayer) -> int:

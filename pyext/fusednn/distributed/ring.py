@@ -317,7 +317,7 @@ class _Ring(torch.autograd.Function):
                 for part in plan.parts(hop):
                     rows, keys = part.rows, part.keys
                     inputs = [query[:, :, rows], k[:, :, keys], v[:, :, keys]]
-                    found = plan.differentiate(inputs, part, *(x[:, :, rows] for x in (out, lse, d_out)))
+                    found = plan.differentiate(inputs, part, out[:, :, rows], lse[:, :, rows], d_out[:, :, rows])
                     for total, at, gradient in zip((d_query, *sums), (rows, keys, keys), found, strict=True):
                         total[:, :, at] += gradient
                 if arriving is not None:
