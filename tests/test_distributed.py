@@ -60,7 +60,7 @@ def check_ring(ranks, name, layout, dtype):
         assert_numerics(ours[n], *(found[n] for found in expected), f"gradient of {n}", row)
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32, torch.float64), ids=str)
 @pytest.mark.parametrize("layout", ring.LAYOUTS)
 @pytest.mark.parametrize("name", RINGS)
 def test_ring_attention_equals_one_process(ranks, name, layout, dtype):

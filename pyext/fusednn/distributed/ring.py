@@ -273,12 +273,12 @@ class Plan(NamedTuple):
         self, inputs: Sequence[Tensor], part: Seen, out: Tensor, lse: Tensor, d_out: Tensor
     ) -> tuple[Tensor, ...]:
         """Gradients of one part's inputs, from its rows of the whole's output, log-sum-exp and gradient."""
-        leaves = [x.detach().requires_grad_() for x in inputs]
+        query, key, value = (x.detach().requires_grad_() for x in inputs)
         with torch.enable_grad():
-            o, part_lse = self.attend(*leaves, part)
+            o, part_lse = self.attend(query, key, value, part)
         d_o = (part_lse.detach() - lse).exp_().unsqueeze(-1) * d_out
         d_lse = (d_o * (o.detach() - out)).sum(-1)
-        return torch.autograd.grad((o, part_lse), leaves, (d_o.to(o.dtype), d_lse))
+        return torch.autograd.grad((o, part_lse), (query, key, value), (d_o.to(o.dtype), d_lse))
 
 
 class _Ring(torch.autograd.Function):
