@@ -49,8 +49,14 @@ def bits_per_byte(model: nn.Module, data: Tensor, count: int = HELD_OUT_WINDOWS)
     return loss.item() / math.log(2)
 
 
-def train(model: nn.Module, text: Text, kind: str, steps: int, device: torch.device, seed: int = 0) -> Curve:
-    """Train with AdamW, a warm-up and a cosine to zero, norms clipped to 1. The same seed gives the same bytes."""
+def train(
+    model: nn.Module, text: Text, kind: str, steps: int, device: torch.device, seed: int = 0,
+    share: slice = slice(None),
+) -> Curve:  # fmt: skip
+    """Train with AdamW, a warm-up and a cosine to zero, norms clipped to 1. The same seed gives the same bytes.
+
+    ``share`` is what this process takes of every batch, where the model averages its gradients with those of others.
+    """
     generator = torch.Generator().manual_seed(seed)
     data = torch.frombuffer(bytearray(text.train), dtype=torch.uint8).long().to(device)
     held = torch.frombuffer(bytearray(text.held_out), dtype=torch.uint8).long().to(device)
@@ -72,7 +78,7 @@ def train(model: nn.Module, text: Text, kind: str, steps: int, device: torch.dev
             break
         settle(device)
         begun = time.perf_counter()
-        starts = torch.randint(data.numel() - LENGTH - 1, (BATCH,), generator=generator).to(device)
+        starts = torch.randint(data.numel() - LENGTH - 1, (BATCH,), generator=generator)[share].to(device)
         x, y = windows(data, starts)
         optimiser.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten()).backward()

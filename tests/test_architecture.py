@@ -35,7 +35,7 @@ LEVELS = [
     {"functional"},
     {"layers"},
     {"attention_explanation"},
-    {"conversion", "comparison", "explanation", "environment", "integrations"},
+    {"conversion", "comparison", "explanation", "environment", "integrations", "distributed"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
