@@ -47,6 +47,13 @@ def copy(rows: int, length: int, symbols: int = 8) -> tuple[tuple[Tensor, ...], 
     return (source, late), source
 
 
+def sort(rows: int, length: int = 6, symbols: int = 10) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Likewise of different symbols, the target in their order."""
+    source = torch.rand(rows, symbols).argsort(1)[:, :length]
+    target = source.sort(1).values
+    return (source, torch.cat([torch.full((rows, 1), symbols), target[:, :-1]], 1)), target
+
+
 def train(model: nn.Module, task: Task, steps: int, rate: float, rows: int = 32, clip: float = 1.0) -> nn.Module:
     """Adam, its rate falling to zero, gradients clipped to a norm."""
     optimiser = torch.optim.Adam(model.parameters(), rate)
