@@ -17,16 +17,7 @@ from bench.models import EncoderStack, Factory, SeedLSTM, SeedTransformer, byte_
 from bench.models.byte_lm import KINDS
 from bench.models.stacks import EQUAL_LAYERS, equal_flops_ff
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small models gain nothing from threads, and tests may share their cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parent.parent
 TORCH = Factory("torch.nn")
 

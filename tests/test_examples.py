@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FOLDER = Path(__file__).parent.parent / "examples"
 
 
@@ -25,7 +26,7 @@ def test_streaming_shows_which_states_grow(capsys):
     rows = {line.split()[0]: re.findall(r"([\d,]+) B", line) for line in capsys.readouterr().out.splitlines()[1:]}
     assert rows["GRU"] == ["128", "128"] and rows["LSTM"] == ["256", "256"]
     assert rows["Transformer-XL"] == ["4,096", "4,096"]  # 2 layers, 16 tokens of 32 floats
-    assert rows["transformer"] == ["16,384", "65,536"]  # 2 layers, keys and values
+    assert rows["transformer"] == ["8,192", "32,768"]  # 2 layers, keys and values
 
 
 def test_time_series_is_forecast_better_than_by_its_last_value(capsys):
@@ -35,7 +36,7 @@ def test_time_series_is_forecast_better_than_by_its_last_value(capsys):
     assert len(re.findall(r"forecast +([▁-█]+)", out)[0]) == 24
 
 
-@pytest.mark.parametrize("model", ["GRU", "transformer", "XL", "AWD"])
+@pytest.mark.parametrize("model", ["GRU", "transformer"])
 def test_character_lm_learns_and_writes(model, capsys):
     bits = main("character_lm")(["--model", model, "--steps", "40", "--length", "50"])
     assert bits < 4.0  # of 6.4 at first
@@ -51,7 +52,7 @@ def test_sequential_digits_are_told_apart(capsys):
 
 def test_alignment_is_drawn(tmp_path, capsys):
     picture = tmp_path / "pictures/alignment.png"
-    main("alignment")(["--steps", "60", "--out", str(picture)])
+    main("alignment")(["--steps", "25", "--hidden", "32", "--out", str(picture)])
     losses = [float(x) for x in re.findall(r"loss ([\d.]+)", capsys.readouterr().out)]
     assert losses[-1] < 0.8 * losses[0]
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -13,6 +13,7 @@ import fusednn
 from fusednn import models
 from fusednn.models.attention import RelativeAttention, WindowedAttention
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 V, B, T = 11, 2, 9
 
 LANGUAGE_MODELS = {

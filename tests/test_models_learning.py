@@ -15,16 +15,7 @@ import learning
 from fusednn import models
 from learning import ALPHABET, IGNORED, TEXT, accuracy, copy, encode, recall, train
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small models gain nothing from threads, and tests may share their cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 V = len(ALPHABET)
 SYMBOLS = 4
 CHANCE = 0.4  # at most; 0.25 is expected
@@ -45,8 +36,8 @@ def test_language_models_learn_a_text_and_write_it(name):
     make, steps, rate = LANGUAGE_MODELS[name]
     model = train(make(), learning.text, steps, rate, rows=16)
     assert accuracy(model, learning.text) > 0.93
-    written = model.generate(encode(TEXT[:30]).unsqueeze(0), 20)
-    assert "".join(ALPHABET[i] for i in written[0]) == TEXT[30:50]
+    written = model.generate(encode(TEXT[:20]).unsqueeze(0), 20)  # as long as the pieces it was trained on
+    assert "".join(ALPHABET[i] for i in written[0]) == TEXT[20:40]
 
 
 def test_simple_rnn_learns_a_periodic_series():
@@ -107,13 +98,20 @@ FIRST = {
 }
 
 
-@pytest.mark.parametrize("distance", [5, 60])
 @pytest.mark.parametrize("name", FIRST)
-def test_the_first_token_is_recalled_across_a_distance_by_attention_alone(name, distance):
+def test_the_first_token_is_recalled_at_once(name):
     make, rate = FIRST[name]
-    task = partial(recall, distance=distance)
+    task = partial(recall, distance=5)
+    assert accuracy(train(make(), task, 150, rate), task) > 0.98
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "transformer"])
+def test_the_first_token_is_recalled_across_a_distance_by_attention(name):
+    """A GRU is at chance or not, by its seed: one of three has learned this."""
+    make, rate = FIRST[name]
+    task = partial(recall, distance=60)
     found = accuracy(train(make(), task, 150, rate), task)
-    assert found > 0.98 if distance == 5 or name == "transformer" else found < CHANCE
+    assert found > 0.98 if name == "transformer" else found < CHANCE
 
 
 class Truncated(nn.Module):
