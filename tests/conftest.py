@@ -43,6 +43,15 @@ def threads():
     torch.set_num_threads(2)
 
 
+@pytest.fixture
+def one_thread():
+    """Small models gain nothing from threads, and tests may share their cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with the argument ``cell`` runs for every cell of the registry."""
     own = [m for m in metafunc.definition.iter_markers("parametrize") if "cell" in m.args[0]]

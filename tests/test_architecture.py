@@ -34,7 +34,7 @@ LEVELS = [
     },
     {"functional"},
     {"layers"},
-    {"attention_explanation"},
+    {"attention_explanation", "models"},
     {"conversion", "comparison", "explanation", "environment", "integrations", "distributed"},
     {"__init__", "__main__"},
 ]

@@ -13,20 +13,11 @@ import torch
 
 from bench import flops, text, train
 from bench.count import parameter_count
-from bench.models import EncoderStack, Factory, SeedLSTM, SeedTransformer, SimpleRNN, byte_lm, recurrent_stack
+from bench.models import EncoderStack, Factory, SeedLSTM, SeedTransformer, byte_lm, recurrent_stack
 from bench.models.byte_lm import KINDS
 from bench.models.stacks import EQUAL_LAYERS, equal_flops_ff
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small models gain nothing from threads, and tests may share their cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parent.parent
 TORCH = Factory("torch.nn")
 
@@ -85,7 +76,6 @@ def test_seed_models_have_the_seeds_shapes():
     tokens = torch.randint(50, (2, 7))
     for model in (SeedLSTM(TORCH, vocabulary=50, width=16), SeedTransformer(TORCH, vocabulary=50, width=16)):
         assert model(tokens).shape == (2, 7, 50)
-    assert SimpleRNN(TORCH, 3, 8, 5)(torch.randn(2, 7, 3)).shape == (2, 7, 5)
     assert len(SeedTransformer(TORCH, vocabulary=50, width=16).layers) == 6
 
 

@@ -1,10 +1,10 @@
 """The models that are measured. Each takes a layer factory, so that fusednn's and torch.nn's layers are both measured
-in one and the same model."""
+in one and the same model. That, and that the suites run where fusednn cannot be imported, sets them apart from
+``fusednn.models``, whose systems are to be learned from."""
 
 from bench.models.byte_lm import ByteLM, byte_lm
 from bench.models.factory import Factory
 from bench.models.seeds import SeedLSTM, SeedTransformer
-from bench.models.simple_rnn import SimpleRNN
 from bench.models.stacks import EncoderStack, recurrent_stack
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "Factory",
     "SeedLSTM",
     "SeedTransformer",
-    "SimpleRNN",
     "byte_lm",
     "recurrent_stack",
 ]
