@@ -9,6 +9,7 @@ from .layers.attention import MultiheadAttention
 from .layers.cells import GRUCell, LSTMCell, RNNCell
 from .layers.minimal import MinGRU, MinLSTM
 from .layers.recurrent import GRU, LSTM, RNN
+from .layers.state import detach
 from .layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __all__ = [
     "TransformerEncoderLayer",
     "compare",
     "convert",
+    "detach",
     "explain",
     "functional",
     "revert",

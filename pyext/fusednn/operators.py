@@ -127,7 +127,7 @@ def _previous(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) 
         b = row - spread(start)
         source = torch.where(b < spread(following), row + spread(batch_sizes), rows + b)
         return torch.cat([y, h0])[source.to(y.device)]
-    before = torch.cat([batch_sizes[:1], batch_sizes[:-1]])  # rows of the step before; step 0 starts from h0
+    before = torch.cat([batch_sizes.new_full((1,), batch), batch_sizes])[:-1]  # rows before a step: h0's, then y's
     source = row + batch - before.repeat_interleave(batch_sizes, output_size=rows)
     return torch.cat([h0, y])[source.to(y.device)]
 

@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import plan
 from ..functional import recurrent
 from ..reference.cells import CELLS
+from .initialisation import Initialisation
+from .lengths import Packing, check_lengths
 from .recurrent_options import Asked, RecurrentOptions, join_heads, split_heads
 
 Hidden = Tensor | tuple[Tensor, Tensor]
@@ -24,6 +26,7 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
     """
 
     strategy: str = "auto"  # on the class, so that a torch.nn instance can take this class over
+    _initialisation: Initialisation = Initialisation()  # likewise
     variants: ClassVar[dict[str, dict]] = {}  # each cell that the layer runs, with the arguments that select it
 
     def __init__(
@@ -36,6 +39,9 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         zoneout: float | tuple[float, float] = 0.0,
         layer_norm: bool = False,
         recompute: bool = False,
+        weight_drop: float = 0.0,
+        init: str = "torch",
+        forget_bias: float | None = None,
         **kwargs,
     ) -> None:
         if strategy not in plan.NAMES:
@@ -44,12 +50,14 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         super().__init__(mode if known_to_torch else "RNN_TANH", *args, **kwargs)
         self.strategy = strategy
         self.mode = mode
-        asked = Asked(heads, recurrent_dropout, zoneout, layer_norm, recompute)
+        asked = Asked(heads, recurrent_dropout, zoneout, layer_norm, recompute, weight_drop)
         self._ask(asked.checked(self.cell, hidden_size=self.hidden_size, proj_size=self.proj_size), strategy)
         if not known_to_torch or self.heads > 1:
             self._resize()
         if self.layer_norm:
             self._add_gains()
+        self._initialisation = Initialisation(init, forget_bias).checked(self.cell, self.bias)
+        self._initialisation.apply(self, self.cell, self.heads)
 
     def _resize(self) -> None:
         """Give a cell that torch does not know its own number of gates, and heads their own weights."""
@@ -69,15 +77,20 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
                 self.register_parameter(name.replace("weight", "norm"), nn.Parameter(weight.new_ones(weight.shape[0])))
 
     def reset_parameters(self) -> None:
-        """As torch.nn's for each head: uniform within 1 / sqrt(H), with the H of one head; gains are 1."""
+        """As torch.nn's for each head: uniform within 1 / sqrt(H), with the H of one head; gains are 1.
+
+        Then ``init`` and ``forget_bias``.
+        """
         if self._asked is None:
-            return super().reset_parameters()
-        limit = (self.heads / self.hidden_size) ** 0.5
-        for name, parameter in self.named_parameters():
-            if name.startswith("norm"):
-                nn.init.ones_(parameter)
-            else:
-                nn.init.uniform_(parameter, -limit, limit)
+            super().reset_parameters()
+        else:
+            limit = (self.heads / self.hidden_size) ** 0.5
+            for name, parameter in self.named_parameters():
+                if name.startswith("norm"):
+                    nn.init.ones_(parameter)
+                else:
+                    nn.init.uniform_(parameter, -limit, limit)
+        self._initialisation.apply(self, self.cell, self.heads)
 
     @property
     def cell(self) -> str:
@@ -90,7 +103,8 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
     def extra_repr(self) -> str:
         """As torch.nn's, with the strategy where one was asked for, and options where there are any."""
         asked = {} if self.strategy == "auto" else {"strategy": self.strategy}
-        return ", ".join([super().extra_repr(), *(f"{k}={v!r}" for k, v in (asked | self.options).items())])
+        asked |= self.options | self._initialisation.given()
+        return ", ".join([super().extra_repr(), *(f"{k}={v!r}" for k, v in asked.items())])
 
     def check_forward_args(self, input: Tensor, hidden: Hidden, batch_sizes: Tensor | None) -> None:
         """Raise as torch.nn does unless input and initial states fit the layer."""
@@ -111,20 +125,27 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             return hx.index_select(1, permutation)
         return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
 
-    def forward(self, input, hx=None):
-        """Run the layer over whole sequences; arguments, results and errors are those of torch.nn.
+    def forward(self, input, hx=None, *, lengths: Tensor | None = None):
+        """Run the layer over whole sequences; arguments, results and errors are those of torch.nn, save ``lengths``.
 
         Args:
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a PackedSequence.
             hx: initial state ``h0``, or ``(h0, c0)`` for LSTM; zeros if None. ``[L * D, B, P]``, ``[L * D, B, H]``.
+            lengths: of the sequences of a padded batch, in any order, ``[B]`` integers from 0 to T, best on the CPU.
+                The result is that of packing, the layer, and padding: the output is zero beyond a length, the final
+                states are those of each last step, and what the padding holds does not matter.
 
         Returns:
             ``(output, h_n)``, or ``(output, (h_n, c_n))`` for LSTM.
 
         Raises:
             ValueError: input of a wrong rank or dtype.
-            RuntimeError: sizes that do not fit, or a sequence of length 0.
+            RuntimeError: sizes that do not fit, or T = 0.
+            TypeError, ValueError: lengths that are no integers, or do not fit the input.
         """
+        if lengths is not None and (isinstance(input, PackedSequence) or input.dim() != 3):
+            got = "a PackedSequence" if isinstance(input, PackedSequence) else f"{input.dim()} dimensions"
+            raise ValueError(f"lengths are those of a padded batch, [T, B, I] or [B, T, I]; got {got}")
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         if input.dim() not in (2, 3):
@@ -143,8 +164,14 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         steps, batch, _ = x.shape
         if steps == 0:
             raise RuntimeError(f"Expected sequence length to be larger than 0 in {self._get_name()}")
-        y, hidden = self._run(x.flatten(0, 1), hx, None)
-        y = y.view(steps, batch, -1) if batch else y.new_empty(steps, batch, y.shape[1])
+        if lengths is None:
+            y, hidden = self._run(x.flatten(0, 1), hx, None)
+            y = y.view(steps, batch, -1) if batch else y.new_empty(steps, batch, y.shape[1])
+        else:
+            check_lengths(lengths, batch, steps)
+            packing = Packing.of(lengths, x)
+            y, hidden = self._run(packing.rows(x), self.permute_hidden(hx, packing.order), packing.batch_sizes)
+            y, hidden = packing.padded(y), self.permute_hidden(hidden, packing.place)
         y = y.transpose(0, 1) if self.batch_first else y
         if not batched:
             y = y.squeeze(0 if self.batch_first else 1)
@@ -206,7 +233,7 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, as ``_stacked`` gives them."""
         return (
             self._stacked("weight_ih", layer),
-            self._stacked("weight_hh", layer),
+            self._dropped(self._stacked("weight_hh", layer)),
             self._stacked("bias_ih", layer) if self.bias else None,
             self._stacked("bias_hh", layer) if self.bias else None,
             self._stacked("weight_hr", layer) if self.proj_size else None,
@@ -283,8 +310,9 @@ class RNN(RecurrentLayer):
         input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype:
             as ``torch.nn.RNN``.
         strategy: how to run (``fusednn.plan.STRATEGIES``); ``auto`` takes the best that can serve the request.
-        heads, recurrent_dropout, zoneout, layer_norm, recompute: options of the recurrence, one by one in
-            ``docs/kernels/recurrent_options.md``.
+        heads, recurrent_dropout, zoneout, layer_norm, recompute, weight_drop: options of the recurrence, one by one in
+            ``docs/layers.md``.
+        init, forget_bias: how the parameters start; likewise.
 
     Shape:
         as ``torch.nn.RNN``.
@@ -329,8 +357,9 @@ class LSTM(RecurrentLayer):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
             as ``torch.nn.LSTM``.
         strategy: how to run (``fusednn.plan.STRATEGIES``); ``auto`` takes the best that can serve the request.
-        heads, recurrent_dropout, zoneout, layer_norm, recompute: options of the recurrence, one by one in
-            ``docs/kernels/recurrent_options.md``.
+        heads, recurrent_dropout, zoneout, layer_norm, recompute, weight_drop: options of the recurrence, one by one in
+            ``docs/layers.md``.
+        init, forget_bias: how the parameters start; likewise.
 
     Shape:
         as ``torch.nn.LSTM``.
@@ -371,8 +400,9 @@ class GRU(RecurrentLayer):
         reset_after: True for torch's form above; False for the form of most texts, with the reset before the product,
             :math:`n = \tanh(W_n x_t + b_n + U_n (r h_{t-1}) + b'_n)` and :math:`h_t = (1 - z) h_{t-1} + z n`.
         strategy: how to run (``fusednn.plan.STRATEGIES``); ``auto`` takes the best that can serve the request.
-        heads, recurrent_dropout, zoneout, layer_norm, recompute: options of the recurrence, one by one in
-            ``docs/kernels/recurrent_options.md``.
+        heads, recurrent_dropout, zoneout, layer_norm, recompute, weight_drop: options of the recurrence, one by one in
+            ``docs/layers.md``.
+        init, forget_bias: how the parameters start; likewise.
 
     Shape:
         as ``torch.nn.GRU``.

@@ -1,4 +1,4 @@
-"""Options of the recurrent layers: heads, recurrent dropout, zoneout, layer norm, recomputation."""
+"""Options of the recurrent layers: heads, recurrent dropout, zoneout, layer norm, recomputation, weight drop."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import plan
 from ..reference.cells import CELLS
+from ..reference.options import NAMES
 
 
 class Asked(NamedTuple):
@@ -26,6 +27,8 @@ class Asked(NamedTuple):
             units of a head, with gains ``norm_ih_l0`` and ``norm_hh_l0``, ``[G * H]``, and the biases behind them. Ba,
             Kiros and Hinton, arXiv:1607.06450.
         recompute: keep y and c alone for backward, which computes the gates again.
+        weight_drop: in training, probability that an entry of W_hh is dropped, one draw for a whole call, others scaled
+            by 1 / (1 - p). Merity, Keskar and Socher, arXiv:1708.02182.
     """
 
     heads: int = 1
@@ -33,6 +36,7 @@ class Asked(NamedTuple):
     zoneout: float | tuple[float, float] = 0.0
     layer_norm: bool = False
     recompute: bool = False
+    weight_drop: float = 0.0
 
     def checked(self, cell: str, **sizes: int) -> Asked:
         """This, with zoneout in one form. Raises ValueError unless it makes sense for a layer of these sizes."""
@@ -43,7 +47,8 @@ class Asked(NamedTuple):
                 raise ValueError(f"heads must divide {name}={size}, got {self.heads}")
         zoneout, pair = self.zoneout, isinstance(self.zoneout, (tuple, list))
         kept = zoneout if isinstance(zoneout, (tuple, list)) else (zoneout,)
-        for name, p in (("recurrent_dropout", self.recurrent_dropout), *(("zoneout", p) for p in kept)):
+        dropped = [(name, getattr(self, name)) for name in ("recurrent_dropout", "weight_drop")]
+        for name, p in (*dropped, *(("zoneout", p) for p in kept)):
             if not isinstance(p, (int, float)) or isinstance(p, bool) or not 0 <= p <= 1:
                 raise ValueError(f"{name} must be a probability between 0 and 1, got {p!r}")
         if pair and (len(kept) != 2 or not CELLS[cell].has_cell_state):
@@ -81,13 +86,18 @@ class RecurrentOptions:
 
     @property
     def option_names(self) -> tuple[str, ...]:
-        """Those that are asked for, as the plan table names them."""
-        return tuple(name.replace("_", " ") for name in self.options)
+        """Those that are asked for and that kernels have to know, as the plan table names them."""
+        return tuple(name for name in NAMES if name.replace(" ", "_") in self.options)
 
     def _ask(self, asked: Asked, strategy: str) -> None:
         if asked.given():
             self._asked = asked
         plan.refuse_options(strategy, self.option_names)
+
+    def _dropped(self, w_hh: Tensor) -> Tensor:
+        """The recurrent weights of a call."""
+        p = 0.0 if self._asked is None else self._asked.weight_drop
+        return nn.functional.dropout(w_hh, p) if p and self.training else w_hh
 
     def _drawn(self, h0: Tensor, directions: int) -> dict[str, Any]:
         """Arguments of ``functional.recurrent`` for one sequence from h0, ``[D, B, P]``."""
