@@ -59,10 +59,21 @@ struct RecurrentShape {
   void* workspace;       // device memory of the size that the provider asked for, 256-byte aligned
   int64_t heads;         // of each direction
   RecurrentOptions options;
+  int64_t layers = 1;  // L: more than one walk together, forward alone, in "grid", with one direction and one head
 
   int64_t tracks() const { return directions * heads; }  // D
 };
 
+// A layer above the first, whose input is y of the layer below.
+struct LayerWeights {
+  const void* w_ih;  // [G*H, H]
+  const void* w_hh;  // [G*H, H]
+  const void* b_ih;  // [G*H] or null
+  const void* b_hh;  // [G*H] or null
+};
+
+// With L layers what follows is that of the first one as far as it is read, but for h0, c0, h_n and c_n, [L, B, H];
+// y is [L, N, H] and saved [L, N, S*H].
 struct RecurrentForward {
   RecurrentShape shape;
   const void* gates;  // [N, D*G*H] W_ih x + b_ih; null (cpu, T > 1): computed from the next three
@@ -81,6 +92,8 @@ struct RecurrentForward {
   // [N, D*H] what backward needs beside saved, or instead of it where that is null: c_t, which zoneout makes differ
   // from the saved one; for a cell without c the h that zoneout came behind. Null: not wanted
   void* states;
+  const LayerWeights* above;  // [L - 1] on the host
+  bool last_y;                // with L layers: y is that of the last one alone, [N, H]
 };
 
 struct RecurrentBackward {

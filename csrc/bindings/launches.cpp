@@ -1,6 +1,7 @@
 #include "bindings/launches.h"
 
 #include <stdexcept>
+#include <vector>
 
 namespace fusednn {
 namespace {
@@ -20,9 +21,11 @@ RecurrentShape shape_of(const Sequence& q) {
   return s;
 }
 
-RecurrentForward forward_of(const Sequence& q, const CellInfo& cell, bool training) {
+RecurrentForward forward_of(const Sequence& q, const CellInfo& cell, bool training,
+                            const std::vector<LayerWeights>& above) {
   RecurrentForward a{};
   a.shape = shape_of(q);
+  a.shape.layers = q.layers, a.above = above.data(), a.last_y = q.layers > 1 && !training;
   a.gates = a.h0 = a.w_hh = a.b_hh = &tensor;
   a.y = a.h_n = &tensor;
   if (cell.cell_state) a.c0 = a.c_n = &tensor;
@@ -53,11 +56,14 @@ std::vector<Launched> launches(const Provider& provider, const Sequence& q, bool
                         },
                         &found};
   const std::vector<int64_t> batch_sizes(q.packed ? static_cast<size_t>(q.steps) : 0, q.batch);
-  RecurrentForward forward = forward_of(q, *cell, training);
+  const std::vector<LayerWeights> above(static_cast<size_t>(q.layers - 1));
+  RecurrentForward forward = forward_of(q, *cell, training, above);
   RecurrentBackward backward = backward_of(q, *cell);
   forward.shape.batch_sizes = backward.shape.batch_sizes = q.packed ? batch_sizes.data() : nullptr;
   const char* error = provider.forward_launches(forward, witness);
-  if (error == nullptr && training) error = provider.backward_launches(backward, witness);
+  for (int64_t layer = 0; layer < q.layers && error == nullptr && training; ++layer) {
+    error = provider.backward_launches(backward, witness);
+  }
   if (error != nullptr) throw std::invalid_argument(error);
   return found;
 }

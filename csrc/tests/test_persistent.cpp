@@ -7,9 +7,9 @@
 #include "cuda/exchange.h"
 #include "cuda/launch.h"
 #include "cuda/waits.h"
-#include "emulation/machine.h"
 #include "tests/check.h"
 #include "tests/device.h"
+#include "tests/emulated.h"
 #include "tests/problem.h"
 
 namespace {
@@ -18,15 +18,6 @@ using namespace fusednn;
 using namespace fusednn::testing;
 
 constexpr const char* kRungs[] = {"block", "cluster", "grid"};
-
-// Limits of a smaller GPU, while it lives.
-struct SmallGpu {
-  cuda::Limits before = cuda::limits();
-  SmallGpu(int multiprocessors, int cluster) {
-    cuda::limits().multiprocessors = multiprocessors, cuda::limits().cluster = cluster;
-  }
-  ~SmallGpu() { cuda::limits() = before; }
-};
 
 struct Results {
   Outputs out;
@@ -139,16 +130,6 @@ Passed pass(const char* rung, int hidden, int batch, int messages, cuda::u64 pat
   error = finish();
   CHECK(error == nullptr, error);
   return {wrong, cuda::take_wait_fault()};
-}
-
-template <class Visit>
-void for_seeds(uint64_t count, Visit visit) {
-  const uint64_t before = emulation::seed();
-  for (uint64_t seed = before; seed < before + count; ++seed) {
-    emulation::set_seed(seed);
-    visit(seed);
-  }
-  emulation::set_seed(before);
 }
 
 }  // namespace
