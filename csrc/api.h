@@ -51,6 +51,7 @@ struct RecurrentShape {
   int64_t inputs;                                        // I, where forward is given x
   const int64_t* batch_sizes;                            // [T] on the host, non-increasing; null: padded
   int threads;                                           // at most this many (cpu)
+  int layers;                 // L: more than one walk together, in forward of "grid", with one direction and one head
   void (*gemm)(const Gemm&);  // a library GEMM; null: the provider does without (cpu), or cannot serve `gemm`
   // For providers of CUDA kernels; the cpu provider has one strategy and needs none of these.
   const char* strategy;  // "gemm", "step", "graph", "block", "cluster" or "grid"
@@ -59,7 +60,6 @@ struct RecurrentShape {
   void* workspace;       // device memory of the size that the provider asked for, 256-byte aligned
   int64_t heads;         // of each direction
   RecurrentOptions options;
-  int64_t layers = 1;  // L: more than one walk together, forward alone, in "grid", with one direction and one head
 
   int64_t tracks() const { return directions * heads; }  // D
 };

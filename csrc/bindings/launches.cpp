@@ -15,7 +15,7 @@ RecurrentShape shape_of(const Sequence& q) {
   RecurrentShape s{};
   s.cell = q.cell.c_str(), s.dtype = q.dtype, s.strategy = q.strategy.c_str(), s.allow_tf32 = q.allow_tf32;
   s.batch = q.batch, s.steps = q.steps, s.rows = q.batch * q.steps, s.hidden = q.hidden, s.directions = q.directions,
-  s.heads = q.heads;
+  s.heads = q.heads, s.layers = 1;
   s.proj = q.proj == 0 ? q.hidden : q.proj;
   s.threads = 1, s.gemm = no_gemm, s.workspace = &tensor;
   return s;
@@ -61,7 +61,7 @@ std::vector<Launched> launches(const Provider& provider, const Sequence& q, bool
   RecurrentBackward backward = backward_of(q, *cell);
   forward.shape.batch_sizes = backward.shape.batch_sizes = q.packed ? batch_sizes.data() : nullptr;
   const char* error = provider.forward_launches(forward, witness);
-  for (int64_t layer = 0; layer < q.layers && error == nullptr && training; ++layer) {
+  for (int layer = 0; layer < q.layers && error == nullptr && training; ++layer) {
     error = provider.backward_launches(backward, witness);
   }
   if (error != nullptr) throw std::invalid_argument(error);

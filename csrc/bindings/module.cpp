@@ -65,7 +65,7 @@ fusednn::Dtype dtype_named(const std::string& name) {
 
 py::list launches(const std::string& provider, const std::string& cell, const std::string& dtype,
                   const std::string& strategy, int64_t batch, int64_t steps, int64_t hidden, int64_t proj,
-                  int64_t directions, int64_t heads, int64_t layers, bool training, bool tf32, bool packed) {
+                  int64_t directions, int64_t heads, int layers, bool training, bool tf32, bool packed) {
   const fusednn::Provider* loaded = fusednn::loaded_provider(provider);
   if (loaded == nullptr) throw std::invalid_argument("provider '" + provider + "' is not loaded");
   py::list out;

@@ -239,7 +239,7 @@ RecurrentShape shape_of(const std::string& cell, int64_t rows, const Tensor& h0,
   s.cell = cell.c_str();
   s.dtype = dtype_of(h0);
   require(heads > 0 && h0.size(0) % heads == 0, "heads must divide D");
-  s.heads = heads, s.directions = h0.size(0) / heads, s.batch = h0.size(1), s.proj = h0.size(2);
+  s.heads = heads, s.layers = 1, s.directions = h0.size(0) / heads, s.batch = h0.size(1), s.proj = h0.size(2);
   s.rows = rows;
   s.hidden = w_hh.size(w_hh.dim() - 2) / info(cell).gates;
   s.threads = static_cast<int>(torch::stable::get_num_threads());
@@ -372,7 +372,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layers(Tensor x, Tensor h0, OptionalT
   require(call.provider != &cpu_provider(), "layers walk together on the CUDA kernels");
   args.shape = shape_of(cell, x.size(0), h0, *weight(0, 1), batch_sizes, 1);
   RecurrentShape& s = args.shape;
-  s.layers = s.directions, s.directions = 1;
+  s.layers = static_cast<int>(s.directions), s.directions = 1;
   const CellInfo& c = info(cell);
   require(c0.has_value() == c.cell_state, "c0 must be given for cells with a cell state, and for no other");
   const int64_t width = c.gates * s.hidden;

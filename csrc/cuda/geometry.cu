@@ -96,7 +96,7 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
            : std::strcmp(s.strategy, "cluster") == 0 ? Rung::kCluster
                                                      : Rung::kGrid;
   z.hidden = static_cast<int>(s.hidden), z.batch = static_cast<int>(s.batch), z.steps = static_cast<int>(s.steps);
-  z.layers = static_cast<int>(s.layers);
+  z.layers = s.layers;
   z.heads = static_cast<int>(s.heads * s.layers), z.tracks = static_cast<int>(s.tracks() * s.layers);
   z.tracks_of_row = z.tracks / z.layers, z.track_rows = z.layers > 1 ? s.rows : 1;
   z.depth = z.layers > 1 ? z.steps + 1 : 2, z.depth_mask = z.layers > 1 ? ~0u : 1u;

@@ -163,7 +163,7 @@ RecurrentShape shape_of(const Problem& p, const CellInfo& cell, Dtype dtype, int
   RecurrentShape s{};
   s.cell = cell.name, s.dtype = dtype;
   s.batch = p.batch, s.steps = p.steps, s.rows = p.rows();
-  s.hidden = p.hidden, s.proj = p.proj, s.directions = p.directions / p.heads, s.heads = p.heads;
+  s.hidden = p.hidden, s.proj = p.proj, s.directions = p.directions / p.heads, s.heads = p.heads, s.layers = 1;
   s.options.zoneout_h = p.zoneout_h, s.options.zoneout_c = p.zoneout_c;
   s.batch_sizes = p.batch_sizes.empty() ? nullptr : p.batch_sizes.data();
   s.threads = threads;
@@ -412,7 +412,7 @@ ForwardCall::ForwardCall(const Problem& p, const CellInfo& cell, Dtype dtype, in
     if (p.bias) of.b_ih = (last - 2)->input(), of.b_hh = (last - 1)->input();
     t.above.push_back(of);
   }
-  a.shape.layers = static_cast<int64_t>(layers), a.above = t.above.data(), a.last_y = layers > 1 && !save;
+  a.shape.layers = static_cast<int>(layers), a.above = t.above.data(), a.last_y = layers > 1 && !save;
   const Provider& provider = provider_of(strategy);
   t.call = std::make_unique<Call<RecurrentForward>>(provider.forward, provider.forward_workspace, a, gpu);
 }

@@ -84,7 +84,7 @@ struct Told {
   std::string refusal;
 };
 
-Told ask(const char* cell, Dtype dtype, const char* strategy, long layers, long hidden, long directions = 1) {
+Told ask(const char* cell, Dtype dtype, const char* strategy, int layers, long hidden, long directions = 1) {
   Told told;
   const std::vector<LayerWeights> above(static_cast<size_t>(layers));
   RecurrentForward a{};
@@ -160,7 +160,7 @@ TEST(a_wait_that_expires_in_a_wavefront_poisons_the_last_layer_and_fails_the_nex
 }
 
 TEST(any_number_of_layers_is_one_launch_behind_that_of_the_flags) {
-  for (long layers : {1, 2, 3, 8}) {
+  for (int layers : {1, 2, 3, 8}) {
     const Told told = ask("gru", Dtype::kBFloat16, "grid", layers, 200);
     CHECK(told.launches.size() == 2, layers << " layers: " << told.refusal);
     const auto& [kernel, shape] = told.launches.back();
