@@ -51,6 +51,7 @@ struct RecurrentShape {
   int64_t inputs;                                        // I, where forward is given x
   const int64_t* batch_sizes;                            // [T] on the host, non-increasing; null: padded
   int threads;                                           // at most this many (cpu)
+  int layers;                 // L: more than one walk together, in forward of "grid", with one direction and one head
   void (*gemm)(const Gemm&);  // a library GEMM; null: the provider does without (cpu), or cannot serve `gemm`
   // For providers of CUDA kernels; the cpu provider has one strategy and needs none of these.
   const char* strategy;  // "gemm", "step", "graph", "block", "cluster" or "grid"
@@ -63,6 +64,16 @@ struct RecurrentShape {
   int64_t tracks() const { return directions * heads; }  // D
 };
 
+// A layer above the first, whose input is y of the layer below.
+struct LayerWeights {
+  const void* w_ih;  // [G*H, H]
+  const void* w_hh;  // [G*H, H]
+  const void* b_ih;  // [G*H] or null
+  const void* b_hh;  // [G*H] or null
+};
+
+// With L layers what follows is that of the first one as far as it is read, but for h0, c0, h_n and c_n, [L, B, H];
+// y is [L, N, H] and saved [L, N, S*H].
 struct RecurrentForward {
   RecurrentShape shape;
   const void* gates;  // [N, D*G*H] W_ih x + b_ih; null (cpu, T > 1): computed from the next three
@@ -81,6 +92,8 @@ struct RecurrentForward {
   // [N, D*H] what backward needs beside saved, or instead of it where that is null: c_t, which zoneout makes differ
   // from the saved one; for a cell without c the h that zoneout came behind. Null: not wanted
   void* states;
+  const LayerWeights* above;  // [L - 1] on the host
+  bool last_y;                // with L layers: y is that of the last one alone, [N, H]
 };
 
 struct RecurrentBackward {

@@ -25,6 +25,7 @@ LEVELS = [
         "kernels",
         "plan",
         "operators",
+        "layer_operators",
         "blocked_attention",
         "cpu_attention",
         "attention_operators",

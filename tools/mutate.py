@@ -2,7 +2,9 @@
 
 The kernels are judged by `test_recurrent` on their rungs, the exchange of the persistent ones by `test_persistent`,
 what is replayed by `test_replay`, the primitives by `test_primitives`, all in the emulation; `tools/mutate.py kernels`
-leaves out the primitives, and `tools/mutate.py step` takes the rungs `step` and `gemm` alone. Needs `make cpp` before.
+leaves out the primitives, and `tools/mutate.py step` takes the rungs `step` and `gemm` alone, `tools/mutate.py layers`
+what stands between layers that walk together, where a mutant is a change of the text, judged by `test_wavefront`.
+Needs `make cpp` before.
 Only what a mutant touches is compiled again; each runs under several seeds of the scheduler until one of them fails.
 Prints every mutant with its verdict, and exits non-zero where one survives.
 """
@@ -31,12 +33,24 @@ CALLS = re.compile(
     r"|while \(!?(?:load_acquire|mbarrier_try)\([^;{}]*(?:;|\{\s*\})"
     r"|\bstore_release\(flags[^;{}]*;|while \(lost_ &&[^;{}]*;|while \(!lost_ && !arrived\(\)\) \{[^{}]*\}"
 )
+_AWAITS_BELOW = "if (load_acquire(sent + of * finishers + (i & (finishers - 1))) <= n"
+CHANGES = {  # name: the file in csrc, a text that stands in it once, and what takes its place
+    "any wait for the layer below": ("cuda/exchange.h", "    await([&] {\n", "    if (sender == track) await([&] {\n"),
+    "the wait for the last of its messages": ("cuda/exchange.h", _AWAITS_BELOW, f"{_AWAITS_BELOW} - (sender != track)"),
+    "the last message to the layer above": (
+        "cuda/persistent_forward.h",
+        "step + 1 < steps || walk.above",
+        "step + 1 < steps",
+    ),
+    "messages that are kept": ("cuda/geometry.cu", "z.depth_mask = z.layers > 1 ? ~0u : 1u", "z.depth_mask = 1u"),
+    "sums in places of their own": ("cuda/walk.h", "sums(turn_ ^ 1) + z.sums_below", "sums(turn_ ^ 1)"),
+}
 COMPILE = (os.environ.get("CXX", "c++"), "-x", "c++", "-std=c++20", "-O1", "-w", "-DFUSEDNN_EMULATE", "-fopenmp")
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One removed call."""
+    """One removed call, or change."""
 
     path: Path  # in csrc
     line: int
@@ -63,6 +77,7 @@ KERNELS = Suite(
 EXCHANGE = Suite("test_persistent", (Path("csrc/tests/test_persistent.cpp"),), ("messages",))
 PERSISTENT = Suite("test_recurrent", KERNELS.sources, ("every_schedule",), ("cluster", "grid", "block"))
 REPLAY = Suite("test_replay", KERNELS.sources, ("replays_give_the_bits_of_single_steps_for",))
+LAYERS = Suite("test_wavefront", KERNELS.sources, ("every_schedule", "agree_with_plain_loops"))
 PRIMITIVES = Suite("test_primitives", (Path("csrc/tests/test_primitives.cpp"),), ("",))
 
 
@@ -75,6 +90,12 @@ def mutants() -> list[Mutant]:
             line = text.count("\n", 0, match.start()) + 1
             without = text[: match.start()] + ";" + text[match.end() :]
             found.append(Mutant(path.relative_to(ROOT), line, " ".join(match.group().split()), without))
+    for name, (file, old, new) in CHANGES.items():
+        path = ROOT / "csrc" / file
+        text = path.read_text()
+        assert text.count(old) == 1, f"{file} has {old!r} {text.count(old)} times"
+        line = text.count("\n", 0, text.index(old)) + 1
+        found.append(Mutant(path.relative_to(ROOT), line, name, text.replace(old, new)))
     return found
 
 
@@ -121,6 +142,8 @@ def killer(suite: Suite, program: Path) -> str | None:
 
 def suite_of(mutant: Mutant) -> Suite:
     """Who must notice."""
+    if mutant.call in CHANGES:
+        return LAYERS
     if mutant.path.parent.name == "primitives":
         return PRIMITIVES
     if mutant.path.name == "exchange.h":
@@ -142,8 +165,13 @@ def judge(mutant: Mutant) -> str | None:
 def main() -> None:
     """Judge every mutant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("all", "kernels", "step"), default="all")
-    left_out = {"all": (), "kernels": (PRIMITIVES,), "step": (PRIMITIVES, EXCHANGE, PERSISTENT, REPLAY)}
+    parser.add_argument("what", nargs="?", choices=("all", "kernels", "step", "layers"), default="all")
+    left_out = {
+        "all": (),
+        "kernels": (PRIMITIVES,),
+        "step": (PRIMITIVES, EXCHANGE, PERSISTENT, REPLAY, LAYERS),
+        "layers": (PRIMITIVES, EXCHANGE, PERSISTENT, REPLAY, KERNELS),
+    }
     without = left_out[parser.parse_args().what]
     every, survivors = [m for m in mutants() if suite_of(m) not in without], 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

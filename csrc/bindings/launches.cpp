@@ -1,6 +1,7 @@
 #include "bindings/launches.h"
 
 #include <stdexcept>
+#include <vector>
 
 namespace fusednn {
 namespace {
@@ -14,15 +15,17 @@ RecurrentShape shape_of(const Sequence& q) {
   RecurrentShape s{};
   s.cell = q.cell.c_str(), s.dtype = q.dtype, s.strategy = q.strategy.c_str(), s.allow_tf32 = q.allow_tf32;
   s.batch = q.batch, s.steps = q.steps, s.rows = q.batch * q.steps, s.hidden = q.hidden, s.directions = q.directions,
-  s.heads = q.heads;
+  s.heads = q.heads, s.layers = 1;
   s.proj = q.proj == 0 ? q.hidden : q.proj;
   s.threads = 1, s.gemm = no_gemm, s.workspace = &tensor;
   return s;
 }
 
-RecurrentForward forward_of(const Sequence& q, const CellInfo& cell, bool training) {
+RecurrentForward forward_of(const Sequence& q, const CellInfo& cell, bool training,
+                            const std::vector<LayerWeights>& above) {
   RecurrentForward a{};
   a.shape = shape_of(q);
+  a.shape.layers = q.layers, a.above = above.data(), a.last_y = q.layers > 1 && !training;
   a.gates = a.h0 = a.w_hh = a.b_hh = &tensor;
   a.y = a.h_n = &tensor;
   if (cell.cell_state) a.c0 = a.c_n = &tensor;
@@ -53,11 +56,14 @@ std::vector<Launched> launches(const Provider& provider, const Sequence& q, bool
                         },
                         &found};
   const std::vector<int64_t> batch_sizes(q.packed ? static_cast<size_t>(q.steps) : 0, q.batch);
-  RecurrentForward forward = forward_of(q, *cell, training);
+  const std::vector<LayerWeights> above(static_cast<size_t>(q.layers - 1));
+  RecurrentForward forward = forward_of(q, *cell, training, above);
   RecurrentBackward backward = backward_of(q, *cell);
   forward.shape.batch_sizes = backward.shape.batch_sizes = q.packed ? batch_sizes.data() : nullptr;
   const char* error = provider.forward_launches(forward, witness);
-  if (error == nullptr && training) error = provider.backward_launches(backward, witness);
+  for (int layer = 0; layer < q.layers && error == nullptr && training; ++layer) {
+    error = provider.backward_launches(backward, witness);
+  }
   if (error != nullptr) throw std::invalid_argument(error);
   return found;
 }

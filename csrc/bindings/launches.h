@@ -14,6 +14,7 @@ struct Sequence {
   std::string strategy;
   bool allow_tf32;
   int64_t batch, steps, hidden, proj, directions, heads;  // proj 0: no projection; both of one head
+  int layers;                                             // that walk together
   bool packed;                                            // as packed input is, with rows of equal length
 };
 

@@ -239,7 +239,7 @@ RecurrentShape shape_of(const std::string& cell, int64_t rows, const Tensor& h0,
   s.cell = cell.c_str();
   s.dtype = dtype_of(h0);
   require(heads > 0 && h0.size(0) % heads == 0, "heads must divide D");
-  s.heads = heads, s.directions = h0.size(0) / heads, s.batch = h0.size(1), s.proj = h0.size(2);
+  s.heads = heads, s.layers = 1, s.directions = h0.size(0) / heads, s.batch = h0.size(1), s.proj = h0.size(2);
   s.rows = rows;
   s.hidden = w_hh.size(w_hh.dim() - 2) / info(cell).gates;
   s.threads = static_cast<int>(torch::stable::get_num_threads());
@@ -354,6 +354,63 @@ std::tuple<Tensor, Tensor, Tensor> inference(Tensor x, Tensor h0, OptionalTensor
   auto [y, h_n, c_n, saved, states] =
       forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, std::move(cell), std::move(strategy), false, heads,
               mask, seed, zoneout_h, zoneout_c, first, norm, recompute);
+  return {y, h_n, c_n};
+}
+
+// Layers that walk together: `weights` holds w_ih and w_hh of each, and b_ih and b_hh where there are biases.
+std::tuple<Tensor, Tensor, Tensor, Tensor> layers(Tensor x, Tensor h0, OptionalTensor c0, std::vector<Tensor> weights,
+                                                  OptionalTensor batch_sizes, std::string cell, std::string strategy,
+                                                  bool save) {
+  require(x.dim() == 2 && h0.dim() == 3, "x [N, I] must have 2 dimensions and h0 [L, B, H] 3");
+  const size_t L = static_cast<size_t>(h0.size(0)), each = L == 0 ? 0 : weights.size() / L;
+  require((each == 2 || each == 4) && each * L == weights.size(), "weights must be 2 of each layer, or 4 with biases");
+  const auto weight = [&](size_t layer, size_t which) -> OptionalTensor {
+    return which < each ? OptionalTensor(weights[layer * each + which]) : std::nullopt;
+  };
+  RecurrentForward args{};
+  const Call call(h0, std::move(strategy));
+  require(call.provider != &cpu_provider(), "layers walk together on the CUDA kernels");
+  args.shape = shape_of(cell, x.size(0), h0, *weight(0, 1), batch_sizes, 1);
+  RecurrentShape& s = args.shape;
+  s.layers = static_cast<int>(s.directions), s.directions = 1;
+  const CellInfo& c = info(cell);
+  require(c0.has_value() == c.cell_state, "c0 must be given for cells with a cell state, and for no other");
+  const int64_t width = c.gates * s.hidden;
+
+  Inputs in(h0);
+  in.get("x", x, {s.rows, x.size(1)});
+  in.weight("w_ih", weight(0, 0), {1, width, x.size(1)});
+  in.weight("b_ih", weight(0, 2), {1, width});
+  args.h0 = in.get("h0", h0, {s.layers, s.batch, s.hidden});
+  args.c0 = in.get("c0", c0, {s.layers, s.batch, s.hidden});
+  args.w_hh = in.weight("w_hh", weight(0, 1), {1, width, s.hidden});
+  args.b_hh = in.weight("b_hh", weight(0, 3), {1, width});
+  std::vector<LayerWeights> above;
+  for (size_t l = 1; l < L; ++l) {
+    above.push_back({in.weight("w_ih", weight(l, 0), {1, width, s.hidden}),
+                     in.weight("w_hh", weight(l, 1), {1, width, s.hidden}), in.weight("b_ih", weight(l, 2), {1, width}),
+                     in.weight("b_hh", weight(l, 3), {1, width})});
+  }
+  args.above = above.data();
+  const Tensor gates = input_product(x, *weight(0, 0), weight(0, 2));
+  args.gates = gates.const_data_ptr();
+
+  Tensor y = save ? empty(h0, {s.layers, s.rows, s.hidden}) : empty(h0, {s.rows, s.hidden});
+  Tensor h_n = empty(h0, {s.layers, s.batch, s.hidden});
+  Tensor c_n = empty_if(c.cell_state, h0, {s.layers, s.batch, s.hidden});
+  Tensor saved = empty_if(save && c.saved > 0, h0, {s.layers, s.rows, c.saved * s.hidden});
+  args.y = y.mutable_data_ptr(), args.last_y = !save;
+  args.h_n = h_n.mutable_data_ptr();
+  args.c_n = data_if(c.cell_state, c_n);
+  args.saved = data_if(save && c.saved > 0, saved);
+  call.run(args, call.provider->forward, call.provider->forward_workspace);
+  return {y, h_n, c_n, saved};
+}
+
+std::tuple<Tensor, Tensor, Tensor> layers_inference(Tensor x, Tensor h0, OptionalTensor c0, std::vector<Tensor> weights,
+                                                    OptionalTensor batch_sizes, std::string cell,
+                                                    std::string strategy) {
+  auto [y, h_n, c_n, saved] = layers(x, h0, c0, weights, batch_sizes, std::move(cell), std::move(strategy), false);
   return {y, h_n, c_n};
 }
 
@@ -654,6 +711,8 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("recurrent", TORCH_BOX(&inference));
   m.impl("recurrent_forward", TORCH_BOX(&forward));
   m.impl("recurrent_backward", TORCH_BOX(&backward));
+  m.impl("recurrent_layers", TORCH_BOX(&layers_inference));
+  m.impl("recurrent_layers_forward", TORCH_BOX(&layers));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusednn, CPU, m) {

@@ -3,7 +3,7 @@
 //
 // A message lies in the order of residence.h, 16 bytes a piece. Messages of a column are numbered from 0 and alternate
 // between two buffers: message n + 2 can overwrite n, because nobody sends it before all have sent n + 1, and nobody
-// sends that before its whole block has read n.
+// sends that before its whole block has read n. Of a wavefront each message is kept, for the layer above to read.
 #pragma once
 
 #include "cuda/geometry.h"
@@ -57,7 +57,7 @@ class Exchange : public Seat {
   // Where this warp's chunks of message n lie, once they are there.
   FUSEDNN_DEVICE const Bytes16* receive(u32 n, int column, const Round& round) {
     const int first = slice * round.run;
-    if (z.rung == Rung::kGrid) return fetch(n, column, round, first);
+    if (z.rung == Rung::kGrid) return fetch(n, column, round, track);
 #if defined(FUSEDNN_CLUSTERS)
     if (z.rung == Rung::kCluster) {
       await([&] { return mbarrier_try(barrier(n, column), n / 2 % 2); });
@@ -67,6 +67,11 @@ class Exchange : public Seat {
 #endif
     block_sync();
     return inbox(n, column) + first * 32;
+  }
+
+  // `grid`: the same of message n of the layer below.
+  FUSEDNN_DEVICE const Bytes16* receive_below(u32 n, int column, const Round& round) {
+    return fetch(n, column, round, track - 1);
   }
 
   // The value of this lane's i-th item, for the message that is sent next.
@@ -91,7 +96,7 @@ class Exchange : public Seat {
     }
     warp_sync();
     if (z.rung == Rung::kGrid && lane == 0) {
-      store_release(flags(column) + unit_tile * finishers + slice, n + 1);
+      store_release(flags(column, track) + unit_tile * finishers + slice, n + 1);
     }
   }
 
@@ -109,12 +114,12 @@ class Exchange : public Seat {
     const int number = tile * finishers + slice;
     return reinterpret_cast<U*>(shared + z.staged + number * z.staged_of_warp);
   }
-  FUSEDNN_DEVICE long group_of_all() const { return static_cast<long>(track) * gridDim.y + group; }
-  FUSEDNN_DEVICE Bytes16* mail(u32 n, int column) const {
-    return z.mail + ((group_of_all() * 2 + n % 2) * z.columns + column) * z.message * 32;
+  FUSEDNN_DEVICE long group_of(int sender) const { return static_cast<long>(sender) * gridDim.y + group; }
+  FUSEDNN_DEVICE Bytes16* mail(u32 n, int column, int sender) const {
+    return z.mail + ((group_of(sender) * z.depth + (n & z.depth_mask)) * z.columns + column) * z.message * 32;
   }
-  FUSEDNN_DEVICE u32* flags(int column) const {
-    return z.flags + (group_of_all() * z.columns + column) * z.unit_tiles * finishers;
+  FUSEDNN_DEVICE u32* flags(int column, int sender) const {
+    return z.flags + (group_of(sender) * z.columns + column) * z.unit_tiles * finishers;
   }
   FUSEDNN_DEVICE unsigned bytes_of(u32 n) const {
     const int parts = z.round[n % static_cast<u32>(z.rounds)].parts;
@@ -124,7 +129,7 @@ class Exchange : public Seat {
   // One piece to all blocks of the group; lanes of `teams` teams have it, and share the peers.
   FUSEDNN_DEVICE void deliver(u32 n, int column, int place, Bytes16 piece, int team, int teams) {
     if (z.rung == Rung::kGrid) {
-      if (team == 0) store_relaxed(mail(n, column) + place, piece);
+      if (team == 0) store_relaxed(mail(n, column, track) + place, piece);
       return;
     }
     Bytes16* to = inbox(n, column) + place;
@@ -141,23 +146,24 @@ class Exchange : public Seat {
     if (team == 0) *to = piece;
   }
 
-  // `grid`: waits for the warps that finish this warp's chunks, and copies the chunks.
-  FUSEDNN_DEVICE const Bytes16* fetch(u32 n, int column, const Round& round, int first) {
+  // `grid`: waits for the warps of track `sender` that finish this warp's chunks, and copies the chunks.
+  FUSEDNN_DEVICE const Bytes16* fetch(u32 n, int column, const Round& round, int sender) {
+    const int first = slice * round.run;
     const int last = first + round.run < round.chunks ? first + round.run : round.chunks;
     constexpr int kTilesOfChunk = kSpan<Form> / kTileUnits;
     const int begin = first * kTilesOfChunk;
     const int end =
         last * kTilesOfChunk < round.parts * z.unit_tiles ? last * kTilesOfChunk : round.parts * z.unit_tiles;
-    const u32* sent = flags(column);
+    const u32* sent = flags(column, sender);
     await([&] {
       for (int i = lane; i < (end - begin) * finishers; i += 32) {
-        const int of = begin + (i >> (2 - item_bits)), sender = of % z.unit_tiles;
-        if (load_acquire(sent + sender * finishers + (i & (finishers - 1))) <= n) return false;
+        const int of = (begin + (i >> (2 - item_bits))) % z.unit_tiles;
+        if (load_acquire(sent + of * finishers + (i & (finishers - 1))) <= n) return false;
       }
       return true;
     });
     Bytes16* to = shared + warp * z.fetched * 32;
-    const Bytes16* from = mail(n, column) + first * 32;
+    const Bytes16* from = mail(n, column, sender) + first * 32;
     for (int i = lane; i < (last - first) * 32; i += 32) copy_async<16>(to + i, from + i);
     copy_commit();
     copy_wait<0>();

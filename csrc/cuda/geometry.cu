@@ -37,17 +37,20 @@ struct Shared {
 
 // Where everything lies in shared memory; the bytes of it.
 size_t place(Geometry& z, const Needs& needs) {
-  const int warps = z.tiles * z.slices, finishers = std::min(z.slices, kMostItems);
+  const int warps = z.tiles * z.slices, finishers = std::min(z.slices, kMostItems), products = z.layers > 1 ? 2 : 1;
   int most_tiles = 0, most_parts = 0;
   for (int r = 0; r < z.rounds; ++r) {
     most_tiles = std::max(most_tiles, needs.round[r].tiles), most_parts = std::max(most_parts, needs.round[r].parts);
   }
   Shared shared;
   shared.take(size_t{512} * static_cast<size_t>(z.rung == Rung::kGrid ? warps * z.fetched : 2 * z.columns * z.message));
-  z.sums_of_turn = warps * most_tiles * 128 * 4 / kPieceBytes;
+  z.sums_below = warps * most_tiles * 128;
+  z.sums_of_turn = products * z.sums_below * 4 / kPieceBytes;
   z.sums = shared.take(static_cast<size_t>(2 * z.sums_of_turn) * kPieceBytes);
   z.kept = shared.take(size_t{512} * static_cast<size_t>(needs.states * z.columns * z.tiles));
-  z.bias = shared.take(sizeof(float) * static_cast<size_t>(z.tiles * needs.bias * kTileUnits));
+  const size_t bias = sizeof(float) * static_cast<size_t>(z.tiles * needs.bias * kTileUnits);
+  z.bias = shared.take(bias);
+  if (z.layers > 1) z.bias_below = shared.take(bias);
   const size_t staged = static_cast<size_t>(most_parts * (kMostItems / finishers) * 32) * needs.element;
   z.staged_of_warp = static_cast<int>(staged / kPieceBytes);
   z.staged = shared.take(staged * static_cast<size_t>(z.tiles * finishers));
@@ -93,9 +96,13 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
            : std::strcmp(s.strategy, "cluster") == 0 ? Rung::kCluster
                                                      : Rung::kGrid;
   z.hidden = static_cast<int>(s.hidden), z.batch = static_cast<int>(s.batch), z.steps = static_cast<int>(s.steps);
-  z.heads = static_cast<int>(s.heads), z.tracks = static_cast<int>(s.tracks());
+  z.layers = s.layers;
+  z.heads = static_cast<int>(s.heads * s.layers), z.tracks = static_cast<int>(s.tracks() * s.layers);
+  z.tracks_of_row = z.tracks / z.layers, z.track_rows = z.layers > 1 ? s.rows : 1;
+  z.depth = z.layers > 1 ? z.steps + 1 : 2, z.depth_mask = z.layers > 1 ? ~0u : 1u;
   z.unit_tiles = up(z.hidden, kTileUnits);
-  const std::string what = std::string(s.cell) + " with H = " + std::to_string(s.hidden);
+  const std::string layers = z.layers > 1 ? std::to_string(z.layers) + " layers of " : "";
+  const std::string what = layers + s.cell + " with H = " + std::to_string(s.hidden);
   int launched = 1;  // blocks of a group
   if (z.rung == Rung::kBlock) {
     if (z.unit_tiles > kMostWarps)
@@ -108,7 +115,8 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
     while (launched < cluster && 2 * launched < z.unit_tiles) launched *= 2;
     z.tiles = up(z.unit_tiles, launched), z.blocks = up(z.unit_tiles, z.tiles);
   } else {
-    z.tiles = up(z.unit_tiles, gpu.multiprocessors), z.blocks = launched = up(z.unit_tiles, z.tiles);
+    z.tiles = up(z.unit_tiles, std::max(gpu.multiprocessors / z.layers, 1));
+    z.blocks = launched = up(z.unit_tiles, z.tiles);
   }
   if (z.tiles > kMostWarps) {
     return refuse(what + " needs " + std::to_string(z.unit_tiles) + " unit tiles, and " + std::to_string(launched) +
@@ -135,9 +143,10 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
   const int rows = up(std::max(z.batch, 1), kColumnRows), active = gpu.active(needs, shape);
   shape.resident = static_cast<unsigned>(active);
   const int together = z.rung == Rung::kGrid ? active / launched : active;  // groups
-  if (together < 1) {
+  if (together < z.layers) {
     if (launched > 2 && z.rung == Rung::kCluster) return lay_out_within(launched / 2, s, needs, out);
-    return refuse(what + ": no " + std::to_string(launched) + " blocks of it are resident together on this GPU");
+    return refuse(what + ": no " + std::to_string(launched * z.layers) +
+                  " blocks of it are resident together on this GPU");
   }
   const int tracks = z.rung == Rung::kGrid ? std::min(z.tracks, together) : z.tracks;  // of one launch
   out.launches = up(z.tracks, tracks);
@@ -156,7 +165,7 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
   shape.grid[2] = static_cast<unsigned>(tracks);
   if (z.rung == Rung::kGrid) {
     const size_t columns = static_cast<size_t>(z.tracks) * shape.grid[1] * static_cast<size_t>(z.columns);
-    out.mail_bytes = columns * 2 * static_cast<size_t>(z.message) * 512;
+    out.mail_bytes = columns * static_cast<size_t>(z.depth) * static_cast<size_t>(z.message) * 512;
     out.flag_count = columns * static_cast<size_t>(z.unit_tiles * std::min(z.slices, kMostItems));
   } else {
     out.mail_bytes = out.flag_count = 0;
@@ -166,7 +175,16 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
 
 }  // namespace
 
-const char* lay_out(const RecurrentShape& s, const Needs& needs, Layout& out) {
+const char* lay_out(const RecurrentShape& s, const Needs& asked, Layout& out) {
+  Needs needs = asked;
+  if (s.layers > 1) {  // W_ih is multiplied by a message as W_hh is, and lies in shared memory alone
+    if (needs.rounds > 1) return refuse(std::string(s.cell) + " has two products a step, and so no wavefront");
+    if (s.layers > kMostLayers) {
+      return refuse("one launch holds at most " + std::to_string(kMostLayers) + " layers, got " +
+                    std::to_string(s.layers));
+    }
+    needs.round[needs.rounds++] = {needs.round[0].tiles, needs.round[0].parts, 0};
+  }
   return lay_out_within(std::min(limits().cluster, kMostCluster), s, needs, out);
 }
 

@@ -3,6 +3,9 @@
 // A group of blocks owns some rows of the batch and a whole copy of W_hh. A block owns unit tiles, 16 hidden units each
 // with all their gates; `slices` warps share the k of a unit tile. The rows of a group come in columns, 8 rows each,
 // that take their steps one after the other: while one column's states travel, the next one is multiplied.
+//
+// Several layers walk as a wavefront: each is a track with groups of its own, and takes h_t of the track in front as
+// its x_t. All messages of a layer are kept, so no layer waits for the one above.
 #pragma once
 
 #include "api.h"
@@ -14,6 +17,7 @@ namespace fusednn::cuda {
 enum class Rung : int { kBlock, kCluster, kGrid };
 
 constexpr int kTileUnits = 16, kColumnRows = 8, kMostWarps = 8, kMostItems = 4, kItemsAtOnce = 2, kMostCluster = 16;
+constexpr int kMostLayers = 8;
 
 // A step has a round for each of its products. The message that a round waits for holds `parts` values of each unit.
 struct Round {
@@ -25,17 +29,25 @@ struct Round {
 struct Geometry {
   Rung rung;
   int hidden, batch, steps, heads, tracks, first_track;  // heads of a direction, tracks of both
+  int layers;                                            // 1, or as many as there are tracks
   int unit_tiles;                                        // of the layer
   int blocks, tiles, slices, columns;  // blocks that own units; unit tiles of a block; warps of a tile; of a group
   int rounds;
   Round round[2];
   int message;  // chunks of the longest message
   int fetched;  // `grid`: of the longest run
+  // In a tensor [N, D, values, H], or of layers [L, N, values, H]: D or 1, and from track to track 1 or N.
+  int tracks_of_row;
+  int64_t track_rows;
 
   // Offsets in shared memory, in pieces of 16 bytes.
-  int sums, sums_of_turn, kept, bias, staged, staged_of_warp, barriers, rest[2];
+  int sums, sums_of_turn, kept, bias, bias_below, staged, staged_of_warp, barriers, rest[2];
+  int sums_below;  // of the product with x_t, behind those with h_{t-1}; fp32 values
 
-  // `grid`: [track, group, 2, column, message * 32] and [track, group, column, unit tile, finishing warp].
+  // `grid`: [track, group, depth, column, message * 32] and [track, group, column, unit tile, finishing warp]. Message
+  // n is kept in place n & depth_mask.
+  int depth;
+  u32 depth_mask;
   Bytes16* mail;
   u32* flags;
   // Packed input: the length of each row and, at [t], the rows of all steps before t; null: all rows have all steps.
@@ -52,6 +64,8 @@ struct Seat {
   int rank, group, track;  // block in its group
   int unit_tile;           // of the layer
   bool works;              // the unit tile exists
+  bool below;              // there is a layer below, which x_t comes from
+  bool above;              // and one above, which h_t goes to
   int item_bits;           // of a tile's four sums a lane finishes 1 << item_bits, so that several warps share them:
   int finishers;           // the first ones, by number of slice
   int items;               // that this lane finishes, each a unit of a row; 0: its warp finishes none
@@ -68,6 +82,8 @@ struct Seat {
         track(static_cast<int>(blockIdx.z) + z.first_track),
         unit_tile(rank * z.tiles + tile),
         works(unit_tile < z.unit_tiles),
+        below(z.layers > 1 && track > 0),
+        above(track + 1 < z.layers),
         item_bits(z.slices >= 4 ? 0 : 3 - z.slices),
         finishers(kMostItems >> item_bits),
         items(works && slice < finishers ? 1 << item_bits : 0) {}

@@ -80,8 +80,12 @@ Persistent backward_of(const RecurrentBackward& a) {
 }  // namespace
 
 const char* run_persistent_forward(const RecurrentForward& a) {
-  const PersistentForward tensors{a.gates, a.h0, a.c0, a.w_hh, a.b_hh, a.y, a.h_n, a.c_n, a.saved, a.states};
-  return forward_of(a).run([&](const LaunchShape& shape, void* stream, const Geometry& z) {
+  PersistentForward tensors{a.gates, a.h0, a.c0, a.w_hh, a.b_hh, a.y, a.h_n, a.c_n, a.saved, a.states, {}};
+  Persistent call = forward_of(a);
+  FUSEDNN_TRY(call.refused);
+  std::copy_n(a.above, a.shape.layers - 1, tensors.above);
+  if (a.last_y) call.layout.geometry.track_rows = 0;
+  return call.run([&](const LaunchShape& shape, void* stream, const Geometry& z) {
     return kernels_of(a.shape)->forward(shape, stream, z, tensors);
   });
 }

@@ -1,4 +1,4 @@
-// The recurrence, forward: one kernel for `block`, `cluster` and `grid`.
+// The recurrence, forward: one kernel for `block`, `cluster` and `grid`, there also for several layers.
 #pragma once
 
 #include "cuda/device_cell.h"
@@ -17,6 +17,7 @@ struct PersistentForward {  // as in api.h
   void* c_n;
   void* saved;
   void* c_states;  // [N, D*H] c_t in place of saved, or null
+  LayerWeights above[kMostLayers - 1];
 };
 
 template <class Cell, class Form>
@@ -24,7 +25,7 @@ class ForwardWalk : public Walk<Form> {
  public:
   using T = typename Form::T;
   using Base = Walk<Form>;
-  using Base::track, Base::items, Base::item, Base::kept, Base::tile, Base::z;
+  using Base::track, Base::below, Base::items, Base::item, Base::kept, Base::tile, Base::z;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
   // Of each item: h as a tensor of the dtype holds it, c, and between two products what is to be saved.
   static constexpr int kH = 0, kC = 1, kSaved = 1, kStates = 1 + Cell::kCellState + (kSecond > 0 ? S : 0);
@@ -32,9 +33,17 @@ class ForwardWalk : public Walk<Form> {
   FUSEDNN_DEVICE ForwardWalk(const Cell& cell, const Geometry& z, const PersistentForward& a)
       : Base(z), cell_(cell), a_(a) {}
 
-  // Rows of W_hh, those of gates from `first` on, as fetch of residence.h.
-  FUSEDNN_DEVICE auto weights_from(int first) const {
-    const T* w = static_cast<const T*>(a_.w_hh) + static_cast<long>(track) * G * z.hidden * z.hidden;
+  // Those of this track, or layer; what makes the gates of the first layer is not among them.
+  FUSEDNN_DEVICE LayerWeights weights() const {
+    if (below) return a_.above[track - 1];
+    const long lines = static_cast<long>(track) * G * z.hidden;
+    const T *w_hh = static_cast<const T*>(a_.w_hh) + lines * z.hidden, *b_hh = static_cast<const T*>(a_.b_hh);
+    return {nullptr, w_hh, nullptr, b_hh == nullptr ? nullptr : b_hh + lines};
+  }
+
+  // Rows of a matrix [G*H, H], those of gates from `first` on, as fetch of residence.h.
+  FUSEDNN_DEVICE auto rows_of(const void* matrix, int first) const {
+    const T* w = static_cast<const T*>(matrix);
     return [this, w, first](int q, int row, int k) {
       const int u = Base::unit_tile * kTileUnits + row;
       const T* from = w + (static_cast<long>(first + q) * z.hidden + u) * z.hidden;
@@ -44,13 +53,8 @@ class ForwardWalk : public Walk<Form> {
 
   // Message 0 is h_0. A message that nobody receives is not sent: a block may not end while one is under way to it.
   FUSEDNN_DEVICE void begin() {
-    for (int i = 0; i < items; ++i) {
-      for (int q = 0; q < G; ++q) {
-        const int u = Base::unit(i);
-        const long from = (static_cast<long>(track) * G + q) * z.hidden + u;
-        bias(q, i) = a_.b_hh != nullptr && u < z.hidden ? widen(static_cast<const T*>(a_.b_hh)[from]) : 0.f;
-      }
-    }
+    keep_bias(z.bias, weights().b_hh);
+    if (below) keep_bias(z.bias_below, weights().b_ih);
     for (int column = 0; column < z.columns; ++column) {
       if (items == 0 || Base::first_row(column) >= z.batch) break;
       for (int i = 0; i < items; ++i) {
@@ -83,6 +87,7 @@ class ForwardWalk : public Walk<Form> {
       const auto it = item(s.column, first + i);
       if (s.time >= it.length) continue;
       in.item[i].active = true;
+      if (below) continue;
       const T* from = static_cast<const T*>(a_.gates) + Base::place(it, s.time, G);
 #pragma unroll
       for (int q = kBegin; q < kEnd; ++q) in.item[i].x[q - kBegin] = from[q * z.hidden];
@@ -139,17 +144,28 @@ class ForwardWalk : public Walk<Form> {
     return [this, s](int first) { return inputs<kBegin, kEnd>(s, first); };
   }
 
-  FUSEDNN_DEVICE float& bias(int q, int i) const {
-    float* all = reinterpret_cast<float*>(Base::shared + z.bias);
+  FUSEDNN_DEVICE float& bias(int place, int q, int i) const {
+    float* all = reinterpret_cast<float*>(Base::shared + place);
     return all[(tile * G + q) * kTileUnits + Base::element(i) / 2 * 8 + Base::g];
+  }
+  // Of [G*H], or of zeros where that is null.
+  FUSEDNN_DEVICE void keep_bias(int place, const void* from) const {
+    for (int i = 0; i < items; ++i) {
+      for (int q = 0; q < G; ++q) {
+        const int u = Base::unit(i);
+        const bool there = from != nullptr && u < z.hidden;
+        bias(place, q, i) = there ? widen(static_cast<const T*>(from)[static_cast<long>(q) * z.hidden + u]) : 0.f;
+      }
+    }
   }
 
   template <int kBegin, int kEnd>
   FUSEDNN_DEVICE void read(const T* in, int i, float* x, float* rec) const {
 #pragma unroll
     for (int q = kBegin; q < kEnd; ++q) {
-      x[q] = widen(in[q - kBegin]);
-      rec[q] = bias(q, i) + Base::template sum_of<kEnd - kBegin>(q - kBegin, i);
+      x[q] = below ? bias(z.bias_below, q, i) + Base::template sum_of<kEnd - kBegin>(q - kBegin, i, z.sums_below)
+                   : widen(in[q - kBegin]);
+      rec[q] = bias(z.bias, q, i) + Base::template sum_of<kEnd - kBegin>(q - kBegin, i);
     }
   }
 
@@ -159,7 +175,7 @@ class ForwardWalk : public Walk<Form> {
       const auto it = item(s.column, i);
       const T stored = narrow<T>(h);
       kept(kH, s.column, i) = widen(stored);
-      static_cast<T*>(a_.y)[Base::place(it, s.time, 1)] = stored;
+      if (!Base::above || z.track_rows > 0) static_cast<T*>(a_.y)[Base::place(it, s.time, 1)] = stored;
       if (Cell::kCellState && a_.c_states != nullptr) {
         static_cast<T*>(a_.c_states)[Base::place(it, s.time, 1)] = narrow<T>(kept(kC, s.column, i));
       }
@@ -187,8 +203,13 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
   if (walk.rank >= z.blocks) return walk.close();
   Residence<Form, kFirst, kept_chunks<Form>(kFirst, kRounds)> weights;
   Residence<Form, kSecond, kept_chunks<Form>(kSecond, kRounds)> late;
-  walk.load(weights, 0, walk.weights_from(0));
-  if constexpr (kSecond > 0) walk.load(late, 1, walk.weights_from(kFirst));
+  Residence<Form, kSecond == 0 ? G : 0, 0> input;  // of a layer above the first
+  walk.load(weights, 0, walk.rows_of(walk.weights().w_hh, 0));
+  if constexpr (kSecond > 0) {
+    walk.load(late, 1, walk.rows_of(walk.weights().w_hh, kFirst));
+  } else if (walk.below) {
+    walk.load(input, 1, walk.rows_of(walk.weights().w_ih, 0));
+  }
   walk.begin();
   for (int step = 0; step < walk.steps_of(0); ++step) {
     for (int column = 0; column < z.columns; ++column) {
@@ -197,6 +218,9 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
       const Step s{column, walk.track < z.heads ? step : steps - 1 - step, steps};
       const u32 n = static_cast<u32>(step) * kRounds;
       const auto in = walk.template inputs<0, kFirst>(s, 0);
+      if constexpr (kSecond == 0) {
+        if (walk.below) walk.multiply_below(input, n + 1, column);
+      }
       walk.multiply(weights, n, column, 0);
       if constexpr (kSecond == 0) {
         walk.step(s, in);
@@ -207,7 +231,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
         walk.multiply(late, n + 1, column, 1);
         walk.second(s, in_second);
       }
-      if (step + 1 < steps) walk.template send<1>(n + kRounds, column);
+      if (step + 1 < steps || walk.above) walk.template send<1>(n + kRounds, column);
     }
   }
   walk.end();

@@ -39,6 +39,10 @@ const char* refusal(const RecurrentShape& s, const void* w_hr) {
   if (s.hidden < 1 || s.proj < 1) return refuse("the hidden size must be positive");
   if (s.directions != 1 && s.directions != 2) return refuse("directions must be 1 or 2");
   if (s.heads < 1) return refuse("heads must be positive");
+  if (s.layers < 1) return refuse("layers must be positive");
+  const bool grid = std::strcmp(s.strategy, "grid") == 0;
+  if (s.layers > 1 && !grid) return refuse(named + " walks one layer at a time; 'grid' walks several");
+  if (s.layers > 1 && s.tracks() > 1) return refuse("layers that walk together have one direction and one head");
   if (s.options.norm != nullptr) return refuse(named + " has no layer norm");
   if (persistent(s) && s.options.mask != nullptr) return refuse(named + " has no recurrent dropout");
   if (persistent(s) && s.options.zones()) return refuse(named + " has no zoneout");
@@ -66,6 +70,7 @@ const char* forward(const RecurrentForward& args) {
   return run(args, persistent(args.shape) ? cuda::run_persistent_forward : cuda::run_forward);
 }
 const char* backward(const RecurrentBackward& args) {
+  if (args.shape.layers != 1) return "backward walks one layer at a time";
   return run(args, persistent(args.shape) ? cuda::run_persistent_backward : cuda::run_backward);
 }
 size_t forward_workspace(const RecurrentForward& args) {

@@ -133,7 +133,7 @@ struct Sums<Float32, kTiles> {
   }
 };
 
-// A warp's chunks of kTiles tiles; those beyond kKept take kChunkPieces of shared memory each.
+// A warp's chunks of kTiles tiles; those beyond kKept, which may be 0, take kChunkPieces of shared memory each.
 template <class Form, int kTiles, int kKept>
 class Residence {
  public:
@@ -182,7 +182,9 @@ class Residence {
   // states: those of the warp's first chunk.
   FUSEDNN_DEVICE void multiply(const Bytes16* states, float (&sum)[kTiles][4]) const {
     Sums<Form, kTiles> sums;
-    if (chunks_ > 0) multiply_kept<0>(sums, states, sums.read(states, lane_));
+    if constexpr (kKept > 0) {
+      if (chunks_ > 0) multiply_kept<0>(sums, states, sums.read(states, lane_));
+    }
     for (int c = kKept; c < chunks_; c += 2) {
       add_rest<kKept % 2>(sums, states, c);
       if (c + 1 < chunks_) add_rest<1 - kKept % 2>(sums, states, c + 1);
@@ -218,7 +220,7 @@ class Residence {
 
   static FUSEDNN_DEVICE int place(int c, int q, int i) { return (((c - kKept) * kTiles + q) * 2 + i) * 32; }
 
-  Bytes16 kept_[kKept][kTiles][2];
+  Bytes16 kept_[kKept > 0 ? kKept : 1][kTiles][2];
   Bytes16* rest_;
   int chunks_, lane_;
 };

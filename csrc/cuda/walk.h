@@ -49,10 +49,10 @@ class Walk : public Exchange<Form> {
     if (it.unit < z.hidden && it.row < z.batch) it.length = length(it.row);
     return it;
   }
-  // Where it lies in a tensor [N, D, values, H], and in one [D, B, H].
+  // Where it lies in a tensor [N, D, values, H], of layers [L, N, values, H], and in one of states.
   FUSEDNN_DEVICE long place(const Item& it, int time, int values) const {
     const long before = z.offsets == nullptr ? static_cast<long>(time) * z.batch : static_cast<long>(z.offsets[time]);
-    return ((before + it.row) * z.tracks + track) * values * z.hidden + it.unit;
+    return ((before + it.row) * z.tracks_of_row + track * z.track_rows) * values * z.hidden + it.unit;
   }
   FUSEDNN_DEVICE long state_place(const Item& it) const {
     return (static_cast<long>(track) * z.batch + it.row) * z.hidden + it.unit;
@@ -80,24 +80,21 @@ class Walk : public Exchange<Form> {
   template <int kTiles, int kKept>
   FUSEDNN_DEVICE void multiply(const Residence<Form, kTiles, kKept>& weights, u32 n, int column, int round) {
     turn_ ^= 1;
-    if (works) {
-      float sum[kTiles][4];
-      weights.multiply(Base::receive(n, column, z.round[round]), sum);
-      const bool lost = ballot(Base::lost()) != 0;
-      float* mine = sums() + warp * kTiles * 128 + lane;
-#pragma unroll
-      for (int q = 0; q < kTiles; ++q) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) mine[q * 128 + e * 32] = lost ? bits_as<float>(0x7fc00000u) : sum[q][e];
-      }
-    }
+    if (works) leave(weights, Base::receive(n, column, z.round[round]), sums(turn_));
     block_sync();
+  }
+
+  // That with message n of the layer below, in front of the multiply of the same step, whose barrier serves both. Its
+  // sums lie behind the others, by z.sums_below.
+  template <int kTiles, int kKept>
+  FUSEDNN_DEVICE void multiply_below(const Residence<Form, kTiles, kKept>& weights, u32 n, int column) {
+    if (works) leave(weights, Base::receive_below(n, column, z.round[1]), sums(turn_ ^ 1) + z.sums_below);
   }
 
   // Of all warps of the tile, in their order: row tile q's sum for the i-th item.
   template <int kTiles>
-  FUSEDNN_DEVICE float sum_of(int q, int i) const {
-    const float* first = sums() + (tile * z.slices * kTiles + q) * 128 + element(i) * 32 + lane;
+  FUSEDNN_DEVICE float sum_of(int q, int i, int behind = 0) const {
+    const float* first = sums(turn_) + behind + (tile * z.slices * kTiles + q) * 128 + element(i) * 32 + lane;
     float sum = 0;
 #pragma unroll
     for (int s = 0; s < kMostWarps; ++s) {
@@ -122,7 +119,23 @@ class Walk : public Exchange<Form> {
   }
 
  private:
-  FUSEDNN_DEVICE float* sums() const { return reinterpret_cast<float*>(shared + z.sums + turn_ * z.sums_of_turn); }
+  FUSEDNN_DEVICE float* sums(int turn) const {
+    return reinterpret_cast<float*>(shared + z.sums + turn * z.sums_of_turn);
+  }
+
+  // This warp's part of a product, among the sums.
+  template <int kTiles, int kKept>
+  FUSEDNN_DEVICE void leave(const Residence<Form, kTiles, kKept>& weights, const Bytes16* message, float* sums) const {
+    float sum[kTiles][4];
+    weights.multiply(message, sum);
+    const bool lost = ballot(Base::lost()) != 0;
+    float* mine = sums + warp * kTiles * 128 + lane;
+#pragma unroll
+    for (int q = 0; q < kTiles; ++q) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) mine[q * 128 + e * 32] = lost ? bits_as<float>(0x7fc00000u) : sum[q][e];
+    }
+  }
 
   int turn_ = 0;
 };

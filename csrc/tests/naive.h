@@ -27,6 +27,7 @@ struct Problem {
   Values mask, norm;  // [D, B, P], [D, G*H]; empty: none
   double zoneout_h = 0, zoneout_c = 0;
   std::vector<int64_t> seeds;  // of zoneout, one a direction; empty: the expectation
+  std::vector<Problem> above;  // layers that take y of the one below, in the same call
 
   bool zones() const { return zoneout_h > 0 || zoneout_c > 0; }
   long count(long t) const { return batch_sizes.empty() ? batch : batch_sizes[static_cast<size_t>(t)]; }
@@ -42,6 +43,7 @@ struct Problem {
   }
 };
 
+// With layers: those of all, one after the other.
 struct Outputs {
   Values y, h_n, c_n, saved;
   Values states;        // with zoneout

@@ -163,7 +163,7 @@ RecurrentShape shape_of(const Problem& p, const CellInfo& cell, Dtype dtype, int
   RecurrentShape s{};
   s.cell = cell.name, s.dtype = dtype;
   s.batch = p.batch, s.steps = p.steps, s.rows = p.rows();
-  s.hidden = p.hidden, s.proj = p.proj, s.directions = p.directions / p.heads, s.heads = p.heads;
+  s.hidden = p.hidden, s.proj = p.proj, s.directions = p.directions / p.heads, s.heads = p.heads, s.layers = 1;
   s.options.zoneout_h = p.zoneout_h, s.options.zoneout_c = p.zoneout_c;
   s.batch_sizes = p.batch_sizes.empty() ? nullptr : p.batch_sizes.data();
   s.threads = threads;
@@ -234,6 +234,13 @@ double to_float16(double x) {
 
 Rounding rounding_of(Dtype dtype) {
   return dtype == Dtype::kBFloat16 ? to_bfloat16 : dtype == Dtype::kFloat16 ? to_float16 : identity;
+}
+
+// Of all layers, one after the other.
+Values of_layers(const Problem& p, Values Problem::* which) {
+  Values all = p.*which;
+  for (const Problem& layer : p.above) all.insert(all.end(), (layer.*which).begin(), (layer.*which).end());
+  return all;
 }
 
 }  // namespace
@@ -314,6 +321,21 @@ Problem with_inputs(Problem p, long inputs, const CellInfo& cell, Dtype dtype, u
   return p;
 }
 
+Problem with_layers(Problem p, long layers, const CellInfo& cell, Dtype dtype, unsigned seed) {
+  for (long l = 1; l < layers; ++l) {
+    Problem layer = p;
+    layer.above.clear();
+    std::mt19937 random(seed + static_cast<unsigned>(l));
+    for (Values* values : {&layer.h0, &layer.c0, &layer.w_hh, &layer.b_hh})
+      std::shuffle(values->begin(), values->end(), random);
+    const long lines = cell.gates * p.hidden;
+    layer.w_ih = uniform_values(random, dtype, lines * p.hidden, 1.5 / std::sqrt(static_cast<double>(p.hidden)));
+    if (p.bias) layer.b_ih = uniform_values(random, dtype, lines, 1);
+    p.above.push_back(layer);
+  }
+  return p;
+}
+
 // The tensors of the options.
 struct Asked {
   Tensor mask, norm;
@@ -338,20 +360,36 @@ struct Asked {
 struct ForwardCall::Parts {
   Tensor gates, x, w_ih, b_ih, h0, c0, w_hh, b_hh, w_hr, y, h_n, c_n, saved, states;
   Asked asked;
+  std::vector<Tensor> weights;  // of the layers above the first
+  std::vector<LayerWeights> above;
   std::unique_ptr<Call<RecurrentForward>> call;
 };
 
 ForwardCall::ForwardCall(const Problem& p, const CellInfo& cell, Dtype dtype, int threads, bool save,
                          const char* strategy) {
   const bool gpu = kGpu && strategy != nullptr;
-  const size_t rows = static_cast<size_t>(p.rows() * p.directions);
+  const size_t layers = p.above.size() + 1, rows = static_cast<size_t>(p.rows() * p.directions);
+  const Values h0 = of_layers(p, &Problem::h0), c0 = of_layers(p, &Problem::c0);
   const auto input = [&](const Values& values) { return Tensor(dtype, values, gpu); };
   const auto output = [&](size_t n) { return Tensor(dtype, n, gpu); };
-  parts_.reset(
-      new Parts{input(p.gates), input(p.x), input(p.w_ih), input(p.b_ih), input(p.h0), input(p.c0), input(p.w_hh),
-                input(p.b_hh), input(p.w_hr), output(rows * static_cast<size_t>(p.proj)), output(p.h0.size()),
-                output(p.c0.size()), output(save ? rows * static_cast<size_t>(cell.saved * p.hidden) : 0),
-                output(save && p.zones() ? rows * static_cast<size_t>(p.hidden) : 0), Asked(p, dtype, gpu), nullptr});
+  parts_.reset(new Parts{input(p.gates),
+                         input(p.x),
+                         input(p.w_ih),
+                         input(p.b_ih),
+                         input(h0),
+                         input(c0),
+                         input(p.w_hh),
+                         input(p.b_hh),
+                         input(p.w_hr),
+                         output((save ? layers : 1) * rows * static_cast<size_t>(p.proj)),
+                         output(h0.size()),
+                         output(c0.size()),
+                         output(save ? layers * rows * static_cast<size_t>(cell.saved * p.hidden) : 0),
+                         output(save && p.zones() ? rows * static_cast<size_t>(p.hidden) : 0),
+                         Asked(p, dtype, gpu),
+                         {},
+                         {},
+                         nullptr});
   Parts& t = *parts_;
   RecurrentForward a{};
   a.shape = shape_of(p, cell, dtype, threads, strategy);
@@ -366,6 +404,15 @@ ForwardCall::ForwardCall(const Problem& p, const CellInfo& cell, Dtype dtype, in
   if (save && cell.saved > 0) a.saved = t.saved.output();
   if (save && p.zones()) a.states = t.states.output();
   t.asked.put(p, a.shape.options);
+  for (const Problem& layer : p.above) {
+    for (const Values* values : {&layer.w_ih, &layer.w_hh, &layer.b_ih, &layer.b_hh})
+      t.weights.push_back(input(*values));
+    const auto last = t.weights.end();
+    LayerWeights of{(last - 4)->input(), (last - 3)->input(), nullptr, nullptr};
+    if (p.bias) of.b_ih = (last - 2)->input(), of.b_hh = (last - 1)->input();
+    t.above.push_back(of);
+  }
+  a.shape.layers = static_cast<int>(layers), a.above = t.above.data(), a.last_y = layers > 1 && !save;
   const Provider& provider = provider_of(strategy);
   t.call = std::make_unique<Call<RecurrentForward>>(provider.forward, provider.forward_workspace, a, gpu);
 }

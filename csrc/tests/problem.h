@@ -35,6 +35,9 @@ Problem with_inputs(Problem problem, long inputs, const CellInfo& cell, Dtype dt
 // The same with every option; `heads` must divide its directions, which then count heads too.
 Problem with_options(Problem problem, long heads, const CellInfo& cell, Dtype dtype, unsigned seed);
 
+// The same with layers above it, `layers` in all.
+Problem with_layers(Problem problem, long layers, const CellInfo& cell, Dtype dtype, unsigned seed);
+
 // The strategy of the CUDA kernels under test, or null: the CPU's.
 const char* cuda_strategy();
 const Provider& provider_of(const char* strategy);

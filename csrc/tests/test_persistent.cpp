@@ -7,9 +7,9 @@
 #include "cuda/exchange.h"
 #include "cuda/launch.h"
 #include "cuda/waits.h"
-#include "emulation/machine.h"
 #include "tests/check.h"
 #include "tests/device.h"
+#include "tests/emulated.h"
 #include "tests/problem.h"
 
 namespace {
@@ -18,15 +18,6 @@ using namespace fusednn;
 using namespace fusednn::testing;
 
 constexpr const char* kRungs[] = {"block", "cluster", "grid"};
-
-// Limits of a smaller GPU, while it lives.
-struct SmallGpu {
-  cuda::Limits before = cuda::limits();
-  SmallGpu(int multiprocessors, int cluster) {
-    cuda::limits().multiprocessors = multiprocessors, cuda::limits().cluster = cluster;
-  }
-  ~SmallGpu() { cuda::limits() = before; }
-};
 
 struct Results {
   Outputs out;
@@ -124,7 +115,7 @@ Passed pass(const char* rung, int hidden, int batch, int messages, cuda::u64 pat
             cuda::u64 late = 0) {
   RecurrentShape s{};
   s.cell = "lstm", s.strategy = rung, s.dtype = Dtype::kFloat32;
-  s.batch = batch, s.steps = messages, s.hidden = hidden, s.directions = s.heads = 1;
+  s.batch = batch, s.steps = messages, s.hidden = hidden, s.directions = s.heads = s.layers = 1;
   cuda::Layout layout;
   const char* error = cuda::lay_out(s, {4, 1, {{1, kParts, 1000}}, 1, 0, nullptr}, layout);
   CHECK(error == nullptr, error);
@@ -139,16 +130,6 @@ Passed pass(const char* rung, int hidden, int batch, int messages, cuda::u64 pat
   error = finish();
   CHECK(error == nullptr, error);
   return {wrong, cuda::take_wait_fault()};
-}
-
-template <class Visit>
-void for_seeds(uint64_t count, Visit visit) {
-  const uint64_t before = emulation::seed();
-  for (uint64_t seed = before; seed < before + count; ++seed) {
-    emulation::set_seed(seed);
-    visit(seed);
-  }
-  emulation::set_seed(before);
 }
 
 }  // namespace
@@ -240,7 +221,8 @@ TEST(what_does_not_fit_is_refused_with_the_sizes) {
   const auto refusal = [](const char* rung, Dtype dtype, long hidden, bool projection) -> std::string {
     RecurrentForward a{};
     a.shape.cell = "lstm", a.shape.strategy = rung, a.shape.dtype = dtype, a.shape.hidden = hidden;
-    a.shape.proj = projection ? 5 : hidden, a.shape.batch = a.shape.steps = a.shape.directions = a.shape.heads = 1;
+    a.shape.proj = projection ? 5 : hidden,
+    a.shape.batch = a.shape.steps = a.shape.directions = a.shape.heads = a.shape.layers = 1;
     if (projection) a.w_hr = &a;
     const Witness none{[](void*, const char*, const LaunchShape&) {}, nullptr};
     const char* error = provider_of(rung).forward_launches(a, none);

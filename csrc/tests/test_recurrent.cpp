@@ -498,7 +498,7 @@ TEST(impossible_requests_are_refused_with_a_message) {
   RecurrentShape& s = a.shape;
   s.cell = "no_such_cell", s.strategy = cuda_strategy();
   s.dtype = Dtype::kFloat32;
-  s.batch = s.steps = s.rows = s.hidden = s.proj = s.directions = s.heads = s.threads = 1;
+  s.batch = s.steps = s.rows = s.hidden = s.proj = s.directions = s.heads = s.layers = s.threads = 1;
   CHECK(provider_of(cuda_strategy()).forward(a) != nullptr, "unknown cell");
   s.cell = "gru";
   a.w_hr = &a;

@@ -45,7 +45,7 @@ Counted count(const char* cell, long steps) {
   RecurrentForward a{};
   a.shape.cell = cell, a.shape.strategy = "graph", a.shape.dtype = Dtype::kBFloat16;
   a.shape.batch = 3, a.shape.steps = steps, a.shape.hidden = a.shape.proj = 20, a.shape.directions = 2,
-  a.shape.heads = 1;
+  a.shape.heads = a.shape.layers = 1;
   Counted counted{};
   const auto told = [](void* context, const char* kernel, const LaunchShape& shape) {
     Counted& c = *static_cast<Counted*>(context);

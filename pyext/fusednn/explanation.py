@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 
@@ -15,23 +16,30 @@ from .layers.attention import MultiheadAttention
 from .layers.cells import RecurrentCell
 from .layers.recurrent import RecurrentLayer
 from .occupancy import gpu_like
-from .plan import SHORT, Plan, Request, plan
+from .plan import SHORT, Plan, Request, layer_by_layer, plan
 
 
-def describe(chosen: Plan, sizes: Sizes | None = None, layers: int = 1) -> str:
+def describe(chosen: Plan, sizes: Sizes | None = None, layers: int = 1, dropout: bool = False) -> str:
     """A plan as text: the choice, what it costs, and why each other strategy was not taken.
 
     Args:
         chosen: the plan.
         sizes: of one layer, where they are known.
         layers: how many layers there are.
+        dropout: whether something stands between them.
     """
-    request = chosen.request
+    request, walk = chosen.request, []
+    if chosen.strategy.name == "grid" and sizes is not None and layers > 1:
+        reason = layer_by_layer(request, layers, dropout)
+        walk = [f"layers     {layers}, {'all in one launch forward' if reason is None else f'one by one: {reason}'}"]
+        if reason is None:
+            sizes, layers = dataclasses.replace(sizes, layers=layers), 1
     lines = [
         f"cell       {request.cell}, {request.dtype} on {request.device}",
         *([f"options    {', '.join(request.options)}"] if request.options else []),
         f"strategy   {chosen.strategy.name}: {chosen.strategy.idea}",
         f"why        {chosen.reason}",
+        *walk,
         *(_cuda_lines(chosen, sizes, layers) if chosen.strategy.cuda else _host_lines(chosen, sizes, layers)),
     ]
     return "\n".join([*lines, *(f"not {name}: {why}" for name, why in chosen.refused)])
@@ -97,12 +105,13 @@ def _steps_and_batch(layer: RecurrentLayer | RecurrentCell, x: Tensor | PackedSe
 def _recurrent(layer: RecurrentLayer | RecurrentCell, x: Tensor | PackedSequence, hx=None) -> str:
     layers, directions = getattr(layer, "num_layers", 1), 2 if getattr(layer, "bidirectional", False) else 1
     (steps, batch), x = _steps_and_batch(layer, x), x.data
+    dropout = layer.training and getattr(layer, "dropout", 0) > 0
     proj = getattr(layer, "proj_size", 0)
     dtype, heads = str(x.dtype).removeprefix("torch."), getattr(layer, "heads", 1)
     request = Request(layer.cell, x.device.type, dtype, batch, bool(proj), layer.hidden_size // heads, directions,
                       short=steps <= SHORT, options=_options(layer))  # fmt: skip
     sizes = Sizes(batch, steps, layer.hidden_size // heads, proj // heads, directions, heads)
-    return describe(plan(request, layer.strategy), sizes, layers)
+    return describe(plan(request, layer.strategy), sizes, layers, dropout)
 
 
 def explain(target: nn.Module | Callable, *inputs, **options) -> str:

@@ -209,7 +209,7 @@ class Launch:
 class Sizes:
     """Of one layer: B, T, H, the size of h where it is projected (else 0), directions and their heads in one call.
 
-    With several heads H and the size of h are those of one.
+    With several heads H and the size of h are those of one. With ``layers``: of each of those that walk together.
     """
 
     batch: int
@@ -218,12 +218,13 @@ class Sizes:
     proj: int = 0
     directions: int = 1
     heads: int = 1
+    layers: int = 1
 
 
 def launches(
     cell: str, dtype: str, strategy: str, sizes: Sizes, training: bool = False, tf32: bool = False, packed: bool = False
 ) -> Counter[Launch] | None:
-    """What one layer launches for a sequence, forward and with ``training`` backward, how often each.
+    """What one layer, or several together, launch: forward, and with ``training`` backward; how often each.
 
     Asks the host code of the kernels themselves, which walks through the sequence without launching. None where neither
     library of CUDA kernels (for GPUs or for the emulation) is loaded.
@@ -236,7 +237,7 @@ def launches(
         return None
     found = native.MODULE.launches(
         provider, cell, dtype, strategy, sizes.batch, sizes.steps, sizes.hidden, sizes.proj, sizes.directions,
-        sizes.heads, training, tf32, packed,
+        sizes.heads, sizes.layers, training, tf32, packed,
     )  # fmt: skip
     fields = ("kernel", "grid", "threads", "shared", "cluster", "cooperative", "resident", "replayed")
     return Counter(Launch(*(each[field] for field in fields)) for each in found)

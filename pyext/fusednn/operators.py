@@ -225,9 +225,20 @@ class _Recurrent(torch.autograd.Function):
         options = ctx.options._replace(mask=mask, seed=seed, norm=norm)
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, inputs, grads, options)
+        return _Recurrent.of_layer(
+            ctx.cell, ctx.strategy, inputs, (y, saved, states), grads, ctx.needs_input_grad, options
+        )
+
+    @staticmethod
+    def of_layer(name: str, strategy: str, inputs, kept, grads, needs, options: Options) -> tuple[Tensor | None, ...]:
+        """Gradients of the operator's arguments by the compiled kernels, None where none is needed.
+
+        ``inputs`` are its tensors up to ``batch_sizes``, ``kept`` what forward gave: y, saved and states.
+        """
         x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes = inputs
-        cell = CELLS[ctx.cell]
-        need = dict(zip(("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr"), ctx.needs_input_grad, strict=False))
+        (y, saved, states), mask, norm = kept, options.mask, options.norm
+        cell = CELLS[name]
+        need = dict(zip(("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr"), needs, strict=False))
         tracks = h0.shape[0]
 
         def each_track(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -240,7 +251,7 @@ class _Recurrent(torch.autograd.Function):
             if mask is not None:  # of each row  # [D, N, P]
                 masks = mask[:, _row_of_batch(y.shape[0], h0.shape[1], batch_sizes, y.device)]
         if options.recompute and (cell.saved or options.zones):
-            saved, states = _gates_again(inputs, ctx.cell, ctx.strategy, previous, masks, states, options)
+            saved, states = _gates_again(inputs, name, strategy, previous, masks, states, options)
         saved_parts = each_track(saved) if cell.saved else [saved] * tracks
         if norm is not None or need["w_hh"]:
             factors = [_factors(cell, *part) for part in zip(previous, saved_parts, masks, strict=True)]
@@ -251,7 +262,7 @@ class _Recurrent(torch.autograd.Function):
         d_gates, d_recurrent, d_h0, d_c0, d_proj, d_products = torch.ops.fusednn.recurrent_backward(
             *(None if g is None else g.contiguous() for g in grads),
             *(y, saved, states if options.zones else None, normed, rstd, h0, c0, w_hh, b_hh, w_hr, batch_sizes),
-            *(ctx.cell, ctx.strategy, *options[:-1]),
+            *(name, strategy, *options[:-1]),
         )
         d_recurrent = d_recurrent if cell.split else d_gates
         d_products = d_recurrent if norm is None else d_products
@@ -262,7 +273,7 @@ class _Recurrent(torch.autograd.Function):
         if need["w_hr"]:
             d_w_hr = _joined(
                 [
-                    _projection_weight_gradient(cell, d, s, _units(ctx.cell, w_hh))
+                    _projection_weight_gradient(cell, d, s, _units(name, w_hh))
                     for d, s in zip(each_track(d_proj), saved_parts, strict=True)
                 ],
                 w_hr,
@@ -270,8 +281,8 @@ class _Recurrent(torch.autograd.Function):
         d_b_ih = d_gates.sum(0).view_as(b_hh if b_ih is None else b_ih) if need["b_ih"] or need["b_hh"] else None
         d_b_hh = d_recurrent.sum(0).view_as(b_hh) if need["b_hh"] and cell.split else d_b_ih
         d_x = d_gates if w_ih is None else d_gates @ w_ih.flatten(0, -2) if need["x"] else None
-        others: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - 8)
-        if normed is not None and norm is not None and ctx.needs_input_grad[_NORM]:
+        others: list[Tensor | None] = [None] * (len(needs) - 8)
+        if normed is not None and norm is not None and needs[_NORM]:
             others[_NORM - 8] = (d_recurrent * normed).sum(0).view_as(norm)
         return (
             d_x,

@@ -127,6 +127,37 @@ def _no_room(strategy: str, cell: str, dtype: str, tf32: bool, batch: int, hidde
     return None
 
 
+@torch.compiler.assume_constant_result
+def _rows_together(cell: str, dtype: str, tf32: bool, hidden: int, layers: int) -> int | str:
+    """Rows up to which ``grid`` walks layers together, or why it cannot, by the host code of the kernels itself."""
+    try:
+        found = launches(cell, dtype, "grid", Sizes(1, 1, hidden, layers=layers), training=True, tf32=tf32)
+    except ValueError as error:
+        return str(error)
+    together = next(launch for launch in found or () if launch.cooperative and launch.grid[2] == layers)
+    return WAVEFRONT_ROWS * (together.resident // (together.grid[0] * layers))
+
+
+def layer_by_layer(request: Request, layers: int, dropout: bool = False) -> str | None:
+    """Why ``grid`` launches every layer by itself; None: one launch walks all, forward.
+
+    Args:
+        request: what ``grid`` was chosen for.
+        layers: how many there are.
+        dropout: whether something stands between them.
+    """
+    if layers == 1:
+        return "there is one"
+    if request.directions > 1:
+        return "the second direction begins with the last step of the layer below"
+    if request.options or dropout:
+        return f"there is {' and '.join((*request.options, *['dropout between them'] * dropout))}"
+    rows = _rows_together(request.cell, request.dtype, request.tf32, request.hidden, layers)
+    if isinstance(rows, str):
+        return rows
+    return f"predicted slower together for more than {rows} rows" if request.batch > rows else None
+
+
 def _only_measures(request: Request) -> str | None:
     return "kept for measurement"
 
@@ -139,6 +170,9 @@ STEP_ROWS = 64  # predicted: a block of `step` reads its weights once for 16 row
 
 
 PERSISTENT_ROWS = 128  # predicted: beyond, columns of 8 rows one after the other take longer than a library GEMM
+
+
+WAVEFRONT_ROWS = 8  # predicted: of a group of blocks; with a second column it loses more than layers side by side gain
 
 
 SHORT = 4  # predicted: loading all weights into registers and shared memory takes as long as this many launches

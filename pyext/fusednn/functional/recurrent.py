@@ -112,8 +112,8 @@ def recurrent(
         _check_options(options, tensors[1], c0, norm_ih)
     compiling = torch.compiler.is_compiling()
     sizes, short = (1, 0, 1), False  # B, H, D, and whether T is small: what CUDA kernels are chosen by
-    if (device != "cpu" or EMULATED) and h0.dim() == w_hh.dim() == 3 and cell in CELLS:
-        sizes = (h0.shape[1], w_hh.shape[1] // len(CELLS[cell].gates), max(h0.shape[0] // heads, 1))
+    if (device != "cpu" or EMULATED) and h0.dim() == 3 and w_hh.dim() in (2, 3) and cell in CELLS:
+        sizes = (h0.shape[1], w_hh.shape[-2] // len(CELLS[cell].gates), max(h0.shape[0] // heads, 1))
         short = x.shape[0] <= SHORT * sizes[0]
     tf32 = sizes[1] > 0 and tensors[0].dtype == torch.float32 and _allows_tf32()
     chosen = (_choose if compiling else _cached_choose)(

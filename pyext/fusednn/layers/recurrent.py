@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import plan
 from ..functional import recurrent
+from ..functional.recurrent_layers import recurrent_layers
 from ..reference.cells import CELLS
 from .initialisation import Initialisation
 from .lengths import Packing, check_lengths
@@ -264,6 +265,13 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         """All layers over rows ``[N, I]``."""
         h0, c0 = hx if isinstance(hx, tuple) else (hx, None)
         directions = 2 if self.bidirectional else 1
+        if self.num_layers > 1 and directions == 1 and not self.proj_size and self._asked is None:
+            weights = [self._weights(layer)[:4] for layer in range(self.num_layers)]
+            dropout = self.training and self.dropout > 0
+            together = recurrent_layers(self.cell, x, h0, c0, weights, batch_sizes, self.strategy, dropout)
+            if together is not None:
+                y, h_n, c_n = together
+                return y, h_n if c_n is None else (h_n, c_n)
         last_h, last_c = [], []
         for layer in range(self.num_layers):
             if layer and self.dropout:
