@@ -40,8 +40,6 @@ const char* refusal(const RecurrentShape& s, const void* w_hr) {
   if (s.directions != 1 && s.directions != 2) return refuse("directions must be 1 or 2");
   if (s.heads < 1) return refuse("heads must be positive");
   if (s.options.norm != nullptr) return refuse(named + " has no layer norm");
-  if (persistent(s) && s.options.mask != nullptr) return refuse(named + " has no recurrent dropout");
-  if (persistent(s) && s.options.zones()) return refuse(named + " has no zoneout");
   return nullptr;
 }
 

@@ -160,7 +160,6 @@ def _large_batch(request: Request) -> str | None:
     return _emulation(request)
 
 
-_RESIDENT = ("heads", "recompute")  # others would take registers from the weights
 _STEPWISE = tuple(option for option in OPTIONS if option != "layer norm")  # a block sees its own units alone
 
 
@@ -181,7 +180,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _many_rows,
         cuda=True,
-        options=_RESIDENT,
+        options=_STEPWISE,
     ),
     Strategy(
         "cluster",
@@ -191,7 +190,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _many_rows,
         cuda=True,
-        options=_RESIDENT,
+        options=_STEPWISE,
     ),
     Strategy(
         "grid",
@@ -201,7 +200,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _many_rows,
         cuda=True,
-        options=_RESIDENT,
+        options=_STEPWISE,
     ),
     Strategy(
         "step",
