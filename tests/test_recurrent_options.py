@@ -26,7 +26,8 @@ from sequences import states_of
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 NAMES = ("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "norm_ih", "norm_hh")
 HOST = ["sequence", "loop"]
-CUDA = ["gemm", "step", "graph"]
+PERSISTENT = ["block", "cluster", "grid"]
+CUDA = ["gemm", "step", "graph", *PERSISTENT]
 needs_library = pytest.mark.skipif(not EMULATED, reason="`make emulated` builds the emulated kernels")
 strategies = pytest.mark.parametrize("strategy", [*HOST, *(pytest.param(s, marks=needs_library) for s in CUDA)])
 
@@ -144,16 +145,17 @@ WITHOUT_NORM = [Call(**{**vars(call), "norm": False}) for call in EACH if call !
 
 @needs_library
 @pytest.mark.parametrize("call", WITHOUT_NORM, ids=str)
-@pytest.mark.parametrize("strategy", ["gemm", "step"])
+@pytest.mark.parametrize("strategy", ["gemm", "step", *PERSISTENT])
 def test_each_option_meets_the_rule_on_the_cuda_rungs(cell, call, strategy):
     check(call, cell, torch.bfloat16 if call == WITHOUT_NORM[-1] else torch.float32, strategy)
 
 
 @needs_library
-@pytest.mark.parametrize("call", [Call(heads=3), Call(heads=2, directions=2, recompute=True, packed=True)], ids=str)
-@pytest.mark.parametrize("strategy", ["block", "cluster", "grid"])
-def test_persistent_rungs_have_heads_and_recompute(cell, call, strategy):
-    check(call, cell, torch.float32, strategy)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("strategy", ["cluster", "grid"])
+def test_options_of_several_blocks_meet_the_rule(strategy, dtype):
+    call = Call(heads=2, directions=2, mask=True, zoneout=(0.3, 0.5), packed=True, B=10, H=35)
+    check(call, "lstm", dtype, strategy)
 
 
 @needs_library
@@ -190,7 +192,7 @@ def test_random_combinations_meet_the_rule(call, cell, strategy):
     torch.manual_seed(0)
     if strategy in CUDA:
         call = Call(**{**vars(call), "norm": False})
-    check(call, cell, torch.float64, strategy)
+    check(call, cell, torch.float32 if strategy in PERSISTENT else torch.float64, strategy)
 
 
 def as_function(call: Call, cell: str):
@@ -332,7 +334,9 @@ def test_zoneout_of_one_keeps_the_initial_state(cell):
 def test_a_sequence_in_pieces_equals_the_whole(cell, strategy):
     """With the same mask and seed, and each piece told the number of its first step."""
     call = Call(heads=2, mask=True, zoneout=0.4, T=7)
-    tensors, options = call.tensors(cell), call.options(torch.float64)
+    dtype = torch.float32 if strategy in PERSISTENT else torch.float64
+    tensors = {name: None if t is None else t.to(dtype) for name, t in call.tensors(cell).items()}
+    options = call.options(dtype)
     whole, h_n, c_n = run(cell, tensors, strategy=strategy, **options)
     x, h, c = tensors["x"], tensors["h0"], tensors["c0"]
     pieces, first = [], 0
@@ -502,7 +506,7 @@ MISTAKES = [
     ({"recompute": 1}, "recompute must be True or False, got 1"),
     ({"layer_norm": "yes"}, "layer_norm must be True or False, got 'yes'"),
     ({"strategy": "gemm", "layer_norm": True}, "strategy 'gemm' has no layer norm; expected one of 'auto', 'sequence'"),
-    ({"strategy": "block", "zoneout": 0.1}, "strategy 'block' has no zoneout; expected one of 'auto'.*'sequence'"),
+    ({"strategy": "grid", "layer_norm": True}, "strategy 'grid' has no layer norm; expected one of 'auto', 'sequence'"),
 ]
 
 
@@ -540,13 +544,13 @@ def test_explain_names_the_options_and_who_lacks_them():
 
 
 def test_the_plan_refuses_what_a_strategy_lacks():
-    lacking = [s.name for s in STRATEGY_TABLE if "zoneout" not in s.options]
+    lacking = [s.name for s in STRATEGY_TABLE if "layer norm" not in s.options]
     for name in lacking:
-        refused = dict(plan(Request("gru", "cpu", options=("zoneout",))).refused)
+        refused = dict(plan(Request("gru", "cpu", options=("layer norm",))).refused)
         assert refused[name]
         if EMULATED:
-            with pytest.raises(ValueError, match="has no zoneout; 'sequence'"):
-                plan(Request("gru", "cpu", options=("zoneout",)), name)
+            with pytest.raises(ValueError, match="has no layer norm; 'sequence'"):
+                plan(Request("gru", "cpu", options=("layer norm",)), name)
 
 
 def test_without_options_a_layer_is_as_before(cell):

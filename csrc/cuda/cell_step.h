@@ -1,7 +1,6 @@
 // The pointwise part of a step, for one unit of one row: what comes behind the recurrent product, whatever made it.
 #pragma once
 
-#include "cells/zoneout.h"
 #include "cuda/device_cell.h"
 #include "cuda/primitives/numbers.h"
 #include "cuda/steps.h"
@@ -55,15 +54,6 @@ struct Index {
   }
   // Of a state [N, B, size].
   FUSEDNN_DEVICE long state(long b, int size, int u) const { return (static_cast<long>(head) * batch + b) * size + u; }
-
-  // How much of its old state the unit keeps.
-  template <class A>
-  FUSEDNN_DEVICE A keeps(cells::ZoneoutState which, const Zoneout& s, long b, int u) const {
-    const bool of_h = which == cells::kZoneoutH;
-    if (s.seed == nullptr) return static_cast<A>(of_h ? s.h : s.c);
-    const cells::Words drawn = cells::zoneout_words(*s.seed, cells::zoneout_stream(head, which), s.t, b, u);
-    return drawn.word[u % 4] < (of_h ? s.limit_h : s.limit_c) ? A(1) : A(0);
-  }
 };
 
 template <class Cell, class Io>
@@ -91,7 +81,7 @@ struct ForwardCell {
       A c = before;
       const A next = cell.forward(x, rec, h, c, saved);
       if (Cell::kCellState) {
-        if (s.zoneout.c > 0) c = mixed(at.template keeps<A>(cells::kZoneoutC, s.zoneout, b, u), before, c);
+        if (s.zoneout.c > 0) c = mixed(s.zoneout.share<A>(cells::kZoneoutC, at.head, b, u), before, c);
         static_cast<A*>(s.c)[at.state(b, z.hidden, u)] = c;
         io.store(s.c_n, at.state(b, z.hidden, u), c);
         if (s.c_states != nullptr) io.store(s.c_states, at.row(b, 1, 0, z.hidden, u), c);
@@ -120,7 +110,7 @@ struct ForwardCell {
   FUSEDNN_DEVICE void put(long b, int u, A h) const {
     const long state = at.state(b, z.proj, u);
     if (s.h_states != nullptr) io.store(s.h_states, at.row(b, 1, 0, z.hidden, u), h);
-    if (s.zoneout.h > 0) h = mixed(at.template keeps<A>(cells::kZoneoutH, s.zoneout, b, u), io.load(s.h, state), h);
+    if (s.zoneout.h > 0) h = mixed(s.zoneout.share<A>(cells::kZoneoutH, at.head, b, u), io.load(s.h, state), h);
     io.store(s.y, at.row(b, 1, 0, z.proj, u), h);
     io.store(s.h_next, state, h);
     if (s.h_n != nullptr) io.store(s.h_n, state, h);
@@ -128,7 +118,6 @@ struct ForwardCell {
   }
 
  private:
-  static FUSEDNN_DEVICE A mixed(A share, A before, A after) { return share * before + (A(1) - share) * after; }
   FUSEDNN_DEVICE A mask(long b, int u) const { return io.load(s.mask, at.state(b, z.proj, u)); }
   FUSEDNN_DEVICE void read(long b, int u, int begin, int end, const A* products, A* x, A* rec) const {
     for (int g = 0; g < G; ++g) {
@@ -169,7 +158,7 @@ struct BackwardCell {
     }
     if (s.grad_y != nullptr) dh += io.load(s.grad_y, at.row(b, 1, 0, z.proj, u));
     if (s.kept_h != nullptr) {
-      const A share = s.zoneout.h > 0 ? at.template keeps<A>(cells::kZoneoutH, s.zoneout, b, u) : A(0);
+      const A share = s.zoneout.share<A>(cells::kZoneoutH, at.head, b, u);
       static_cast<A*>(s.kept_h)[state] = share * dh;
       dh *= A(1) - share;
     }
@@ -195,7 +184,7 @@ struct BackwardCell {
       const A before = Cell::kCellState ? A(0) : h_prev(b, u);
       A dc = Cell::kCellState ? static_cast<A*>(s.dc)[at.state(b, z.hidden, u)] : A(0), kept_c = 0;
       if (Cell::kCellState && s.zoneout.c > 0) {
-        kept_c = dc * at.template keeps<A>(cells::kZoneoutC, s.zoneout, b, u);
+        kept_c = dc * s.zoneout.share<A>(cells::kZoneoutC, at.head, b, u);
         dc -= kept_c;
       }
       const A direct = cell.backward(saved, h, before, Cell::kCellState ? c_prev(b, u) : A(0), dh, dc, dx, dr);

@@ -70,6 +70,10 @@ struct Persistent {
   }
 };
 
+Asked asked_of(const RecurrentOptions& o, const void* states) {
+  return {o.mask != nullptr || o.zones() || states != nullptr, o.mask, zoneout_at(o, 0, 0)};
+}
+
 Persistent forward_of(const RecurrentForward& a) {
   return {a.shape, kernels_of(a.shape)->forward_needs};
 }
@@ -80,7 +84,9 @@ Persistent backward_of(const RecurrentBackward& a) {
 }  // namespace
 
 const char* run_persistent_forward(const RecurrentForward& a) {
-  PersistentForward tensors{a.gates, a.h0, a.c0, a.w_hh, a.b_hh, a.y, a.h_n, a.c_n, a.saved, a.states, {}};
+  PersistentForward tensors{
+      a.gates, a.h0, a.c0, a.w_hh, a.b_hh, a.y, a.h_n, a.c_n, a.saved, a.states, asked_of(a.shape.options, a.states),
+      {}};
   Persistent call = forward_of(a);
   FUSEDNN_TRY(call.refused);
   std::copy_n(a.above, a.shape.layers - 1, tensors.above);
@@ -91,8 +97,9 @@ const char* run_persistent_forward(const RecurrentForward& a) {
 }
 
 const char* run_persistent_backward(const RecurrentBackward& a) {
-  const PersistentBackward tensors{a.grad_y, a.grad_h_n, a.grad_c_n, a.y,           a.saved, a.h0,
-                                   a.c0,     a.w_hh,     a.d_gates,  a.d_recurrent, a.d_h0,  a.d_c0};
+  const PersistentBackward tensors{
+      a.grad_y, a.grad_h_n, a.grad_c_n,    a.y,    a.saved, a.h0,     a.c0,
+      a.w_hh,   a.d_gates,  a.d_recurrent, a.d_h0, a.d_c0,  a.states, asked_of(a.shape.options, nullptr)};
   return backward_of(a).run([&](const LaunchShape& shape, void* stream, const Geometry& z) {
     return kernels_of(a.shape)->backward(shape, stream, z, tensors);
   });

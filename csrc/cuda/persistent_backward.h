@@ -23,6 +23,8 @@ struct PersistentBackward {  // as in api.h
   void* d_recurrent;
   void* d_h0;
   void* d_c0;
+  const void* states;
+  Asked asked;
 };
 
 template <class Cell, class Form>
@@ -92,15 +94,16 @@ class BackwardWalk : public Walk<Form> {
       const bool joined = before >= 0 && before < it.length;
       const int there = joined ? before : s.time;
       const long here = Base::place(it, s.time, 1);
-      const T* saved = static_cast<const T*>(a_.saved);
+      const T *saved = static_cast<const T*>(a_.saved), *states = static_cast<const T*>(a_.states);
       if (a_.grad_y != nullptr) of.grad_y = static_cast<const T*>(a_.grad_y)[here];
 #pragma unroll
       for (int k = 0; k < S; ++k) of.saved[k] = saved[Base::place(it, s.time, S) + k * z.hidden];
       if constexpr (Cell::kCellState) {
-        const long c_there = Base::place(it, there, S) + Cell::kSavedC * z.hidden;
-        of.c_prev = joined ? saved[c_there] : static_cast<const T*>(a_.c0)[Base::state_place(it)];
+        const T* c = states == nullptr ? saved + Cell::kSavedC * z.hidden : states;
+        const long c_there = Base::place(it, there, states == nullptr ? S : 1);
+        of.c_prev = joined ? c[c_there] : static_cast<const T*>(a_.c0)[Base::state_place(it)];
       } else {
-        of.h = static_cast<const T*>(a_.y)[here];
+        of.h = (states == nullptr ? static_cast<const T*>(a_.y) : states)[here];
         of.h_prev = joined ? static_cast<const T*>(a_.y)[Base::place(it, there, 1)]
                            : static_cast<const T*>(a_.h0)[Base::state_place(it)];
       }
@@ -112,12 +115,14 @@ class BackwardWalk : public Walk<Form> {
   FUSEDNN_DEVICE void step(const Step& s, const Inputs& now) {
     Base::finish(now, loader(s), [&](const auto& in, int i) {
       float dx[G] = {}, dr[G] = {};
-      float dh = arrived(s, in, i);
+      const Options of = options(s, in, i);
+      float dh = arrived(s, in, i, of);
       if (in.active) {
         float saved[S + 1], dc = Cell::kCellState ? kept(kDc, s.column, i) : 0.f;
+        const float by_h = past(of.keeps_h, dh), by_c = past(of.keeps_c, dc);
         read(in.saved, saved);
-        dh = cell_.backward(saved, widen(in.h), widen(in.h_prev), widen(in.c_prev), dh, dc, dx, dr);
-        if (Cell::kCellState) kept(kDc, s.column, i) = dc;
+        dh = cell_.backward(saved, widen(in.h), widen(in.h_prev), widen(in.c_prev), dh, dc, dx, dr) + by_h;
+        if (Cell::kCellState) kept(kDc, s.column, i) = dc + by_c;
       }
       kept(kDh, s.column, i) = dh;
       put_gates<0, G>(s, in.active, i, dx, dr);
@@ -128,13 +133,14 @@ class BackwardWalk : public Walk<Form> {
   FUSEDNN_DEVICE void first(const Step& s, const Inputs& now) {
     Base::finish(now, loader(s), [&](const auto& in, int i) {
       float dx[G] = {}, dr[G] = {};
-      const float dh = arrived(s, in, i);
+      const Options of = options(s, in, i);
+      float dh = kept(kDh, s.column, i) = arrived(s, in, i, of);
       if (in.active) {
         float saved[S + 1];
+        past(of.keeps_h, dh);
         read(in.saved, saved);
         cell_.backward_second(saved, widen(in.h_prev), dh, dx, dr);
       }
-      kept(kDh, s.column, i) = dh;
       put_gates<kFirst, G>(s, in.active, i, dx, dr);
     });
   }
@@ -144,9 +150,11 @@ class BackwardWalk : public Walk<Form> {
     Base::finish(now, loader(s), [&](const auto& in, int i) {
       float dx[G] = {}, dr[G] = {};
       if (in.active) {
-        float saved[S + 1], &dh = kept(kDh, s.column, i);
+        const Options of = options(s, in, i);
+        float saved[S + 1], dh = kept(kDh, s.column, i);
+        const float by_h = past(of.keeps_h, dh), dm = of.factor * Base::template sum_of<1>(0, i);
         read(in.saved, saved);
-        dh = cell_.backward_first(saved, widen(in.h_prev), dh, Base::template sum_of<1>(0, i), dx, dr);
+        kept(kDh, s.column, i) = cell_.backward_first(saved, widen(in.h_prev), dh, dm, dx, dr) + by_h;
       }
       put_gates<0, kFirst>(s, in.active, i, dx, dr);
     });
@@ -154,7 +162,8 @@ class BackwardWalk : public Walk<Form> {
 
   // Behind the product with the gradients of the first step: nothing but the gradient of h_0 is left.
   FUSEDNN_DEVICE void last(const Step& s, const Inputs& now) {
-    Base::finish(now, loader(s), [&](const auto& in, int i) { kept(kDh, s.column, i) = arrived(s, in, i); });
+    Base::finish(now, loader(s),
+                 [&](const auto& in, int i) { kept(kDh, s.column, i) = arrived(s, in, i, options(s, in, i)); });
   }
 
   FUSEDNN_DEVICE void end() const {
@@ -184,11 +193,34 @@ class BackwardWalk : public Walk<Form> {
     for (int k = 0; k < S; ++k) saved[k] = widen(in[k]);
   }
 
+  // What multiplies the gradients that passed through W_hh, and the shares of the old states that an item keeps.
+  struct Options {
+    float factor = 1, keeps_h = 0, keeps_c = 0;
+  };
+  template <class In>
+  FUSEDNN_DEVICE Options options(const Step& s, const In& in, int i) const {
+    Options of;
+    if (a_.asked.any) {
+      const auto it = item(s.column, i);
+      of.factor = Base::factor(a_.asked, it);
+      if (in.active) of.keeps_h = Base::share(a_.asked, cells::kZoneoutH, it, s.time);
+      if (in.active && Cell::kCellState) of.keeps_c = Base::share(a_.asked, cells::kZoneoutC, it, s.time);
+    }
+    return of;
+  }
+
+  // The part of a gradient that passes by the cell; the rest is left. With no share -0, which added changes no bit.
+  FUSEDNN_DEVICE static float past(float share, float& gradient) {
+    const float by = share > 0 ? share * gradient : -0.f;
+    gradient *= 1 - share;
+    return by;
+  }
+
   // The whole gradient of an item's h.
   template <class In>
-  FUSEDNN_DEVICE float arrived(const Step& s, const In& in, int i) const {
+  FUSEDNN_DEVICE float arrived(const Step& s, const In& in, int i, const Options& of) const {
     float dh = kept(kDh, s.column, i);
-    if (in.passed) dh += Base::template sum_of<1>(0, i);
+    if (in.passed) dh += of.factor * Base::template sum_of<1>(0, i);
     return in.active ? dh + widen(in.grad_y) : dh;
   }
 

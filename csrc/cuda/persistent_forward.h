@@ -16,7 +16,8 @@ struct PersistentForward {  // as in api.h
   void* h_n;
   void* c_n;
   void* saved;
-  void* c_states;  // [N, D*H] c_t in place of saved, or null
+  void* states;
+  Asked asked;
   LayerWeights above[kMostLayers - 1];
 };
 
@@ -64,7 +65,7 @@ class ForwardWalk : public Walk<Form> {
         const float h = there ? widen(static_cast<const T*>(a_.h0)[from]) : 0.f;
         kept(kH, column, i) = h;
         if (Cell::kCellState) kept(kC, column, i) = there ? widen(static_cast<const T*>(a_.c0)[from]) : 0.f;
-        Base::put(0, i, Stays<Form>::state(h));
+        Base::put(0, i, Stays<Form>::state(h * Base::factor(a_.asked, it)));
       }
       if (Base::steps_of(column) > 0) Base::template send<1>(0, column);
     }
@@ -101,8 +102,7 @@ class ForwardWalk : public Walk<Form> {
       float x[G], rec[G], saved[S + 1], c = Cell::kCellState ? kept(kC, s.column, i) : 0.f;
       read<0, kFirst>(in.x, i, x, rec);
       const float h = cell_.forward(x, rec, kept(kH, s.column, i), c, saved);
-      if (Cell::kCellState && in.active) kept(kC, s.column, i) = c;
-      arrive(s, i, in.active, h, saved);
+      arrive(s, i, in.active, h, c, saved);
     });
   }
 
@@ -111,7 +111,8 @@ class ForwardWalk : public Walk<Form> {
     Base::finish(now, loader<0, kFirst>(s), [&](const auto& in, int i) {
       float x[G], rec[G], saved[S + 1];
       read<0, kFirst>(in.x, i, x, rec);
-      Base::put(0, i, Stays<Form>::state(cell_.forward_first(x, rec, kept(kH, s.column, i), saved)));
+      const float middle = cell_.forward_first(x, rec, kept(kH, s.column, i), saved);
+      Base::put(0, i, Stays<Form>::state(middle * Base::factor(a_.asked, item(s.column, i))));
       for (int k = 0; k < S; ++k) kept(kSaved + k, s.column, i) = saved[k];
     });
   }
@@ -122,8 +123,7 @@ class ForwardWalk : public Walk<Form> {
       float x[G], rec[G], saved[S + 1];
       read<kFirst, G>(in.x, i, x, rec);
       for (int k = 0; k < S; ++k) saved[k] = kept(kSaved + k, s.column, i);
-      const float h = cell_.forward_second(x, rec, kept(kH, s.column, i), saved);
-      arrive(s, i, in.active, h, saved);
+      arrive(s, i, in.active, cell_.forward_second(x, rec, kept(kH, s.column, i), saved), 0, saved);
     });
   }
 
@@ -139,6 +139,8 @@ class ForwardWalk : public Walk<Form> {
   }
 
  private:
+  using Item = typename Base::Item;
+
   template <int kBegin, int kEnd>
   FUSEDNN_DEVICE auto loader(const Step& s) const {
     return [this, s](int first) { return inputs<kBegin, kEnd>(s, first); };
@@ -169,23 +171,39 @@ class ForwardWalk : public Walk<Form> {
     }
   }
 
-  // The new h of an item, in the next message; a row that takes no step keeps its own.
-  FUSEDNN_DEVICE void arrive(const Step& s, int i, bool active, float h, const float* saved) {
+  // The new states of an item, h in the next message; a row that takes no step keeps its own.
+  FUSEDNN_DEVICE void arrive(const Step& s, int i, bool active, float h, float c, const float* saved) {
+    const auto it = item(s.column, i);
+    const float factor = a_.asked.any ? with_options(s, it, i, active, h, c) : 1.f;
     if (active) {
-      const auto it = item(s.column, i);
       const T stored = narrow<T>(h);
       kept(kH, s.column, i) = widen(stored);
+      if (Cell::kCellState) kept(kC, s.column, i) = c;
       if (!Base::above || z.track_rows > 0) static_cast<T*>(a_.y)[Base::place(it, s.time, 1)] = stored;
-      if (Cell::kCellState && a_.c_states != nullptr) {
-        static_cast<T*>(a_.c_states)[Base::place(it, s.time, 1)] = narrow<T>(kept(kC, s.column, i));
-      }
       if (a_.saved != nullptr) {
         T* to = static_cast<T*>(a_.saved) + Base::place(it, s.time, S);
 #pragma unroll
         for (int k = 0; k < S; ++k) to[k * z.hidden] = narrow<T>(saved[k]);
       }
     }
-    Base::put(0, i, Stays<Form>::state(kept(kH, s.column, i)));
+    Base::put(0, i, Stays<Form>::state(factor * kept(kH, s.column, i)));
+  }
+
+  // Zoneout of the states that the cell gave; what recurrent dropout multiplies h with.
+  FUSEDNN_DEVICE float with_options(const Step& s, const Item& it, int i, bool active, float& h, float& c) const {
+    if (active) {
+      const float own = h;
+      if (a_.asked.zoneout.h > 0) {
+        h = mixed(Base::share(a_.asked, cells::kZoneoutH, it, s.time), kept(kH, s.column, i), h);
+      }
+      if (Cell::kCellState && a_.asked.zoneout.c > 0) {
+        c = mixed(Base::share(a_.asked, cells::kZoneoutC, it, s.time), kept(kC, s.column, i), c);
+      }
+      if (a_.states != nullptr) {
+        static_cast<T*>(a_.states)[Base::place(it, s.time, 1)] = narrow<T>(Cell::kCellState ? c : own);
+      }
+    }
+    return Base::factor(a_.asked, it);
   }
 
   const Cell& cell_;

@@ -44,8 +44,6 @@ const char* refusal(const RecurrentShape& s, const void* w_hr) {
   if (s.layers > 1 && !grid) return refuse(named + " walks one layer at a time; 'grid' walks several");
   if (s.layers > 1 && s.tracks() > 1) return refuse("layers that walk together have one direction and one head");
   if (s.options.norm != nullptr) return refuse(named + " has no layer norm");
-  if (persistent(s) && s.options.mask != nullptr) return refuse(named + " has no recurrent dropout");
-  if (persistent(s) && s.options.zones()) return refuse(named + " has no zoneout");
   return nullptr;
 }
 

@@ -7,8 +7,7 @@
 #pragma once
 
 #include "api.h"
-#include "cells/philox.h"
-#include "cuda/primitives/device.h"
+#include "cuda/zoneout.h"
 
 namespace fusednn::cuda {
 
@@ -16,14 +15,6 @@ constexpr int kMostDirections = 2;
 
 struct Sizes {
   int hidden, proj, heads, tracks;  // H, P, N, D
-};
-
-// What zoneout draws at a step.
-struct Zoneout {
-  double h, c;           // probabilities; 0: none
-  u32 limit_h, limit_c;  // what a word must be below
-  const int64_t* seed;   // null: the expectation
-  int64_t t;             // the number of the step
 };
 
 struct ForwardStep {

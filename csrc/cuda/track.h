@@ -37,14 +37,6 @@ struct Track {
   FUSEDNN_HD void* of(const void* tensor, int64_t d, int64_t width, int64_t bytes) const {
     return at(tensor, d * heads * width, bytes);
   }
-  FUSEDNN_HD Zoneout zoneout(const RecurrentOptions& o, int64_t d, int64_t i) const {
-    return {o.zoneout_h,
-            o.zoneout_c,
-            cells::limit_of(o.zoneout_h),
-            cells::limit_of(o.zoneout_c),
-            o.seed == nullptr ? nullptr : o.seed + d,
-            o.first + time_of(d, i)};
-  }
 };
 
 struct ForwardTrack : Track {
@@ -78,7 +70,7 @@ struct ForwardTrack : Track {
     f.y = row(a.y, d, i, P);
     f.saved = row(a.saved, d, i, S * H);
     (a.c0 == nullptr ? f.h_states : f.c_states) = row(a.states, d, i, H);
-    f.zoneout = zoneout(o, d, i);
+    f.zoneout = zoneout_at(o, d, time_of(d, i));
     f.middle = of(middle, d, B * H, size);
     f.kept = of(kept, d, B * S * H, acc);
     f.product = of(product, d, product_size(), size), f.product_size = product_size();
@@ -108,7 +100,7 @@ struct BackwardTrack : Track {
     if (a.states != nullptr && a.c0 == nullptr) b.y = row(a.states, d, i, H);
     const RecurrentOptions& o = a.shape.options;
     b.mask = of(o.mask, d, B * P, size);
-    b.zoneout = zoneout(o, d, i);
+    b.zoneout = zoneout_at(o, d, time_of(d, i));
     b.kept_h = of(kept_h, d, B * P, acc);
     b.h0 = of(a.h0, d, B * P, size), b.c0 = of(a.c0, d, B * H, size);
     b.w_t = of(w_t, d, P * first * H, size), b.w_t_late = of(w_t_late, d, H * late * H, size);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/exchange.h"
+#include "cuda/zoneout.h"
 
 namespace fusednn::cuda {
 
@@ -19,6 +20,13 @@ constexpr int kept_chunks(int tiles, int products) {
 // One step of a column: its rows that have one at this time, and how many steps the column has.
 struct Step {
   int column, time, steps;
+};
+
+// What a layer asks for beside its cell, uniform over a launch.
+struct Asked {
+  bool any;          // or states that forward is to keep
+  const void* mask;  // [D, B, H] or null
+  Zoneout zoneout;   // of the first direction at time 0
 };
 
 template <class Form>
@@ -62,6 +70,21 @@ class Walk : public Exchange<Form> {
   FUSEDNN_DEVICE float& kept(int which, int column, int i) const {
     float* values = reinterpret_cast<float*>(shared + z.kept);
     return values[((which * z.columns + column) * z.tiles + tile) * 128 + element(i) * 32 + lane];
+  }
+
+  // ------- options
+
+  // What multiplies an item of a vector that W_hh takes.
+  FUSEDNN_DEVICE float factor(const Asked& asked, const Item& it) const {
+    return asked.mask == nullptr || it.length < 0 ? 1.f : widen(static_cast<const T*>(asked.mask)[state_place(it)]);
+  }
+
+  // How much of its old state an item keeps.
+  FUSEDNN_DEVICE float share(const Asked& asked, cells::ZoneoutState which, const Item& it, int time) const {
+    Zoneout at = asked.zoneout;
+    if (at.seed != nullptr) at.seed += track / z.heads;
+    at.t += time;
+    return at.share<float>(which, track % z.heads, it.row, it.unit);
   }
 
   // ------- rounds

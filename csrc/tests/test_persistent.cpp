@@ -33,22 +33,41 @@ Results run(const Problem& p, const CellInfo& cell, Dtype dtype, const char* run
   return {out, backward.read()};
 }
 
+void agrees(const Problem& p, const CellInfo& cell, Dtype dtype, const char* rung, const std::string& size) {
+  const Outputs truth = naive_forward(p, cell, dtype);
+  const Gradients gradients = naive_backward(p, cell, dtype);
+  const Results got = run(p, cell, dtype, rung);
+  const double eps = dtype == Dtype::kFloat32 ? 0x1p-23 : dtype == Dtype::kBFloat16 ? 0x1p-7 : 0x1p-10;
+  const std::string what = std::string(rung) + " " + cell.name + " " + size;
+  CHECK(distance(got.out.y, truth.y, eps) < 40, what << " y " << distance(got.out.y, truth.y, eps));
+  CHECK(distance(got.out.c_n, truth.c_n, eps) < 40, what << " c_n");
+  CHECK(distance(got.out.states, truth.states, eps) < 40, what << " states");
+  if (dtype != Dtype::kFloat32 && std::string(cell.name) == "rnn_relu") return;  // its derivative jumps
+  CHECK(distance(got.back.d_gates, gradients.d_gates, eps) < 40, what << " d_gates");
+  CHECK(distance(got.back.d_h0, gradients.d_h0, eps) < 40, what << " d_h0");
+  CHECK(distance(got.back.d_c0, gradients.d_c0, eps) < 40, what << " d_c0");
+}
+
 void agrees(const Size& size, const char* rung) {
   for_each_cell([&](const CellInfo& cell) {
     for (Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16}) {
-      const Problem p = make_problem(size, cell, dtype, 3);
-      const Outputs truth = naive_forward(p, cell, dtype);
-      const Gradients gradients = naive_backward(p, cell, dtype);
-      const Results got = run(p, cell, dtype, rung);
-      const double eps = dtype == Dtype::kFloat32 ? 0x1p-23 : 0x1p-7;
-      const std::string what = std::string(rung) + " " + cell.name + " " + text(size);
-      CHECK(distance(got.out.y, truth.y, eps) < 40, what << " y " << distance(got.out.y, truth.y, eps));
-      CHECK(distance(got.out.c_n, truth.c_n, eps) < 40, what << " c_n");
-      if (dtype == Dtype::kBFloat16 && std::string(cell.name) == "rnn_relu") continue;  // its derivative jumps
-      CHECK(distance(got.back.d_gates, gradients.d_gates, eps) < 40, what << " d_gates");
-      CHECK(distance(got.back.d_h0, gradients.d_h0, eps) < 40, what << " d_h0");
+      agrees(make_problem(size, cell, dtype, 3), cell, dtype, rung, text(size));
     }
   });
+}
+
+// Of the options those that the persistent rungs have, each alone and then together.
+enum class Option { kMask, kZoneoutH, kZoneoutC, kExpected, kAll };
+
+Problem asking(Option option, Problem p, long heads, const CellInfo& cell, Dtype dtype) {
+  const Problem all = with_options(p, heads, cell, dtype, 9);
+  const bool every = option == Option::kAll;
+  p.heads = heads;
+  if (every || option == Option::kMask) p.mask = all.mask;
+  if (every || option == Option::kZoneoutH || option == Option::kExpected) p.zoneout_h = all.zoneout_h;
+  if (every || option == Option::kZoneoutC || option == Option::kExpected) p.zoneout_c = all.zoneout_c;
+  if (option != Option::kExpected) p.seeds = all.seeds;
+  return p;
 }
 
 bool same(const Values& a, const Values& b) {
@@ -165,6 +184,60 @@ TEST(columns_that_take_turns_agree_with_plain_loops) {
     agrees({37, 4, 20, 0, 1}, rung);
     agrees({40, 5, 20, 0, 2, true}, rung);
   }
+}
+
+TEST(options_agree_with_plain_loops_on_several_blocks) {
+  const SmallGpu gpu(8, 4);
+  const Size size{10, 4, 40, 0, 2, true};
+  for_each_cell([&](const CellInfo& cell) {
+    for (const char* rung : kRungs) {
+      for (Option option : {Option::kMask, Option::kZoneoutH, Option::kZoneoutC, Option::kExpected, Option::kAll}) {
+        if (option == Option::kZoneoutC && !cell.cell_state) continue;
+        const std::string what = text(size) + " option " + std::to_string(static_cast<int>(option));
+        const Dtype dtype = option == Option::kAll ? Dtype::kBFloat16 : Dtype::kFloat32;
+        agrees(asking(option, make_problem(size, cell, dtype, 3), 1, cell, dtype), cell, dtype, rung, what);
+      }
+    }
+  });
+}
+
+TEST(options_of_heads_and_of_columns_that_take_turns_agree_with_plain_loops) {
+  const SmallGpu gpu(4, 2);
+  const Size size{37, 3, 20, 0, 4};
+  for_each_cell([&](const CellInfo& cell) {
+    for (const char* rung : kRungs) {
+      const Problem p = make_problem(size, cell, Dtype::kFloat16, 3);
+      agrees(asking(Option::kAll, p, 2, cell, Dtype::kFloat16), cell, Dtype::kFloat16, rung, text(size));
+    }
+  });
+}
+
+TEST(a_mask_of_ones_changes_no_bit) {
+  for_each_cell([](const CellInfo& cell) {
+    for (const char* rung : kRungs) {
+      Problem p = make_problem({9, 4, 20, 0, 2, true}, cell, Dtype::kBFloat16, 8);
+      const Results without = run(p, cell, Dtype::kBFloat16, rung);
+      p.mask.assign(p.h0.size(), 1);
+      const Results with = run(p, cell, Dtype::kBFloat16, rung);
+      CHECK(same(without.out.y, with.out.y) && same(without.back.d_gates, with.back.d_gates), rung << cell.name);
+    }
+  });
+}
+
+TEST(every_schedule_gives_options_the_same_bits) {
+  for_each_cell([](const CellInfo& cell) {
+    const SmallGpu gpu(8, 4);
+    const Problem p = asking(Option::kAll, make_problem({9, 3, 35, 0, 2, true}, cell, Dtype::kBFloat16, 4), 1, cell,
+                             Dtype::kBFloat16);
+    for (const char* rung : kRungs) {
+      const Results first = run(p, cell, Dtype::kBFloat16, rung);
+      for_seeds(4, [&](uint64_t seed) {
+        const Results again = run(p, cell, Dtype::kBFloat16, rung);
+        CHECK(same(first.out.y, again.out.y) && same(first.back.d_gates, again.back.d_gates),
+              rung << " " << cell.name << " seed " << seed);
+      });
+    }
+  });
 }
 
 TEST(directions_that_do_not_fit_together_run_one_after_the_other) {

@@ -194,7 +194,6 @@ def _large_batch(request: Request) -> str | None:
     return _emulation(request)
 
 
-_RESIDENT = ("heads", "recompute")  # others would take registers from the weights
 _STEPWISE = tuple(option for option in OPTIONS if option != "layer norm")  # a block sees its own units alone
 
 
@@ -215,7 +214,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _many_rows,
         cuda=True,
-        options=_RESIDENT,
+        options=_STEPWISE,
     ),
     Strategy(
         "cluster",
@@ -225,7 +224,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _many_rows,
         cuda=True,
-        options=_RESIDENT,
+        options=_STEPWISE,
     ),
     Strategy(
         "grid",
@@ -235,7 +234,7 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _many_rows,
         cuda=True,
-        options=_RESIDENT,
+        options=_STEPWISE,
     ),
     Strategy(
         "step",
