@@ -232,6 +232,11 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
 
     def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, as ``_stacked`` gives them."""
+        if self._asked is None and not (self.bidirectional or self.proj_size):  # as they are, at less cost
+            w_ih, w_hh = self._weight(f"weight_ih_l{layer}"), self._weight(f"weight_hh_l{layer}")
+            if not self.bias:
+                return w_ih, w_hh, None, None, None
+            return w_ih, w_hh, self._weight(f"bias_ih_l{layer}"), self._weight(f"bias_hh_l{layer}"), None
         return (
             self._stacked("weight_ih", layer),
             self._dropped(self._stacked("weight_hh", layer)),
