@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusednn

@@ -17,6 +17,7 @@ from ..reference import recurrent as reference_recurrent
 from ..reference.cells import CELLS
 from ..reference.options import NORM_EPS, PLAIN, Options
 
+ANY_BATCH = 1 << 20  # larger than what any strategy would refuse
 _TF32 = ("step", "graph", "block", "cluster", "grid")  # strategies whose own products may use it
 _NAMES = ("h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 
@@ -113,8 +114,10 @@ def recurrent(
     compiling = torch.compiler.is_compiling()
     sizes, short = (1, 0, 1), False  # B, H, D, and whether T is small: what CUDA kernels are chosen by
     if (device != "cpu" or EMULATED) and h0.dim() == 3 and w_hh.dim() in (2, 3) and cell in CELLS:
-        sizes = (h0.shape[1], w_hh.shape[-2] // len(CELLS[cell].gates), max(h0.shape[0] // heads, 1))
-        short = x.shape[0] <= SHORT * sizes[0]
+        any_size = torch.compiler.is_exporting()  # a program serves other batches and lengths than the example's
+        batch = ANY_BATCH if any_size else h0.shape[1]
+        sizes = (batch, w_hh.shape[-2] // len(CELLS[cell].gates), max(h0.shape[0] // heads, 1))
+        short = not any_size and x.shape[0] <= SHORT * batch
     tf32 = sizes[1] > 0 and tensors[0].dtype == torch.float32 and _allows_tf32()
     chosen = (_choose if compiling else _cached_choose)(
         cell, device, tensors[0].dtype, w_hr is not None, *sizes, tf32, short, strategy, asked
