@@ -115,7 +115,7 @@ def test_the_first_token_is_recalled_at_once(name):
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "LSTM, open", "transformer"])
 def test_the_first_token_at_a_distance_is_beyond_torchs_initialisation(name):
-    """A GRU is at chance or not, by its seed: one of three has learned this."""
+    """A GRU is at chance or not, by its seed: two of six have learned some of this."""
     make, rate = FIRST[name]
     task = partial(recall, distance=60)
     found = accuracy(train(make(), task, 150, rate), task)
