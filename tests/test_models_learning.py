@@ -90,9 +90,17 @@ def test_a_transformer_without_positions_does_not_know_the_order(positions):
     assert abs(found - 0.5) < 0.05 if positions is None else found > 0.95
 
 
+def open_lstm():
+    """An LSTM whose forget gates start open."""
+    model = models.RecurrentLM(SYMBOLS + 1, 16, 64)
+    models.forget_bias_(model.layer, 5.0)
+    return model
+
+
 FIRST = {
     "RNN": (lambda: models.RecurrentLM(SYMBOLS + 1, 16, 64, "RNN"), 5e-3),
     "LSTM": (lambda: models.RecurrentLM(SYMBOLS + 1, 16, 64), 1e-2),
+    "LSTM, open": (open_lstm, 1e-2),
     "GRU": (lambda: models.RecurrentLM(SYMBOLS + 1, 16, 64, "GRU"), 1e-2),
     "transformer": (lambda: models.TransformerLM(SYMBOLS + 1, 32, 4, num_layers=1, longest=128), 5e-3),
 }
@@ -105,13 +113,13 @@ def test_the_first_token_is_recalled_at_once(name):
     assert accuracy(train(make(), task, 150, rate), task) > 0.98
 
 
-@pytest.mark.parametrize("name", ["RNN", "LSTM", "transformer"])
-def test_the_first_token_is_recalled_across_a_distance_by_attention(name):
-    """A GRU is at chance or not, by its seed: one of three has learned this."""
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "LSTM, open", "transformer"])
+def test_the_first_token_at_a_distance_is_beyond_torchs_initialisation(name):
+    """A GRU is at chance or not, by its seed: two of six have learned some of this."""
     make, rate = FIRST[name]
     task = partial(recall, distance=60)
     found = accuracy(train(make(), task, 150, rate), task)
-    assert found > 0.98 if name == "transformer" else found < CHANCE
+    assert found < CHANCE if name in ("RNN", "LSTM") else found > 0.95
 
 
 class Truncated(nn.Module):
@@ -149,7 +157,7 @@ def test_a_state_of_fixed_size_is_a_bottleneck_and_attention_removes_it(name, le
     make, steps = COPIERS[name]
     task = partial(copy, length=length)
     found = accuracy(train(make(), task, steps, 1e-2), task)
-    assert found < 0.4 if name == "seq2seq" and length == 12 else found > 0.95
+    assert found < 0.6 if name == "seq2seq" and length == 12 else found > 0.95
 
 
 def test_encoder_decoder_sorts():

@@ -55,8 +55,8 @@ class SimpleRNN(nn.Module):
         Raises:
             ValueError, RuntimeError: as ``fusednn.RNN``.
         """
-        y, state = self.layer(x, state)
-        return self.out(y), state
+        y, h = self.layer(x, state)
+        return self.out(y), h
 
     def step(self, x_t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``[B, I]`` to ``([B, O], h)``; step by step this is ``forward``.
@@ -64,8 +64,8 @@ class SimpleRNN(nn.Module):
         Raises:
             ValueError, RuntimeError: as ``fusednn.RNN.step``.
         """
-        y, state = self.layer.step(x_t, state)
-        return self.out(y), state
+        y, h = self.layer.step(x_t, state)
+        return self.out(y), h
 
 
 class RecurrentLM(LanguageModel):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..layers.transformer import TransformerEncoderLayer
@@ -101,7 +103,7 @@ class TransformerLM(LanguageModel):
         super().__init__()
         self.vocabulary = Vocabulary(vocabulary, width, tied=tied)
         self.positions = make_positions(positions, longest, width)
-        self.layers = nn.ModuleList(
+        self.layers: Any = nn.ModuleList(
             TransformerEncoderLayer(width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True)
             for _ in range(num_layers)
         )
