@@ -19,7 +19,8 @@ def _load() -> ModuleType | None:
     """
     if importlib.util.find_spec("fusednn._C") is None:
         warnings.warn(
-            f"fusednn has no compiled kernels here and runs on plain PyTorch, slower. To change that, {HOW_TO_BUILD}.",
+            "fusednn has no compiled kernels here and runs on plain PyTorch, slower than torch.nn. To change that,"
+            f" {HOW_TO_BUILD}.",
             stacklevel=3,
         )
         return None
