@@ -116,7 +116,7 @@ def test_the_bits_are_those_of_every_run_and_of_inference(cell, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("cell", WALKS)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_the_operators_over_layers_pass_opcheck(cell, device):
     layer = make_layer(cell, Case(4, 3, 5, 6, {"num_layers": 2}), torch.float32).to(device)
     weights = [w.detach().clone().requires_grad_() for i in range(2) for w in layer._weights(i)[:4]]
@@ -143,7 +143,7 @@ def test_second_order_gradients_are_those_of_the_reference(cell, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", ["lstm"])
 def test_layers_together_compile_without_a_graph_break(cell, device):
     torch._dynamo.reset()
     layer = make_layer(cell, Case(4, 3, 5, 6, {"num_layers": 2}), torch.float32, strategy="grid").to(device)
