@@ -37,11 +37,6 @@ _AWAITS_BELOW = "if (load_acquire(sent + of * finishers + (i & (finishers - 1)))
 CHANGES = {  # name: the file in csrc, a text that stands in it once, and what takes its place
     "any wait for the layer below": ("cuda/exchange.h", "    await([&] {\n", "    if (sender == track) await([&] {\n"),
     "the wait for the last of its messages": ("cuda/exchange.h", _AWAITS_BELOW, f"{_AWAITS_BELOW} - (sender != track)"),
-    "the last message to the layer above": (
-        "cuda/persistent_forward.h",
-        "step + 1 < steps || walk.above",
-        "step + 1 < steps",
-    ),
     "messages that are kept": ("cuda/geometry.cu", "z.depth_mask = z.layers > 1 ? ~0u : 1u", "z.depth_mask = 1u"),
     "sums in places of their own": ("cuda/walk.h", "sums(turn_ ^ 1) + z.sums_below", "sums(turn_ ^ 1)"),
 }
