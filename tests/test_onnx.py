@@ -49,7 +49,11 @@ EACH = {
 MORE = [(name, options) for options in ({}, *EACH.values()) for name in CELLS if EACH.get(name) != options]
 
 
-@pytest.mark.parametrize("name,options", [*EACH.items(), *(pytest.param(*m, marks=pytest.mark.slow) for m in MORE)])
+ALWAYS = [(name, EACH[name]) for name in ("lstm", "gru_reset_before")]
+MORE += [case for case in EACH.items() if case not in ALWAYS]
+
+
+@pytest.mark.parametrize("name,options", [*ALWAYS, *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE)])
 def test_standard_operators_compute_the_same_for_other_lengths_and_batches(name, options):
     layer_class, more, operator = CELLS[name]
     layer = layer_class(3, 4, **more, **options).eval()
@@ -75,7 +79,8 @@ def test_standard_operators_compute_the_same_for_other_lengths_and_batches(name,
             torch.testing.assert_close(a, b.detach())
 
 
-@pytest.mark.parametrize("name", ["lstm", pytest.param("gru", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_initial_states(name):
     layer_class, more, _ = CELLS[name]
     layer = layer_class(3, 4, 2, bidirectional=True, **more).eval()
