@@ -48,7 +48,7 @@ def assert_same(found, expected):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "strict"])
 def test_recurrent_programs_take_other_lengths_and_batches(cell, strict):
     layer = make_layer(cell, CASE, torch.float32).eval()
     hx = initial_states(layer, CASE.B)
@@ -76,7 +76,7 @@ def test_a_program_with_lengths_takes_others():
         assert_same(program.module()(x, lengths=lengths), layer(x, lengths=lengths))
 
 
-@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("name", ["attention", "encoder", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_attention_programs_take_other_lengths_and_batches(name):
     model = ATTENTION[name]().eval()
     program = torch.export.export(model, (torch.randn(3, 5, 8),), dynamic_shapes=({0: Dim("batch"), 1: Dim("steps")},))
@@ -85,6 +85,7 @@ def test_attention_programs_take_other_lengths_and_batches(name):
         assert_same(program.module()(x), model(x))
 
 
+@pytest.mark.parametrize("cell", ["lstm", *(pytest.param(c, marks=pytest.mark.slow) for c in ("gru", "rnn_tanh"))])
 def test_a_saved_program_trains(tmp_path, cell):
     """Written to a file and read back, a program computes the same values and gradients."""
     layer, x = make_layer(cell, CASE, torch.float32), make_input(CASE, torch.float32)

@@ -52,7 +52,7 @@ def test_lengths_are_packing_and_padding(cell, strategy, case):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("cell", ["gru_reset_before", "lstm"])
+@pytest.mark.parametrize("cell", ["lstm", pytest.param("gru_reset_before", marks=pytest.mark.slow)])
 def test_compiled_lengths_are_packing_and_padding(cell):
     """The compiled form computes the padding beside the sequences; neither shows."""
     layer = make_layer(cell, CASE)

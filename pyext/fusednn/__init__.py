@@ -1,6 +1,6 @@
 """Fused recurrent and attention kernels for PyTorch, as layers that take the place of torch.nn's."""
 
-from . import functional, integrations  # noqa: F401  (integrations registers itself)
+from . import functional, integrations, onnx  # noqa: F401  (integrations registers itself)
 from .comparison import compare
 from .conversion import convert, revert
 from .explanation import explain
