@@ -39,7 +39,7 @@ const char* refusal(const RecurrentShape& s, const void* w_hr) {
   if (s.hidden < 1 || s.proj < 1) return refuse("the hidden size must be positive");
   if (s.directions != 1 && s.directions != 2) return refuse("directions must be 1 or 2");
   if (s.heads < 1) return refuse("heads must be positive");
-  if (s.options.norm != nullptr) return refuse(named + " has no layer norm");
+  if (s.options.norm != nullptr && !gemm) return refuse(named + " has no layer norm; 'gemm' has");
   return nullptr;
 }
 
