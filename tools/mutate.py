@@ -73,6 +73,7 @@ EXCHANGE = Suite("test_persistent", (Path("csrc/tests/test_persistent.cpp"),), (
 PERSISTENT = Suite("test_recurrent", KERNELS.sources, ("every_schedule",), ("cluster", "grid", "block"))
 REPLAY = Suite("test_replay", KERNELS.sources, ("replays_give_the_bits_of_single_steps_for",))
 LAYERS = Suite("test_wavefront", KERNELS.sources, ("every_schedule", "agree_with_plain_loops"))
+NORM = Suite("test_recurrent", KERNELS.sources, ("options_agree",), ("gemm",))
 PRIMITIVES = Suite("test_primitives", (Path("csrc/tests/test_primitives.cpp"),), ("",))
 
 
@@ -143,6 +144,8 @@ def suite_of(mutant: Mutant) -> Suite:
         return PRIMITIVES
     if mutant.path.name == "exchange.h":
         return EXCHANGE
+    if mutant.path.name == "norm.cu":
+        return NORM
     if (
         mutant.path.name == "replay.cu" or "return ;" in mutant.text
     ):  # a recorded step without rows waits and does nothing

@@ -43,7 +43,7 @@ const char* refusal(const RecurrentShape& s, const void* w_hr) {
   const bool grid = std::strcmp(s.strategy, "grid") == 0;
   if (s.layers > 1 && !grid) return refuse(named + " walks one layer at a time; 'grid' walks several");
   if (s.layers > 1 && s.tracks() > 1) return refuse("layers that walk together have one direction and one head");
-  if (s.options.norm != nullptr) return refuse(named + " has no layer norm");
+  if (s.options.norm != nullptr && !gemm) return refuse(named + " has no layer norm; 'gemm' has");
   return nullptr;
 }
 

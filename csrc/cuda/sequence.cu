@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cuda/lengths.h"
+#include "cuda/norm.h"
 #include "cuda/replay.h"
 
 namespace fusednn::cuda {
@@ -67,7 +68,7 @@ struct Sequence : Of {
 
   void* take(int64_t bytes) { return space.take(static_cast<size_t>(bytes)); }
 
-  // each(a step of both directions, whether a step stands in front of it)
+  // each(a step of both directions, whether a step stands in front of it, its number in the order of this walk)
   template <class Each>
   const char* walk(Each each) const {
     int64_t done = 0;
@@ -80,9 +81,13 @@ struct Sequence : Of {
     for (int64_t n = done; n < this->steps(); ++n) {
       Both<typename Of::Step> both{};
       for (int64_t d = 0; d < s.directions; ++d) both.step[d] = this->handled(d, n);
-      FUSEDNN_TRY(each(both, n > done));
+      FUSEDNN_TRY(each(both, n > done, n));
     }
     return nullptr;
+  }
+
+  const void* gain(int64_t d, int64_t begin) const {
+    return this->at(this->of(s.options.norm, d, this->G * this->H, this->size), begin * this->H, this->size);
   }
 
   const char* multiply(const void* a, int64_t lda, const void* b, int64_t ldb, bool transpose_b, void* c, int64_t m,
@@ -122,7 +127,7 @@ struct Forward : Sequence<ForwardTrack> {
     if (cell.cell_state) {
       FUSEDNN_TRY(spread_state(a.c0, s.dtype, D * B * H, {c, {a.c_n, nullptr, nullptr}, nullptr, {}}, s.stream));
     }
-    FUSEDNN_TRY(walk([&](const Both<ForwardStep>& both, bool behind) {
+    FUSEDNN_TRY(walk([&](const Both<ForwardStep>& both, bool behind, int64_t) {
       return gemm ? gemm_step(both) : step_kernels_of(s)->forward(s, {both, nullptr}, behind);
     }));
     return settle();
@@ -131,12 +136,14 @@ struct Forward : Sequence<ForwardTrack> {
   const char* gemm_step(const Both<ForwardStep>& both) const {
     const PointwiseKernels& kernels = *pointwise_kernels(s.cell, s.dtype);
     FUSEDNN_TRY(products(both, [&](const ForwardStep& f) { return Factor{f.factor, P, f.w, G * H * P, first * H}; }));
+    FUSEDNN_TRY(norm_products(both, 0, first));
     FUSEDNN_TRY(kernels.forward(s, both));
     if (late > 0) {
       const auto factor = [&](const ForwardStep& f) {
         return Factor{f.middle, H, at(f.w, first * H * P, size), G * H * P, late * H};
       };
       FUSEDNN_TRY(products(both, factor));
+      FUSEDNN_TRY(norm_products(both, first, late));
       FUSEDNN_TRY(kernels.forward_late(s, both));
     }
     if (a.w_hr == nullptr) return nullptr;
@@ -144,6 +151,19 @@ struct Forward : Sequence<ForwardTrack> {
       return Factor{f.middle, H, of(a.w_hr, &f - both.step, P * H, size), P * H, P};
     }));
     return put_projected(s, both);
+  }
+
+  // Layer norm of the product of gates [begin, begin + gates), in place, where it is asked for.
+  const char* norm_products(const Both<ForwardStep>& both, int64_t begin, int64_t gates) const {
+    if (s.options.norm == nullptr) return nullptr;
+    Both<NormRows> rows{};
+    for (int64_t d = 0; d < s.directions; ++d) {
+      NormRows& r = rows.step[d];
+      r.count = both.step[d].count, r.head = product_size(), r.row = gates * H;
+      r.from = r.to = of(product, d, product_size(), size);
+      r.gain = gain(d, begin);
+    }
+    return norm_rows(s, rows, gates * H, G * H);
   }
 
   // product = from w^T, with from [B, k] and w [n, k] of each head
@@ -185,8 +205,8 @@ struct Backward : Sequence<BackwardTrack> {
     FUSEDNN_TRY(spread_state(a.grad_h_n, s.dtype, D * B * P, {dh, {}, nullptr, {}}, s.stream));
     if (cell.cell_state) FUSEDNN_TRY(spread_state(a.grad_c_n, s.dtype, D * B * H, {dc, {}, nullptr, {}}, s.stream));
     if (!gemm) FUSEDNN_TRY(transpose_weights());
-    FUSEDNN_TRY(walk([&](const Both<BackwardStep>& both, bool behind) {
-      return gemm ? gemm_step(both) : step_kernels_of(s)->backward(s, {both, nullptr}, behind);
+    FUSEDNN_TRY(walk([&](const Both<BackwardStep>& both, bool behind, int64_t n) {
+      return gemm ? gemm_step(both, T - 1 - n) : step_kernels_of(s)->backward(s, {both, nullptr}, behind);
     }));
     for (int64_t k = 0; k < D; ++k) {
       const int64_t state = k * B * P;
@@ -209,9 +229,11 @@ struct Backward : Sequence<BackwardTrack> {
     return nullptr;
   }
 
-  const char* gemm_step(const Both<BackwardStep>& both) const {
+  // i: its number in the order of forward.
+  const char* gemm_step(const Both<BackwardStep>& both, int64_t i) const {
     const PointwiseKernels& kernels = *pointwise_kernels(s.cell, s.dtype);
     FUSEDNN_TRY(a.w_hr != nullptr ? gather_projected(s, both) : kernels.backward(s, both));
+    if (late > 0) FUSEDNN_TRY(norm_gradients(both, i, first, late));
     for (int64_t k = 0; k < D && (a.w_hr != nullptr || late > 0); ++k) {
       const BackwardStep& b = both.step[k / heads];
       const int64_t head = k % heads;
@@ -220,21 +242,44 @@ struct Backward : Sequence<BackwardTrack> {
         FUSEDNN_TRY(
             multiply(at(b.d_proj, head * P, size), D * P, at(a.w_hr, k * P * H, size), H, false, to, b.count, H, P));
       } else {
-        FUSEDNN_TRY(multiply(at(recurrent(b), (head * G + first) * H, size), D * G * H,
+        FUSEDNN_TRY(multiply(at(products(b, k / heads, i), (head * G + first) * H, size), D * G * H,
                              at(a.w_hh, (k * G + first) * H * P, size), P, false, to, b.count, H, late * H));
       }
     }
     if (a.w_hr != nullptr || late > 0) FUSEDNN_TRY(kernels.backward_late(s, both));
+    FUSEDNN_TRY(norm_gradients(both, i, 0, first));
     for (int64_t k = 0; k < D; ++k) {
       const BackwardStep& b = both.step[k / heads];
       const int64_t head = k % heads;
-      FUSEDNN_TRY(multiply(at(recurrent(b), head * G * H, size), D * G * H, at(a.w_hh, k * G * H * P, size), P, false,
-                           at(b.product, head * B * P, size), b.count, P, first * H));
+      FUSEDNN_TRY(multiply(at(products(b, k / heads, i), head * G * H, size), D * G * H,
+                           at(a.w_hh, k * G * H * P, size), P, false, at(b.product, head * B * P, size), b.count, P,
+                           first * H));
     }
     return nullptr;
   }
 
+  // The gradients of the products of gates [begin, begin + gates), where layer norm was asked for.
+  const char* norm_gradients(const Both<BackwardStep>& both, int64_t i, int64_t begin, int64_t gates) const {
+    if (s.options.norm == nullptr) return nullptr;
+    const int64_t stats = late > 0 ? 2 : 1;
+    Both<NormRows> rows{};
+    for (int64_t d = 0; d < s.directions; ++d) {
+      NormRows& r = rows.step[d];
+      r.count = both.step[d].count, r.head = G * H, r.row = D * G * H;
+      r.from = at(recurrent(both.step[d]), begin * H, size);
+      r.to = at(row(a.d_products, d, i, G * H), begin * H, size);
+      r.gain = gain(d, begin);
+      r.normed = at(row(a.normed, d, i, G * H), begin * H, size);
+      r.rstd = at(row(a.rstd, d, i, stats), begin > 0, size), r.rstd_head = stats, r.rstd_row = D * stats;
+    }
+    return norm_rows(s, rows, gates * H, G * H);
+  }
+
   const void* recurrent(const BackwardStep& b) const { return split ? b.d_recurrent : b.d_gates; }
+  // The gradients of what W_hh gave.
+  const void* products(const BackwardStep& b, int64_t d, int64_t i) const {
+    return s.options.norm == nullptr ? recurrent(b) : row(a.d_products, d, i, G * H);
+  }
 };
 
 }  // namespace

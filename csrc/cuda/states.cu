@@ -1,14 +1,12 @@
 #include "cuda/states.h"
 
-#include <type_traits>
-
 #include "cuda/cell_step.h"
 #include "cuda/launch.h"
 #include "cuda/primitives/barrier.h"
 
 namespace fusednn::cuda {
 
-constexpr int kThreads = 256, kTile = 32;
+constexpr int kThreads = 256, kTransposed = 32;
 
 template <class A>
 __global__ void __launch_bounds__(kThreads) spread_kernel(const void* from, AnyStored<A> io, long n, Spread to) {
@@ -34,14 +32,10 @@ __global__ void __launch_bounds__(kThreads)
   io.store(to, i, acc[i] + through);
 }
 
-template <int kBytes>
-using Bits = std::conditional_t<kBytes == 8, u64, std::conditional_t<kBytes == 4, u32, u16>>;
-
-template <int kBytes>
-__global__ void __launch_bounds__(kThreads)
-    transpose_kernel(const Bits<kBytes>* from, long m, long k, Bits<kBytes>* to) {
+template <int kTile, class Bits>
+FUSEDNN_DEVICE void transpose_tile(const Bits* from, long m, long k, Bits* to) {
   // A padded row, so that the reads down a column meet all banks.
-  Bits<kBytes>* tile = shared_memory<Bits<kBytes>>();
+  Bits* tile = shared_memory<Bits>();
   const long m0 = static_cast<long>(blockIdx.y) * kTile, k0 = static_cast<long>(blockIdx.x) * kTile;
   const int x = static_cast<int>(threadIdx.x) % kTile, y0 = static_cast<int>(threadIdx.x) / kTile;
   for (int y = y0; y < kTile; y += kThreads / kTile) {
@@ -51,6 +45,14 @@ __global__ void __launch_bounds__(kThreads)
   for (int y = y0; y < kTile; y += kThreads / kTile) {
     if (k0 + y < k && m0 + x < m) to[(k0 + y) * m + m0 + x] = tile[x * (kTile + 1) + y];
   }
+}
+
+// For elements of so many bytes.
+template <int kTile>
+__global__ void __launch_bounds__(kThreads) transpose_kernel(int bytes, const void* from, long m, long k, void* to) {
+  if (bytes == 8) return transpose_tile<kTile>(static_cast<const u64*>(from), m, k, static_cast<u64*>(to));
+  if (bytes == 4) return transpose_tile<kTile>(static_cast<const u32*>(from), m, k, static_cast<u32*>(to));
+  transpose_tile<kTile>(static_cast<const u16*>(from), m, k, static_cast<u16*>(to));
 }
 
 namespace {
@@ -74,15 +76,14 @@ const char* gather(const void* acc, Dtype dtype, int64_t n, const void* product,
                                   static_cast<long>(n), product, mask, static_cast<long>(passed), to);
 }
 
-template <int kBytes>
-const char* transpose_bytes(const void* from, int64_t m, int64_t k, void* to, void* stream) {
+const char* transpose_bytes(int bytes, const void* from, int64_t m, int64_t k, void* to, void* stream) {
   LaunchShape shape;
+  constexpr int kTile = kTransposed;
   shape.grid[0] = static_cast<unsigned>((k + kTile - 1) / kTile);
   shape.grid[1] = static_cast<unsigned>((m + kTile - 1) / kTile);
   shape.threads = kThreads;
-  shape.shared_bytes = size_t{kBytes} * kTile * (kTile + 1);
-  return launch<transpose_kernel<kBytes>>(shape, stream, static_cast<const Bits<kBytes>*>(from), static_cast<long>(m),
-                                          static_cast<long>(k), static_cast<Bits<kBytes>*>(to));
+  shape.shared_bytes = sizeof(u64) * kTile * (kTile + 1);
+  return launch<transpose_kernel<kTile>>(shape, stream, bytes, from, static_cast<long>(m), static_cast<long>(k), to);
 }
 
 }  // namespace
@@ -103,11 +104,11 @@ const char* gather_state(const void* acc, Dtype dtype, int64_t n, const void* pr
 const char* transpose(const void* from, Dtype dtype, int64_t m, int64_t k, void* to, void* stream) {
   switch (dtype) {
     case Dtype::kFloat64:
-      return transpose_bytes<8>(from, m, k, to, stream);
+      return transpose_bytes(8, from, m, k, to, stream);
     case Dtype::kFloat32:
-      return transpose_bytes<4>(from, m, k, to, stream);
+      return transpose_bytes(4, from, m, k, to, stream);
     default:
-      return transpose_bytes<2>(from, m, k, to, stream);
+      return transpose_bytes(2, from, m, k, to, stream);
   }
 }
 

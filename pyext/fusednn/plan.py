@@ -264,7 +264,6 @@ STRATEGIES = (
         "predicted, not measured on a GPU",
         _emulation,
         cuda=True,
-        options=_STEPWISE,
     ),
     Strategy(
         "loop",
