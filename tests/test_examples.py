@@ -45,9 +45,9 @@ def test_character_lm_learns_and_writes(model, capsys):
 
 def test_sequential_digits_are_told_apart(capsys):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install 'fusednn[test]'")
-    found = main("sequential_digits")(["--epochs", "2", "--layers", "GRU", "MinGRU"])
-    assert min(found.values()) > 0.2  # of 0.1 by chance
-    assert capsys.readouterr().out.count("takes this") == 2
+    found = main("sequential_digits")(["--epochs", "6", "--layers", "GRU"])
+    assert found["GRU"] > 0.4  # of 0.1 by chance
+    assert capsys.readouterr().out.count("takes this") == 1
 
 
 def test_alignment_is_drawn(tmp_path, capsys):
