@@ -16,7 +16,7 @@ from sm90.warp import Region
 from toolkit import find
 
 BUILD = ROOT / "build/critical_path"
-FILES = ("persistent_bfloat16", "step_bfloat16", "step_float32", "gemm")
+FILES = ("persistent_bfloat16", "step_bfloat16", "gemm")
 
 
 @dataclass(frozen=True)
