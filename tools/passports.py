@@ -25,7 +25,10 @@ from gates import faults
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "pyext/fusednn/passports.json"
 OLDEST = "3.6"
-ALWAYS = r"^(?!.*(tf32|fp32|mask|addresses|dropout|sequences|shifted|specialized|ping_pong|stages|rows|256|persistent|compose)).* sm_90$"
+ALWAYS = (
+    r"^(?!.*(tf32|fp32|mask|addresses|dropout|sequences|shifted|specialized|ping_pong|stages|rows|256|persistent|compose))"
+    r".* sm_90$"
+)
 NOT_COMPARED = ("seconds", "fingerprint")
 
 

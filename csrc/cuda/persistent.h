@@ -25,12 +25,16 @@ struct PersistentOf {
   static constexpr int G = Cell::G, kSecond = Cell::kSecondGates, kFirst = G - kSecond, kRounds = 1 + (kSecond > 0);
 
   static Needs forward_needs() {
-    const auto round = [](int tiles) { return RoundNeeds{tiles, 1, kept_chunks<Form>(tiles, kRounds)}; };
+    const auto round = [](int tiles) {
+      return RoundNeeds{tiles, 1, kept_chunks<Form>(kForwardRegisters, tiles, kRounds)};
+    };
     return {sizeof(typename Form::T),         kRounds, {round(kFirst), round(kSecond)},
             ForwardWalk<Cell, Form>::kStates, G,       reinterpret_cast<const void*>(persistent_forward<Cell, Form>)};
   }
   static Needs backward_needs() {
-    const auto round = [](int parts) { return RoundNeeds{parts > 0, parts, kept_chunks<Form>(parts > 0, kRounds)}; };
+    const auto round = [](int parts) {
+      return RoundNeeds{parts > 0, parts, kept_chunks<Form>(kBackwardRegisters, parts > 0, kRounds)};
+    };
     return {sizeof(typename Form::T),          kRounds, {round(kFirst), round(kSecond)},
             BackwardWalk<Cell, Form>::kStates, 0,       reinterpret_cast<const void*>(persistent_backward<Cell, Form>)};
   }

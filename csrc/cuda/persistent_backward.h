@@ -252,8 +252,8 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
   Backward walk(cell, z, a);
   walk.open();
   if (walk.rank >= z.blocks) return walk.close();
-  Residence<Form, 1, kept_chunks<Form>(1, kRounds)> weights;
-  Residence<Form, kTwo, kept_chunks<Form>(kTwo, kRounds)> late;
+  Residence<Form, 1, kept_chunks<Form>(kBackwardRegisters, 1, kRounds)> weights;
+  Residence<Form, kTwo, kept_chunks<Form>(kBackwardRegisters, kTwo, kRounds)> late;
   walk.load(weights, 0, walk.weights_of(0, kFirst));
   if constexpr (kTwo) walk.load(late, 1, walk.weights_of(kFirst, kSecond));
   walk.begin();

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(32) put(Parcel from, Parcel* to) {
 }
 
 template <class Track>
-__global__ void __launch_bounds__(kChunk* kMostDirections) next_steps(Chunk<Track>* chunk) {
+__global__ void __launch_bounds__(kChunk* kMostDirections, 1) next_steps(Chunk<Track>* chunk) {
   const int64_t n = threadIdx.x % kChunk, d = threadIdx.x / kChunk;
   Called<Track>& call = chunk->call;
   if (d < call.track.D / call.track.heads) chunk->steps[n].step[d] = call.track.handled(d, call.next + n);

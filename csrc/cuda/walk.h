@@ -6,14 +6,14 @@
 
 namespace fusednn::cuda {
 
-constexpr int kWeightRegisters = 144;  // more of them spill
+constexpr int kForwardRegisters = 144, kBackwardRegisters = 136;  // for weights; more of them spill
 
 // Chunks of a product that stay in a lane's registers, of which a chunk takes 8 for each of `tiles` row tiles, if
-// `products` products and one's sums share kWeightRegisters.
+// `products` products and one's sums share `registers`.
 template <class Form>
-constexpr int kept_chunks(int tiles, int products) {
+constexpr int kept_chunks(int registers, int tiles, int products) {
   if (tiles == 0) return 1;
-  const int sums = 16 * (kPlain<Form> ? tiles : 1), chunks = (kWeightRegisters - sums) / products / (8 * tiles);
+  const int sums = 16 * (kPlain<Form> ? tiles : 1), chunks = (registers - sums) / products / (8 * tiles);
   return chunks > 1 ? chunks : 1;
 }
 
