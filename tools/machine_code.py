@@ -120,13 +120,14 @@ def launched() -> dict[str, dict[str, int]]:
     assert MODULE is not None and COMPILED_DEVICES
     shapes: dict[str, dict[str, int]] = {}
     sizes = [Sizes(2, 17, hidden, proj) for hidden in (48, 512) for proj in (0, 24)]
-    calls = itertools.product(MODULE.cells(), COMPILED_DTYPES, (False, True), (False, True), sizes)
-    for cell, dtype, tf32, packed, size in calls:
+    flags = itertools.product((False, True), repeat=3)
+    for cell, dtype, (tf32, packed, norm), size in itertools.product(MODULE.cells(), COMPILED_DTYPES, flags, sizes):
         asks = Request(cell["name"], "cpu", dtype, projection=size.proj > 0, hidden=size.hidden, tf32=tf32)
         if size.proj and not cell["cell_state"]:
             continue
-        for strategy in (s.name for s in STRATEGIES if s.cuda and not s.refuse(asks)):
-            found = launches(cell["name"], dtype, strategy, size, training=True, tf32=tf32, packed=packed)
+        able = (s for s in STRATEGIES if s.cuda and not s.refuse(asks) and not (norm and "layer norm" not in s.options))
+        for strategy in (s.name for s in able):
+            found = launches(cell["name"], dtype, strategy, size, training=True, tf32=tf32, packed=packed, norm=norm)
             for launch in found or ():
                 shape = {"threads": launch.threads, "dynamic": launch.dynamic}
                 if launch.threads == 0:

@@ -18,6 +18,7 @@ RecurrentShape shape_of(const Sequence& q) {
   s.heads = q.heads, s.layers = 1;
   s.proj = q.proj == 0 ? q.hidden : q.proj;
   s.threads = 1, s.gemm = no_gemm, s.workspace = &tensor;
+  if (q.norm) s.options.norm = &tensor;
   return s;
 }
 
@@ -42,6 +43,7 @@ RecurrentBackward backward_of(const Sequence& q, const CellInfo& cell) {
   if (cell.cell_state) a.grad_c_n = a.c0 = a.d_c0 = &tensor;
   if (cell.split) a.d_recurrent = &tensor;
   if (q.proj != 0) a.w_hr = a.d_proj = &tensor;
+  if (q.norm) a.normed = a.rstd = a.d_products = &tensor;
   return a;
 }
 

@@ -16,6 +16,7 @@ struct Sequence {
   int64_t batch, steps, hidden, proj, directions, heads;  // proj 0: no projection; both of one head
   int layers;                                             // that walk together
   bool packed;                                            // as packed input is, with rows of equal length
+  bool norm;                                              // layer norm of the gates
 };
 
 struct Launched {

@@ -65,13 +65,13 @@ fusednn::Dtype dtype_named(const std::string& name) {
 
 py::list launches(const std::string& provider, const std::string& cell, const std::string& dtype,
                   const std::string& strategy, int64_t batch, int64_t steps, int64_t hidden, int64_t proj,
-                  int64_t directions, int64_t heads, int layers, bool training, bool tf32, bool packed) {
+                  int64_t directions, int64_t heads, int layers, bool training, bool tf32, bool packed, bool norm) {
   const fusednn::Provider* loaded = fusednn::loaded_provider(provider);
   if (loaded == nullptr) throw std::invalid_argument("provider '" + provider + "' is not loaded");
   py::list out;
   if (layers < 1) throw std::invalid_argument("layers must be positive");
-  const fusednn::Sequence sequence{cell, dtype_named(dtype), strategy, tf32,   batch, steps, hidden,
-                                   proj, directions,         heads,    layers, packed};
+  const fusednn::Sequence sequence{cell, dtype_named(dtype), strategy, tf32,   batch,  steps, hidden,
+                                   proj, directions,         heads,    layers, packed, norm};
   for (const fusednn::Launched& each : fusednn::launches(*loaded, sequence, training)) {
     const fusednn::LaunchShape& s = each.shape;
     py::dict entry;
@@ -106,7 +106,7 @@ PYBIND11_MODULE(_C, m) {
         "Load the library of CUDA kernels (\"cuda\") or of the same kernels on the host (\"emulated\").");
   m.def("launches", &launches, py::arg("provider"), py::arg("cell"), py::arg("dtype"), py::arg("strategy"),
         py::arg("batch"), py::arg("steps"), py::arg("hidden"), py::arg("proj"), py::arg("directions"), py::arg("heads"),
-        py::arg("layers"), py::arg("training"), py::arg("tf32"), py::arg("packed"),
+        py::arg("layers"), py::arg("training"), py::arg("tf32"), py::arg("packed"), py::arg("norm"),
         "What a sequence would launch, in order, forward and with training backward; nothing runs. proj 0: none.");
   if (const char* name = std::getenv("FUSEDNN_CPU_ISA")) set_isa(name);  // so that a wrong name is an error at import
 }

@@ -49,8 +49,10 @@ def launches(
     proj: int,
     directions: int,
     heads: int,
+    layers: int,
     training: bool,
     tf32: bool,
     packed: bool,
+    norm: bool,
 ) -> list[Launch]:
     """What a sequence would launch, in order, forward and with training backward; nothing runs. proj 0: none."""

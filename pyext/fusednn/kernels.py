@@ -222,8 +222,9 @@ class Sizes:
 
 
 def launches(
-    cell: str, dtype: str, strategy: str, sizes: Sizes, training: bool = False, tf32: bool = False, packed: bool = False
-) -> Counter[Launch] | None:
+    cell: str, dtype: str, strategy: str, sizes: Sizes, training: bool = False, tf32: bool = False,
+    packed: bool = False, norm: bool = False,
+) -> Counter[Launch] | None:  # fmt: skip
     """What one layer, or several together, launch: forward, and with ``training`` backward; how often each.
 
     Asks the host code of the kernels themselves, which walks through the sequence without launching. None where neither
@@ -237,7 +238,7 @@ def launches(
         return None
     found = native.MODULE.launches(
         provider, cell, dtype, strategy, sizes.batch, sizes.steps, sizes.hidden, sizes.proj, sizes.directions,
-        sizes.heads, sizes.layers, training, tf32, packed,
+        sizes.heads, sizes.layers, training, tf32, packed, norm,
     )  # fmt: skip
     fields = ("kernel", "grid", "threads", "shared", "cluster", "cooperative", "resident", "replayed")
     return Counter(Launch(*(each[field] for field in fields)) for each in found)

@@ -42,7 +42,7 @@ int main(int count, char** argument) {
   RecurrentShape s{};
   s.cell = argument[3], s.strategy = argument[2], s.dtype = wide ? Dtype::kFloat32 : Dtype::kBFloat16;
   s.batch = std::atoi(argument[5]), s.steps = std::atoi(argument[6]), s.hidden = s.proj = std::atoi(argument[7]);
-  s.rows = s.batch * s.steps, s.directions = s.heads = 1, s.gemm = no_gemm, s.threads = 1;
+  s.rows = s.batch * s.steps, s.directions = s.heads = 1, s.layers = 1, s.gemm = no_gemm, s.threads = 1;
   const int64_t size = wide ? 4 : 2, N = s.rows, B = s.batch, H = s.hidden, G = cell->gates;
   const bool carries = cell->cell_state;
   const auto state = [&](const char* name) { return tensor(name, size * B * H); };
