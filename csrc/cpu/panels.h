@@ -11,17 +11,18 @@ struct Panels {
   long blocks;  // of units
   long k;       // length of the sums
   int gates;
+  long pad = 0;  // vectors between one panel and the next
 
-  // One vector more than needed: products read several panels side by side, and with a power of two between them they
-  // would fall into the same few sets of the cache.
-  long panel_size() const { return (k * gates + 1) * Lanes<A>::kCount; }
+  long panel_size() const { return (k * gates + pad) * Lanes<A>::kCount; }
   A* panel(long block) const { return data + block * panel_size(); }
   size_t bytes() const { return sizeof(A) * static_cast<size_t>(blocks * panel_size()); }
 };
 
+// Padded: products read several panels side by side, and with a power of two between them they would fall into the same
+// few sets of the cache.
 template <class A>
 Panels<A> take_panels(Workspace& space, long units, long k, int gates) {
-  Panels<A> panels{nullptr, round_up(units, Lanes<A>::kCount) / Lanes<A>::kCount, k, gates};
+  Panels<A> panels{nullptr, round_up(units, Lanes<A>::kCount) / Lanes<A>::kCount, k, gates, 1};
   panels.data = static_cast<A*>(space.take(panels.bytes()));
   return panels;
 }
