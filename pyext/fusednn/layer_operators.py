@@ -61,7 +61,8 @@ def _reference(x, h0, c0, weights, batch_sizes, cell, strategy):
     for layer, own in enumerate(_layers(weights, h0.shape[0])):
         part = slice(layer, layer + 1)
         c0_l = None if c0 is None else c0[part]
-        x, *state = reference_recurrent.recurrent(x, h0[part], c0_l, *own, None, batch_sizes, cell, PLAIN)
+        tensors: tuple[Any, ...] = (x, h0[part], c0_l, *own, None, batch_sizes)
+        x, *state = reference_recurrent.recurrent(*tensors, cell=cell, options=PLAIN)
         states.append(state)
     h_n, c_n = zip(*states, strict=True)
     return x, torch.cat(h_n), torch.cat(c_n)
@@ -122,7 +123,7 @@ def _differentiable_backward(ctx, grads, x, h0, c0, batch_sizes, weights):
     x, h0, c0, *weights = (None if t is None else t.view_as(t) for t in (x, h0, c0, *weights))
     outputs = _reference(x, h0, c0, weights, batch_sizes, ctx.cell, ctx.strategy)
     arguments = (x, h0, c0, None, None, None, *weights)
-    wanted = [a for a, needed in zip(arguments, ctx.needs_input_grad, strict=True) if needed]
+    wanted: list[Any] = [a for a, needed in zip(arguments, ctx.needs_input_grad, strict=True) if needed]
     pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
     found = iter(
         torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -65,8 +66,9 @@ def _recurrent(
     zoneout_c=0.0, first=0, norm=None, recompute=False,
 ):  # fmt: skip
     """``fusednn::recurrent`` on rows ``[N, I]`` as an operator on ``[T, B, I]``."""
-    from onnxscript import opset18 as op
+    import onnxscript
 
+    op: Any = onnxscript.opset18
     _refuse(cell, w_hr, batch_sizes, heads, mask, zoneout_h or zoneout_c, norm)
     name, order = _OPERATORS[cell]
     directions, gates = h0.shape[0], len(CELLS[cell].gates)

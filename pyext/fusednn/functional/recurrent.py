@@ -124,16 +124,12 @@ def recurrent(
     )
     if not compiling and _is_transformed():
         chosen = "reference"
-    given = tensors
-
-    def check() -> None:
-        _check(cell, *given, norm_ih, norm_hh, batch_sizes=batch_sizes, heads=heads)
-
+    check = functools.partial(_check, cell, *tensors, norm_ih, norm_hh, batch_sizes=batch_sizes, heads=heads)
     if options is not None and norm_ih is not None and norm_hh is not None:
         check()
         tensors = _normalised_input(tensors, norm_ih)
         options = options._replace(norm=norm_hh.view(tensors[1].shape[0], -1))
-    run = _reference if chosen == "reference" else _loop if chosen == "loop" else _operator
+    run = {"reference": _reference, "loop": _loop}.get(chosen, _operator)
     if compiling or run is not _operator:
         check()
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
@@ -36,7 +36,7 @@ def detach(state: State) -> State:
     if state is None:
         return state
     if isinstance(state, (Tensor, KeyValueCache)):
-        return state.detach()
+        return cast(Any, state.detach())
     if isinstance(state, (tuple, list)):
         parts = [detach(part) for part in state]
         return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
