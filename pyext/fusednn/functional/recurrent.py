@@ -117,7 +117,7 @@ def recurrent(
         any_size = torch.compiler.is_exporting()  # a program serves other batches and lengths than the example's
         batch = ANY_BATCH if any_size else h0.shape[1]
         sizes = (batch, w_hh.shape[-2] // len(CELLS[cell].gates), max(h0.shape[0] // heads, 1))
-        short = not any_size and x.shape[0] <= SHORT * batch
+        short = not compiling and x.shape[0] <= SHORT * batch  # a graph serves every length
     tf32 = sizes[1] > 0 and tensors[0].dtype == torch.float32 and _allows_tf32()
     chosen = (_choose if compiling else _cached_choose)(
         cell, device, tensors[0].dtype, w_hr is not None, *sizes, tf32, short, strategy, asked
