@@ -254,7 +254,7 @@ class Forward {
           multiply_group<A, kGates>(rows.size(), {f.from.data + rows.begin * f.from.row, f.from.row}, f.w, block, count,
                                     c);
         }
-        const bool row = rows.size() == 1 && sizes.lanes(f.units, block + count - 1) == kLanes;
+        const bool row = kGates == 1 && rows.size() == 1 && sizes.lanes(f.units, block + count - 1) == kLanes;
         const long at_once = row ? count : 1;  // blocks
         for (long q = 0; q < count; q += at_once) {
           const int lanes = sizes.lanes(f.units, block + q);
@@ -337,17 +337,14 @@ class Forward {
   // Neighbours whose cells run side by side: the rows of a block, or the blocks of one row.
   template <int kFrom, int kTo, class Lane>
   FUSEDNN_FN void cells(int i, const InputStep& step, Lane lanes, Range blocks, Range rows, Tile<const A> r) {
-    if (blocks.size() > 1) {
-      constexpr int N =
-          kTo - kFrom == 1 ? 4 : 1;  // with more gates a cell has enough that does not wait for one another
-      long block = blocks.begin;
-      for (; block + N <= blocks.end; block += N, r.data += N * r.panel) {
-        cells_of<N, true, kFrom, kTo>(i, step, lanes, block, rows.begin, r);
+    if constexpr (kTo - kFrom == 1) {  // with more gates a cell has enough that does not wait for one another
+      static_assert(Blocking<1>::kPanels % kTogether == 0 && Blocking<1>::kSinglePanels % kTogether == 0);
+      if (blocks.size() > 1) {
+        for (; blocks.begin < blocks.end; blocks.begin += kTogether, r.data += kTogether * r.panel) {
+          cells_of<kTogether, true, kFrom, kTo>(i, step, lanes, blocks.begin, rows.begin, r);
+        }
+        return;
       }
-      for (; block < blocks.end; ++block, r.data += r.panel) {
-        cells_of<1, true, kFrom, kTo>(i, step, lanes, block, rows.begin, r);
-      }
-      return;
     }
     constexpr long kRow = (kTo - kFrom) * kLanes;
     long b = rows.begin;
