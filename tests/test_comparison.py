@@ -51,6 +51,14 @@ def test_compare_keeps_what_torch_lacks_on_both_sides_and_says_so():
     assert "replaced   1 x LSTM" in text and "kept 1: torch.nn has no GRU with reset_after=False" in text
 
 
+def test_compare_works_where_the_flags_of_torch_are_frozen_and_leaves_them(monkeypatch):
+    cudnn = torch.backends.cudnn
+    before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, cudnn.fp32_precision
+    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", False)
+    fusednn.compare(nn.GRU(3, 5), torch.randn(4, 2, 3), **QUICK)
+    assert before == (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, cudnn.fp32_precision)
+
+
 def test_compare_takes_packed_sequences_keywords_and_frozen_models():
     packed = pack_sequence([torch.randn(4, 3), torch.randn(2, 3)])
     found = fusednn.compare(nn.GRU(3, 5).requires_grad_(False), packed, hx=torch.zeros(1, 2, 5), **QUICK)

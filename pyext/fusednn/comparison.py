@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -202,15 +202,11 @@ def _checks(theirs: _Side, ours: _Side, modes: tuple[str, ...]) -> dict[str, tup
     return found
 
 
-@contextlib.contextmanager
-def _without_cudnn() -> Iterator[None]:
+def _without_cudnn() -> contextlib.AbstractContextManager[None]:
     """The model is in eval mode, where cuDNN's layers have no backward."""
-    before = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.enabled = before
+    names = ("benchmark", "benchmark_limit", "deterministic", "allow_tf32", "fp32_precision")
+    as_they_stand: dict[str, Any] = dict.fromkeys(names)
+    return torch.backends.cudnn.flags(enabled=False, **as_they_stand)
 
 
 def _share(error: tuple[float, float]) -> float:
