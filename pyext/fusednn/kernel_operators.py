@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from .native import COMPILED_DEVICES
-from .operators import LIBRARY
-
-DEVICES = ("CPU", "CUDA", "XPU", "MPS")
+from .operators import DEVICES, LIBRARY
 
 
 def register(

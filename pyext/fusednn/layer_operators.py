@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from .native import COMPILED_DEVICES
-from .operators import LIBRARY, _Recurrent
+from .operators import LIBRARY, _Recurrent, differentiable_gradients, register_recurrence
 from .reference import recurrent as reference_recurrent
 from .reference.cells import CELLS
 from .reference.options import PLAIN
@@ -123,12 +122,7 @@ def _differentiable_backward(ctx, grads, x, h0, c0, batch_sizes, weights):
     x, h0, c0, *weights = (None if t is None else t.view_as(t) for t in (x, h0, c0, *weights))
     outputs = _reference(x, h0, c0, weights, batch_sizes, ctx.cell, ctx.strategy)
     arguments = (x, h0, c0, None, None, None, *weights)
-    wanted: list[Any] = [a for a, needed in zip(arguments, ctx.needs_input_grad, strict=True) if needed]
-    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
-    found = iter(
-        torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True)
-    )
-    return (*(next(found) if needed else None for needed in ctx.needs_input_grad),)
+    return differentiable_gradients(outputs, grads, arguments, ctx.needs_input_grad)
 
 
 def _autograd(keyset, x, h0, c0, weights, batch_sizes, cell, strategy):
@@ -140,14 +134,4 @@ def _autograd(keyset, x, h0, c0, weights, batch_sizes, cell, strategy):
         )
 
 
-def _register() -> None:
-    """Compiled kernels where they exist, the reference on every other device."""
-    for device in ("CPU", "CUDA", "XPU", "MPS"):
-        if device.lower() in COMPILED_DEVICES:
-            LIBRARY.impl("recurrent_layers", _autograd, f"Autograd{device}", with_keyset=True)
-        else:
-            LIBRARY.impl("recurrent_layers", _reference, device)
-            LIBRARY.impl("recurrent_layers", _reference, f"Autograd{device}")
-
-
-_register()
+register_recurrence("recurrent_layers", _autograd, _reference)

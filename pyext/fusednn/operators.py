@@ -22,6 +22,7 @@ Without w_ih, x is the input part of the gates itself, ``[N, D * G * H]``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from .reference.cells import CELLS, Cell
 from .reference.options import NORM_EPS, PLAIN, Options
 
 LIBRARY = torch.library.Library("fusednn", "DEF")
+DEVICES = ("CPU", "CUDA", "XPU", "MPS")
 
 _OPTIONS = (
     "int heads=1, Tensor? mask=None, Tensor? seed=None, float zoneout_h=0, float zoneout_c=0, int first=0,"
@@ -306,12 +308,17 @@ def _differentiable_backward(ctx, inputs, grads, options):
     arguments: list[Any] = [*views, *[None] * (len(ctx.needs_input_grad) - len(views))]
     if norm is not None:
         arguments[_NORM] = norm
-    wanted = [a for a, needed in zip(arguments, ctx.needs_input_grad, strict=True) if needed]
+    return differentiable_gradients(outputs, grads, arguments, ctx.needs_input_grad)
+
+
+def differentiable_gradients(outputs, grads, arguments, needs) -> tuple[Tensor | None, ...]:
+    """Of the arguments that need one, through outputs that autograd recorded; an output without gradient has None."""
+    wanted = [a for a, needed in zip(arguments, needs, strict=True) if needed]
     pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
     found = iter(
         torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True)
     )
-    return (*(next(found) if needed else None for needed in ctx.needs_input_grad),)
+    return (*(next(found) if needed else None for needed in needs),)
 
 
 def _autograd(keyset, *args):
@@ -321,14 +328,14 @@ def _autograd(keyset, *args):
         return torch.ops.fusednn.recurrent.default.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
-def _register() -> None:
+def register_recurrence(name: str, autograd: Callable, reference: Callable) -> None:
     """Compiled kernels where they exist, the reference on every other device."""
-    for device in ("CPU", "CUDA", "XPU", "MPS"):
+    for device in DEVICES:
         if device.lower() in COMPILED_DEVICES:
-            LIBRARY.impl("recurrent", _autograd, f"Autograd{device}", with_keyset=True)
+            LIBRARY.impl(name, autograd, f"Autograd{device}", with_keyset=True)
         else:
-            LIBRARY.impl("recurrent", _reference, device)
-            LIBRARY.impl("recurrent", _reference, f"Autograd{device}")
+            LIBRARY.impl(name, reference, device)
+            LIBRARY.impl(name, reference, f"Autograd{device}")
 
 
-_register()
+register_recurrence("recurrent", _autograd, _reference)

@@ -77,7 +77,7 @@ def pipeline_layers(
         )
     if not 1 <= chunks <= max(steps, 1):
         raise ValueError(f"chunks must be between 1 and T = {steps}, got {chunks}")
-    lengths = [steps // chunks + (i < steps % chunks) for i in range(chunks)]
+    lengths = _evenly(steps, chunks)
 
     def shapes(width: int) -> list[list[tuple[int, ...]]]:
         return [[(batch, n, width) if time else (n, batch, width)] for n in lengths]
@@ -152,7 +152,7 @@ def pipeline_time(
     )
     if not 1 <= batches <= max(batch, 1):
         raise ValueError(f"batches must be between 1 and B = {batch}, got {batches}")
-    counts = [batch // batches + (i < batch % batches) for i in range(batches)]
+    counts = _evenly(batch, batches)
     widths = (_width(layer), layer.hidden_size)[: 1 + CELLS[layer.cell].has_cell_state]
     shapes = [[(layer.num_layers, n, width) for width in widths] for n in counts]
     line = Line(ranks, shapes, shapes, like)
@@ -179,6 +179,11 @@ def _check(layer: RecurrentLayer, caller: str) -> Tensor:
     if drawn and layer.training:
         raise ValueError(f"{caller} does not train with {', '.join(drawn)}: each piece of a sequence would draw anew")
     return next(layer.parameters()).detach()
+
+
+def _evenly(total: int, parts: int) -> list[int]:
+    """Sizes as even as can be, the larger ones first."""
+    return [total // parts + (i < total % parts) for i in range(parts)]
 
 
 def _width(layer: RecurrentLayer) -> int:

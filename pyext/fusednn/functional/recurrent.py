@@ -114,10 +114,8 @@ def recurrent(
     compiling = torch.compiler.is_compiling()
     sizes, short = (1, 0, 1), False  # B, H, D, and whether T is small: what CUDA kernels are chosen by
     if (device != "cpu" or EMULATED) and h0.dim() == 3 and w_hh.dim() in (2, 3) and cell in CELLS:
-        any_size = torch.compiler.is_exporting()  # a program serves other batches and lengths than the example's
-        batch = ANY_BATCH if any_size else h0.shape[1]
+        batch, short = planned_size(x, h0)
         sizes = (batch, w_hh.shape[-2] // len(CELLS[cell].gates), max(h0.shape[0] // heads, 1))
-        short = not compiling and x.shape[0] <= SHORT * batch  # a graph serves every length
     tf32 = sizes[1] > 0 and tensors[0].dtype == torch.float32 and _allows_tf32()
     chosen = (_choose if compiling else _cached_choose)(
         cell, device, tensors[0].dtype, w_hr is not None, *sizes, tf32, short, strategy, asked
@@ -138,6 +136,17 @@ def recurrent(
         check()
         raise
     return y, h_n, c_n if c0 is not None else None
+
+
+def planned_size(x: Tensor, h0: Tensor) -> tuple[int, bool]:
+    """B, and whether T is small, as far as a choice may depend on them.
+
+    A graph serves every length; an exported program other batches, too, than the example's.
+    """
+    if torch.compiler.is_exporting():
+        return ANY_BATCH, False
+    batch = h0.shape[1]
+    return batch, not torch.compiler.is_compiling() and x.shape[0] <= SHORT * batch
 
 
 def _choose(
@@ -184,10 +193,15 @@ def _operator(*call):
     if strategy in _TF32 and args[0].dtype == torch.float32 and _allows_tf32():
         strategy = f"{strategy}+tf32"
     args = (*args, strategy) if options is None else (*args, strategy, *options)
-    if torch.compiler.is_compiling() or _differentiates(args):
-        return torch.ops.fusednn.recurrent.default(*args)
+    return called(torch.ops.fusednn.recurrent.default, args, args)
+
+
+def called(operator, args, leaves):
+    """What an operator gives; ``leaves`` are the values among which its tensors are."""
+    if torch.compiler.is_compiling() or _differentiates(leaves):
+        return operator(*args)
     with torch._C._AutoDispatchBelowAutograd():  # nothing to record: a third of the time of one small step
-        return torch.ops.fusednn.recurrent.default(*args)
+        return operator(*args)
 
 
 @torch.compiler.assume_constant_result  # as it stands when a model is compiled

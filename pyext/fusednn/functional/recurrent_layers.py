@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import layer_operators  # noqa: F401  (registers torch.ops.fusednn)
 from ..native import EMULATED
-from ..plan import SHORT, Request, layer_by_layer, plan
-from .recurrent import _allows_tf32, _cast, _check, _differentiates, _is_transformed
+from ..plan import Request, layer_by_layer, plan
+from .recurrent import _allows_tf32, _cast, _check, _is_transformed, called, planned_size
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
@@ -51,8 +51,8 @@ def recurrent_layers(
         low = torch.get_autocast_dtype(device)
         x, h0, c0 = (_cast(t, low) for t in (x, h0, c0))  # pyright: ignore[reportAssignmentType]
         weights = [tuple(_cast(t, low) for t in layer) for layer in weights]  # pyright: ignore[reportAssignmentType]
-    layers, batch, units = h0.shape
-    tf32, short = x.dtype == torch.float32 and _allows_tf32(), x.shape[0] <= SHORT * batch
+    layers, _, units = h0.shape
+    tf32, (batch, short) = x.dtype == torch.float32 and _allows_tf32(), planned_size(x, h0)
     name = str(x.dtype).removeprefix("torch.")
     request = Request(cell, device, name, batch, hidden=units, tf32=tf32, short=short)
     if not (_together if compiling else _cached_together)(request, layers, strategy, dropout):
@@ -62,11 +62,7 @@ def recurrent_layers(
     if compiling:
         _check_layers(cell, x, h0, c0, weights, batch_sizes)
     try:
-        if compiling or _differentiates((x, h0, c0, *flat)):
-            y, h_n, c_n = torch.ops.fusednn.recurrent_layers.default(*args)
-        else:
-            with torch._C._AutoDispatchBelowAutograd():
-                y, h_n, c_n = torch.ops.fusednn.recurrent_layers.default(*args)
+        y, h_n, c_n = called(torch.ops.fusednn.recurrent_layers.default, args, (x, h0, c0, *flat))
     except RuntimeError:  # the kernels refuse what does not fit, but know one error and no names
         _check_layers(cell, x, h0, c0, weights, batch_sizes)
         raise

@@ -3,6 +3,7 @@
 ``docs/models.md`` lists them, with what each learns in the tests and where it fails.
 """
 
+from ..layers.state import detach
 from .awd import AWDLSTM
 from .encoder_decoder import EncoderDecoder
 from .gradients import GradientTracker
@@ -10,7 +11,7 @@ from .long import Longformer, TransformerXL
 from .positions import Positions, RelativeBias, sinusoidal
 from .recurrent import BidirectionalEncoder, RecurrentLM, SimpleRNN, forget_bias_, identity_
 from .seq2seq import AttentionSeq2Seq, Seq2Seq
-from .tokens import LanguageModel, TokenModel, detach
+from .tokens import LanguageModel, TokenModel
 from .transformer import BertEncoder, TransformerLM
 
 __all__ = [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ..layers.initialisation import Initialisation
 from ..layers.minimal import MinGRU, MinLSTM
 from ..layers.recurrent import GRU, LSTM, RNN
 from .tokens import LanguageModel, State, Vocabulary, check_tokens
@@ -170,12 +170,11 @@ def identity_(layer: RNN) -> RNN:
     Source: Le, Jaitly and Hinton, arXiv:1504.00941.
     """
     for name, parameter in layer.named_parameters():
-        if name.startswith("weight_hh"):
-            if parameter.shape != (layer.hidden_size, layer.hidden_size):
-                raise ValueError(f"the identity needs {name} of shape [H, H], got {list(parameter.shape)}")
-            nn.init.eye_(parameter)
-        elif name.startswith("bias"):
+        if name.startswith("weight_hh") and parameter.shape != (layer.hidden_size, layer.hidden_size):
+            raise ValueError(f"the identity needs {name} of shape [H, H], got {list(parameter.shape)}")
+        if name.startswith("bias"):
             nn.init.zeros_(parameter)
+    Initialisation(init="identity").apply(layer, layer.cell, layer.heads)
     return layer
 
 
@@ -189,8 +188,5 @@ def forget_bias_(layer: LSTM, value: float = 1.0) -> LSTM:
     """
     if layer.mode != "LSTM":
         raise ValueError(f"only an LSTM has a forget gate, got {layer.mode}")
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            if name.startswith("bias"):
-                parameter.chunk(4)[1].fill_(value if name.startswith("bias_ih") else 0.0)
+    Initialisation(forget_bias=value).apply(layer, layer.cell, layer.heads)
     return layer

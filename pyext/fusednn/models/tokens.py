@@ -129,22 +129,6 @@ def check_tokens(tokens: Tensor) -> None:
         raise ValueError(f"expected tokens of shape [B, T], got {list(tokens.shape)}")
 
 
-def detach(state: State) -> State:
-    """The state without its history, for truncated backpropagation through time.
-
-    Example:
-        >>> import torch
-        >>> from fusednn.models import RecurrentLM, detach
-        >>> model, state = RecurrentLM(10, 8, 16), None
-        >>> for segment in torch.randint(10, (2, 12)).split(4, 1):
-        ...     logits, state = model.prefill(segment, detach(state))  # no gradient reaches the segment before
-    """
-    if isinstance(state, tuple):
-        parts = map(detach, state)
-        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-    return None if state is None else state.detach()
-
-
 def _pick(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     """One token a row of [B, V]."""
     if temperature == 0:
