@@ -17,6 +17,7 @@ from bench.fields import record
 from bench.lines import Lines
 from bench.load import Patience
 from bench.measure import Measure
+from bench.profiled import Profiled
 from bench.tiers import TIERS, Tier
 
 HERE = Path(__file__).parent
@@ -29,6 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--bench-out", default="build/report", help="folder of the record and the report")
     group.addoption("--bench-resume", action="store_true", help="keep what an earlier, killed run has measured")
     group.addoption("--bench-no-report", action="store_true", help="write results.json only")
+    group.addoption(
+        "--bench-profile", action="store_true", help="run for a profiler to look at; time and record nothing"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -76,7 +80,8 @@ def _seed() -> None:
 
 @pytest.fixture
 def measure(benchmark: Any, tier: Tier, device: torch.device, request: pytest.FixtureRequest) -> Iterator[Measure]:
-    made = Measure(benchmark, tier, device, _run(request.config).patience)
+    kind = Profiled if request.config.getoption("--bench-profile") else Measure
+    made = kind(benchmark, tier, device, _run(request.config).patience)
     request.node.bench_measure = made
     yield made
 
@@ -104,7 +109,7 @@ class Run:
         # A tier without values leaves pytest's placeholder for an empty parameter set behind: drop it.
         empty = [item for item in items if "NOTSET" in item.name]
         mine = [item for item in items if item not in empty]
-        if config.option.collectonly:
+        if config.option.collectonly or config.getoption("--bench-profile"):
             items[:] = mine
             return
         key = {"tier": self.tier.name, "device": machine.device_name(self.device), "torch": torch.__version__}

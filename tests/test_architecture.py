@@ -36,7 +36,7 @@ LEVELS = [
     {"functional"},
     {"layers"},
     {"attention_explanation", "models"},
-    {"conversion", "comparison", "explanation", "environment", "integrations", "distributed", "onnx"},
+    {"conversion", "comparison", "explanation", "environment", "integrations", "distributed", "onnx", "profiling"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}

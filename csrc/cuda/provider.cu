@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "cuda/launch.h"
+#include "cuda/ranges.h"
 #include "cuda/sequence.h"
 #include "cuda/waits.h"
 
@@ -47,13 +48,22 @@ const char* refusal(const RecurrentShape& s, const void* w_hr) {
   return nullptr;
 }
 
+std::string range_of(const RecurrentShape& s, const char* way) {
+  constexpr const char* kTypes[] = {"float64", "float32", "bfloat16", "float16"};
+  std::string name = std::string(s.cell) + " " + s.strategy + " " + way + " " + kTypes[static_cast<int>(s.dtype)];
+  name += " T=" + std::to_string(s.steps) + " B=" + std::to_string(s.batch) + " H=" + std::to_string(s.hidden);
+  if (s.layers > 1) name += " L=" + std::to_string(s.layers);
+  return name;
+}
+
 template <class Args>
-const char* run(const Args& args, const char* (*kernels)(const Args&)) {
+const char* run(const Args& args, const char* way, const char* (*kernels)(const Args&)) {
   try {
     if (const char* error = refusal(args.shape, args.w_hr)) return error;
     if (cuda::witness == nullptr && cuda::take_wait_fault()) {
       return "a wait inside a persistent kernel of an earlier call expired; its results are NaN";
     }
+    const cuda::Range range([&] { return range_of(args.shape, way); });
     const char* error = kernels(args);
     if (error == nullptr) return nullptr;
     message = error;
@@ -65,11 +75,11 @@ const char* run(const Args& args, const char* (*kernels)(const Args&)) {
 }
 
 const char* forward(const RecurrentForward& args) {
-  return run(args, persistent(args.shape) ? cuda::run_persistent_forward : cuda::run_forward);
+  return run(args, "forward", persistent(args.shape) ? cuda::run_persistent_forward : cuda::run_forward);
 }
 const char* backward(const RecurrentBackward& args) {
   if (args.shape.layers != 1) return "backward walks one layer at a time";
-  return run(args, persistent(args.shape) ? cuda::run_persistent_backward : cuda::run_backward);
+  return run(args, "backward", persistent(args.shape) ? cuda::run_persistent_backward : cuda::run_backward);
 }
 size_t forward_workspace(const RecurrentForward& args) {
   if (refusal(args.shape, args.w_hr) != nullptr) return 0;

@@ -1,5 +1,6 @@
 #include "cuda/replay.h"
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -7,6 +8,7 @@
 #include <tuple>
 #include <type_traits>
 
+#include "cuda/ranges.h"
 #include "cuda/sequence.h"
 
 namespace fusednn::cuda {
@@ -228,7 +230,12 @@ const char* replay(const RecurrentShape& s, const StepKernels& kernels, const Tr
   }
   Recorded<Track>& ready = found->second;
   FUSEDNN_TRY(put_track(track, *ready.chunk.data(), s.stream));
-  for (int64_t i = 0; i < replays; ++i) FUSEDNN_TRY(ready.recording.replay(s.stream));
+  for (int64_t i = 0; i < replays; ++i) {
+    const int64_t end = std::min((i + 1) * kChunk, steps);
+    const Range range(
+        [&] { return "steps " + std::to_string(i * kChunk) + "-" + std::to_string(end - 1) + ", replay"; });
+    FUSEDNN_TRY(ready.recording.replay(s.stream));
+  }
   return nullptr;
 }
 

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "cuda/lengths.h"
 #include "cuda/norm.h"
+#include "cuda/ranges.h"
 #include "cuda/replay.h"
 
 namespace fusednn::cuda {
@@ -78,10 +80,14 @@ struct Sequence : Of {
       if (offsets_there != nullptr) FUSEDNN_TRY(put_lengths(s, lengths, offsets_there));
       FUSEDNN_TRY(replay_steps(s, *step_kernels_of(s), track, done));
     }
-    for (int64_t n = done; n < this->steps(); ++n) {
-      Both<typename Of::Step> both{};
-      for (int64_t d = 0; d < s.directions; ++d) both.step[d] = this->handled(d, n);
-      FUSEDNN_TRY(each(both, n > done, n));
+    for (int64_t begin = done; begin < this->steps(); begin += kChunk) {
+      const int64_t end = std::min(begin + kChunk, this->steps());
+      const Range range([&] { return "steps " + std::to_string(begin) + "-" + std::to_string(end - 1); });
+      for (int64_t n = begin; n < end; ++n) {
+        Both<typename Of::Step> both{};
+        for (int64_t d = 0; d < s.directions; ++d) both.step[d] = this->handled(d, n);
+        FUSEDNN_TRY(each(both, n > done, n));
+      }
     }
     return nullptr;
   }

@@ -1,6 +1,8 @@
 """Fused recurrent and attention kernels for PyTorch, as layers that take the place of torch.nn's."""
 
-from . import functional, integrations, onnx  # noqa: F401  (integrations registers itself)
+import os
+
+from . import functional, integrations, onnx, profiling  # noqa: F401  (integrations registers itself)
 from .comparison import compare
 from .conversion import convert, revert
 from .explanation import explain
@@ -11,6 +13,9 @@ from .layers.minimal import MinGRU, MinLSTM
 from .layers.recurrent import GRU, LSTM, RNN
 from .layers.state import detach
 from .layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
+
+if os.environ.get("FUSEDNN_NVTX") == "1":
+    profiling.listen_to_nvtx()
 
 __version__ = "0.1.0"
 __all__ = [

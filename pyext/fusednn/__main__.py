@@ -12,13 +12,11 @@ from . import environment, functional
 from .comparison import compare
 from .explanation import describe, explain
 from .kernels import Sizes, every
-from .layers.recurrent import GRU, LSTM, RNN
 from .occupancy import GPUS
-from .plan import NAMES, Request, plan
+from .plan import Request, plan
+from .profiling import command
+from .profiling.workload import RECURRENT, add_sizes, check, positive, recurrent_layer
 from .reference.cells import CELLS
-
-LAYERS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
-DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,28 +27,15 @@ def _parser() -> argparse.ArgumentParser:
         "explain", help="which kernel would run, and why", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add.add_argument("what", choices=[*CELLS, "rnn", "attention"], help="a cell, or attention")
-    add.add_argument("--batch", type=_positive, default=1, metavar="B")
-    add.add_argument("--time", type=_positive, default=100, metavar="T", help="steps; for attention queries and keys")
-    add.add_argument("--hidden", type=_positive, default=512, metavar="H", help="hidden size; for attention N * E")
-    add.add_argument("--heads", type=_positive, default=8, metavar="N", help="attention heads")
-    add.add_argument("--layers", type=_positive, default=1, metavar="L")
-    add.add_argument("--dtype", choices=DTYPES, default="float32")
-    add.add_argument("--device", default="cpu", help="as torch names it; need not be there")
-    add.add_argument("--strategy", choices=NAMES, default="auto")
+    add_sizes(add, batch=1, hidden=512)
     add = commands.add_parser(
         "compare",
         help="time torch.nn's layer and fusednn's on this machine, check that they agree, and say what ran",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add.add_argument("what", choices=[*LAYERS, "transformer"], help="a layer; transformer is the encoder's")
-    add.add_argument("--batch", type=_positive, default=8, metavar="B")
-    add.add_argument("--time", type=_positive, default=100, metavar="T", help="steps")
-    add.add_argument("--hidden", type=_positive, default=256, metavar="H", help="input and hidden size; model width")
-    add.add_argument("--heads", type=_positive, default=8, metavar="N", help="attention heads of the transformer")
-    add.add_argument("--layers", type=_positive, default=1, metavar="L", help="of rnn, lstm and gru")
-    add.add_argument("--dtype", choices=DTYPES, default="float32")
-    add.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    add.add_argument("--strategy", choices=NAMES, default="auto", help="of rnn, lstm and gru")
+    add.add_argument("what", choices=[*RECURRENT, "transformer"], help="a layer; transformer is the encoder's")
+    add_sizes(add)
+    command.add_parser(commands)
     add = commands.add_parser("occupancy", help="theoretical occupancy of the CUDA and Triton kernels; needs no GPU")
     add.add_argument("kernel", nargs="?", default="", help="part of a kernel's name, such as Lstm or attention_forward")
     add.add_argument("--gpu", choices=sorted(GPUS), action="append", help="may be repeated (default: all)")
@@ -59,21 +44,14 @@ def _parser() -> argparse.ArgumentParser:
         help="measure attention kernels on this GPU and keep the fastest, for processes with FUSEDNN_TUNED=1",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add.add_argument("--size", type=_positive, default=128, metavar="E", help="of a head")
+    add.add_argument("--size", type=positive, default=128, metavar="E", help="of a head")
     add.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
-    add.add_argument("--time", type=_positive, default=4096, metavar="T", help="queries and keys")
-    add.add_argument("--batch", type=_positive, default=1, metavar="B")
-    add.add_argument("--heads", type=_positive, default=16, metavar="N")
+    add.add_argument("--time", type=positive, default=4096, metavar="T", help="queries and keys")
+    add.add_argument("--batch", type=positive, default=1, metavar="B")
+    add.add_argument("--heads", type=positive, default=16, metavar="N")
     add.add_argument("--causal", action="store_true", help="hide the keys that come after the query")
-    add.add_argument("--repeats", type=_positive, default=20, help="rounds of measurements")
+    add.add_argument("--repeats", type=positive, default=20, help="rounds of measurements")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {value}")
-    return value
 
 
 def _explain(options: argparse.Namespace) -> str:
@@ -93,16 +71,12 @@ def _explain(options: argparse.Namespace) -> str:
 
 
 def _compare(options: argparse.Namespace) -> str:
-    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {options.device}: torch sees no such GPU; `python -m fusednn` says what is there")
+    check(options)
     hidden, place = options.hidden, {"device": options.device, "dtype": getattr(torch, options.dtype)}
     if options.what == "transformer":
-        if options.strategy != "auto" or options.layers != 1:
-            raise ValueError("--strategy and --layers are for rnn, lstm and gru, got one with transformer")
         layer = nn.TransformerEncoderLayer(hidden, options.heads, 4 * hidden, dropout=0.0, batch_first=True, **place)
     else:
-        asked = {"num_layers": options.layers, "strategy": options.strategy}
-        layer = LAYERS[options.what](hidden, hidden, batch_first=True, **asked, **place)
+        layer = recurrent_layer(options)
     x = torch.randn(options.batch, options.time, hidden, **place, requires_grad=True)
     found = compare(layer, x)
     name = environment.device_name(torch.device(options.device))
@@ -153,7 +127,9 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 for success, 2 for arguments that do not fit."""
     options = _parser().parse_args(arguments)
-    commands = {"explain": _explain, "compare": _compare, "occupancy": _occupancy, "tune": _tune}
+    commands = {
+        "explain": _explain, "compare": _compare, "profile": command.profile, "occupancy": _occupancy, "tune": _tune,
+    }  # fmt: skip
     try:
         print(commands[options.command](options) if options.command in commands else environment.report())
     except (ValueError, RuntimeError) as error:
