@@ -45,23 +45,27 @@ def seed_cases(impl: str, B: int, T: int, mode: str, device: torch.device) -> tu
     return made[0], made[1]
 
 
+def stack_case(impl: str, kind: str, basis: str, x: torch.Tensor, mode: str) -> Case:
+    """One stack over x [B, T, d]: recurrent layers of a cell, or ``encoder`` layers."""
+    B, T, d = x.shape
+    if kind == "encoder":
+        ff = equal_flops_ff(d, T) if basis == "flops" else 4 * d
+        module, twin = twin_of(lambda f: EncoderStack(f, d, HEADS, ff), impl, x.device)
+        work = encoder(B, T, d, ff, ENCODER_LAYERS)
+    else:
+        module, twin = twin_of(lambda f: recurrent_stack(f, kind, d), impl, x.device)
+        work = recurrent(kind, B, T, d, d, EQUAL_LAYERS[kind])
+    fields = {"impl": impl, "cell": f"{kind} stack", "B": B, "T": T, "H": d,
+              "params": sum(p.numel() for p in module.parameters())}  # fmt: skip
+    return module_case(module, twin, [x], mode, fields, flops=of_mode(work, mode), tokens=B * T)
+
+
 def stack_cases(
     impl: str, cell: str, basis: str, B: int, T: int, d: int, mode: str, device: torch.device
 ) -> tuple[Case, Case]:
-    """Stacks of width ``d`` with equal parameters, or with equal FLOPs at this T."""
+    """Stacks of width ``d`` with equal parameters, or with equal FLOPs at this T, over the same input."""
     x = torch.randn(B, T, d, device=device)
-    ff = equal_flops_ff(d, T) if basis == "flops" else 4 * d
-    sides = (
-        (cell, lambda f: recurrent_stack(f, cell, d), recurrent(cell, B, T, d, d, EQUAL_LAYERS[cell])),
-        ("encoder", lambda f: EncoderStack(f, d, 8, ff), encoder(B, T, d, ff, ENCODER_LAYERS)),
-    )
-    made = []
-    for name, make, work in sides:
-        module, twin = twin_of(make, impl, device)
-        fields = {"impl": impl, "cell": f"{name} stack", "B": B, "T": T, "H": d,
-                  "params": sum(p.numel() for p in module.parameters())}  # fmt: skip
-        made.append(module_case(module, twin, [x], mode, fields, flops=of_mode(work, mode), tokens=B * T))
-    return made[0], made[1]
+    return stack_case(impl, cell, basis, x, mode), stack_case(impl, "encoder", basis, x, mode)
 
 
 @tiers(T={"standard": (25, 100), "full": (10, 25, 50, 100, 200, 500, 1000)})

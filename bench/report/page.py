@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from bench.query import Cells
 from bench.report import pictures, tables
+from bench.report.crossover_map import crossover_tables
 from bench.report.tables import Table, interval, number
 from bench.results import write
 from bench.verdict import VERDICTS
@@ -59,7 +60,11 @@ def render(results: dict[str, Any], out: Path) -> Path:
     claims = tables.verdicts(results["claims"])
     times = tables.timings(cells)
     missing = tables.not_measured(results)
-    others = [table for table in (tables.occupancy(cells), *tables.passports(cells), missing) if table.rows]
+    others = [
+        table
+        for table in (*crossover_tables(cells), tables.occupancy(cells), *tables.passports(cells), missing)
+        if table.rows
+    ]
     folder = out / "tables"
     folder.mkdir(exist_ok=True)
     for table in (claims, *others, *times):

@@ -14,6 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bench.query import Cells
+from bench.report.crossover_map import crossover_map
 from bench.report.style import FAINT, INK, Picture, colour, draw, log_axes
 from bench.stats import crossover, exponent, line_slope, median
 
@@ -399,7 +400,7 @@ def occupancy(cells: Cells) -> Picture | None:
 
 PICTURES: tuple[Callable[[Cells], Picture | None], ...] = (
     launch_ladder, launches_against_length, ladder_time, duel, seed_models, recurrent_time, step_cost, attention_time,
-    language_models, gradients, memory, occupancy,
+    language_models, gradients, memory, occupancy, crossover_map,
 )  # fmt: skip
 
 

@@ -1,0 +1,187 @@
+"""Who wins over batch, length and width, and why: a model of time, fitted, and tried on sizes that it has not seen.
+
+    time = launches x latency + steps x latency of a step + work / rate
+
+Launches are counted (operator calls on a CPU, kernels on a GPU). Steps are what no implementation can run side by side:
+layers x T for a recurrence that walks, layers for one token, none else. Work is arithmetic by formula. The three
+coefficients are never negative, belong to one kind of stack in one mode, and make relative errors small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+from bench.flops import SCANS, encoder, of_mode, recurrent
+from bench.models.stacks import ENCODER_LAYERS, EQUAL_LAYERS
+from bench.query import Cells
+from bench.stats import crossover
+
+CROSSOVER, DECODE = "crossover", "decode"
+ATTENTION = "encoder"
+KINDS = ("RNN", "LSTM", "GRU", "MinGRU", ATTENTION)
+MODES = ("inference", "training", DECODE)
+HELD_BACK = 128  # the width that the fit does not see
+
+Size = tuple[int, int, int]  # B, T, d
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured cell."""
+
+    seconds: float
+    launches: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Seconds a launch, seconds a step, FLOP a second; None where the fit gives time no such part.
+
+    Attributes:
+        seen: median relative error at the sizes of the fit.
+        unseen: at those held back.
+    """
+
+    launch: float | None
+    step: float | None
+    rate: float | None
+    seen: float
+    unseen: float | None
+
+    def seconds(self, kind: str, mode: str, size: Size, launches: float) -> float:
+        """What the model says of a size."""
+        parts = _parts(kind, mode, size, launches)
+        inverse = (self.launch, self.step, 1 / self.rate if self.rate else None)
+        return sum(part * (cost or 0.0) for part, cost in zip(parts, inverse, strict=True))
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where attention begins to win over a recurrence of one width that the fit has not seen.
+
+    Attributes:
+        measured: T, between measured lengths; or ``always`` or ``never``, of all measured lengths.
+        predicted: likewise, by the fit.
+    """
+
+    kind: str
+    mode: str
+    B: int
+    d: int
+    measured: float | str
+    predicted: float | str
+
+
+def work_of(kind: str, mode: str, B: int, T: int, d: int) -> int:
+    """FLOPs of a stack over a sequence, or in mode decode of one token behind T others."""
+    steps = 1 if mode == DECODE else T
+    if kind != ATTENTION:
+        return of_mode(recurrent(kind, B, steps, d, d, EQUAL_LAYERS[kind]), mode)
+    if mode == DECODE:  # projections of one token; scores and weighted sum over T + 1
+        return encoder(B, 1, d, 4 * d, ENCODER_LAYERS) + ENCODER_LAYERS * 4 * B * T * d
+    return of_mode(encoder(B, T, d, 4 * d, ENCODER_LAYERS), mode)
+
+
+def _parts(kind: str, mode: str, size: Size, launches: float) -> tuple[float, float, float]:
+    """Launches, steps and work of one run."""
+    B, T, d = size
+    walks = kind != ATTENTION and kind not in SCANS
+    steps = EQUAL_LAYERS[kind] * (1 if mode == DECODE else T) * (2 if mode == "training" else 1) if walks else 0
+    return launches, steps, work_of(kind, mode, B, T, d)
+
+
+Points = dict[tuple[str, str], dict[Size, Point]]  # by kind and mode
+
+
+def points(cells: Cells) -> Points:
+    """Undisturbed medians of bench_crossover.py."""
+    found: Points = defaultdict(dict)
+    for cell in cells.all:
+        info = cell["extra_info"]
+        if "bench_crossover.py::" in cell["fullname"] and not info.get("disturbed"):
+            kind = info["cell"].removesuffix(" stack")
+            found[kind, info["mode"]][info["B"], info["T"], info["H"]] = Point(
+                cell["stats"]["median"], info["launches"]
+            )
+    return dict(found)
+
+
+def fit(kind: str, mode: str, measured: Mapping[Size, Point]) -> Fit:
+    """The model of one kind in one mode.
+
+    Raises:
+        ValueError: fewer than four sizes beside those held back.
+    """
+    seen = {size: p for size, p in measured.items() if size[2] != HELD_BACK}
+    if len(seen) < 4:
+        raise ValueError(f"a fit needs four sizes, got {len(seen)}")
+    rows = np.array([_parts(kind, mode, size, p.launches) for size, p in seen.items()])
+    times = np.array([p.seconds for p in seen.values()])
+    scale = rows.max(0) + (rows.max(0) == 0)
+    found = nnls(rows / scale / times[:, None], np.ones(len(seen)))[0] / scale
+    launch, step, inverse = (float(c) if c > 0 else None for c in found)
+    made = Fit(launch, step, 1 / inverse if inverse else None, 0.0, None)
+
+    def error(held: bool) -> float | None:
+        errors = [abs(made.seconds(kind, mode, size, p.launches) / p.seconds - 1)
+                  for size, p in measured.items() if (size[2] == HELD_BACK) == held]  # fmt: skip
+        return float(np.median(errors)) if errors else None
+
+    return Fit(made.launch, made.step, made.rate, error(False) or 0.0, error(True))
+
+
+def fits(measured: Points) -> dict[tuple[str, str], Fit]:
+    """Every kind and mode with enough sizes."""
+    found = {}
+    for (kind, mode), sizes in measured.items():
+        if sum(size[2] != HELD_BACK for size in sizes) >= 4:
+            found[kind, mode] = fit(kind, mode, sizes)
+    return found
+
+
+def _where(ratios: dict[float, float]) -> float | str:
+    """The length from which a ratio recurrence / attention is above 1."""
+    at = crossover(ratios)
+    if at is not None:
+        return at
+    return "always" if all(r > 1 for r in ratios.values()) else "never"
+
+
+def crossings(measured: Points) -> list[Crossing]:
+    """Measured and predicted, at the width held back, of each recurrence against attention."""
+    found, models = [], fits(measured)
+    for kind in KINDS:
+        for mode in MODES:
+            ours, theirs = measured.get((kind, mode), {}), measured.get((ATTENTION, mode), {})
+            models_of = models.get((kind, mode)), models.get((ATTENTION, mode))
+            if kind == ATTENTION or None in models_of:
+                continue
+            mine, other = models_of
+            assert mine is not None and other is not None
+            for B in sorted({size[0] for size in ours}):
+                lengths = sorted(t for b, t, d in ours if b == B and d == HELD_BACK and (b, t, d) in theirs)
+                if len(lengths) < 2:
+                    continue
+                real, guessed = {}, {}
+                for T in lengths:
+                    size = (B, T, HELD_BACK)
+                    real[float(T)] = ours[size].seconds / theirs[size].seconds
+                    guessed[float(T)] = mine.seconds(kind, mode, size, ours[size].launches) / other.seconds(
+                        ATTENTION, mode, size, theirs[size].launches
+                    )
+                found.append(Crossing(kind, mode, B, HELD_BACK, _where(real), _where(guessed)))
+    return found
+
+
+def agrees(crossing: Crossing, factor: float = 2.0) -> bool:
+    """Whether the prediction is right: the same word, or a length within a factor."""
+    a, b = crossing.measured, crossing.predicted
+    if isinstance(a, str) or isinstance(b, str):
+        return a == b
+    return abs(math.log(a / b)) <= math.log(factor)
