@@ -8,9 +8,9 @@
 #   floors     what a launch, a barrier and a trip of data cost at least, one JSON object a line
 #   ladder     pytest bench: the rungs, the layers against torch.nn (cuDNN), occupancy
 #   duels      pytest bench: recurrence against attention, the models, claims; goes on where ladder stopped
-#   ncu        Nsight Compute on one launch of each step kernel: time, occupancy, throughput
+#   ncu        Nsight Compute on launches of every rung and of attention: time, occupancy, throughput
 #
-# Needs python3 with torch (CUDA) and what `pip install -e .[bench,test]` brings (transformers apart), nvcc, cmake and
+# Needs python3 with torch (CUDA) and what `pip install -e .[bench,test,profile]` brings (transformers apart), nvcc, cmake and
 # ninja; no network.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -72,24 +72,30 @@ duels() {
   step duels 520 python3 -m pytest bench --bench-resume --bench-out "$OUT/report"
 }
 
+# ncu NAME TARGET...: counters of a few launches, as a table in OUT/ncu.txt and as CSV in OUT/NAME.csv.
+ncu_of() {
+  local name=$1
+  shift
+  echo "# $*" >> "$OUT/ncu.txt"
+  timeout 60 python3 -m fusednn profile --tool ncu --launches 4 --out "build/gpu/$name" -- "$@" >> "$OUT/ncu.txt" 2>&1 \
+    || failed+=("ncu $name")
+  cp "build/gpu/$name/ncu-0.csv" "$OUT/ncu-$name.csv" 2> /dev/null || true
+}
+
 ncu_() {
-  local metrics=gpu__time_duration.sum,launch__registers_per_thread,launch__shared_mem_per_block
-  metrics+=,launch__grid_size,launch__block_size,launch__waves_per_multiprocessor
-  metrics+=,launch__occupancy_limit_registers,launch__occupancy_limit_shared_mem,launch__occupancy_limit_warps
-  metrics+=,sm__maximum_warps_per_active_cycle_pct,sm__warps_active.avg.pct_of_peak_sustained_active
-  metrics+=,sm__throughput.avg.pct_of_peak_sustained_elapsed
-  metrics+=,sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active,dram__bytes.sum,lts__t_bytes.sum
-  for cell in rnn_tanh lstm gru gru_reset_before; do
-    for dtype in bfloat16 float32; do
-      for batch in 8 64; do
-        echo "# $cell $dtype B=$batch H=512 step" >> "$OUT/ncu.csv"
-        timeout 60 ncu --clock-control none --csv --page raw --metrics "$metrics" -k regex:step_ -s 8 -c 24 \
-          build/gpu/cuda/run_recurrent --cell $cell --dtype $dtype --batch $batch --hidden 512 --steps 12 --repeat 1 \
-          >> "$OUT/ncu.csv" 2>> "$OUT/ncu.log" || failed+=("ncu $cell $dtype $batch")
-      done
+  local one="--repeat 1 --time 16"
+  for dtype in bfloat16 float32; do
+    for strategy in gemm step graph cluster grid; do
+      # shellcheck disable=SC2086
+      ncu_of "$strategy-$dtype" lstm $one --batch 16 --hidden 512 --dtype $dtype --strategy $strategy --training
     done
+    # shellcheck disable=SC2086
+    ncu_of "block-$dtype" lstm $one --batch 16 --hidden 64 --dtype $dtype --strategy block --training
   done
-  wc -l "$OUT/ncu.csv"
+  for hidden in 512 1024; do # eight heads of 64 and of 128
+    ncu_of "attention-$hidden" attention --repeat 1 --batch 4 --time 4096 --hidden $hidden --dtype bfloat16 --training
+  done
+  (cd "$OUT" && tar czf ncu.tar.gz ncu-*.csv && rm -f ncu-*.csv)
 }
 
 build

@@ -63,8 +63,10 @@ def profile(options: argparse.Namespace) -> str:
     if lacking := tool.missing():
         raise ValueError(f"missing: {lacking}\nWhere it is there, this runs:\n{printed}")
     options.out.mkdir(parents=True, exist_ok=True)
-    outputs = [_run(command, tool, asked.out / "log.txt") for command in commands]
-    parts = [_in_columns(rows) for rows in tool.tables(asked, outputs[1:])]
+    outputs = [_run(command, tool, asked.out / "log.txt") for command in commands][1:]
+    for number, output in enumerate(outputs):
+        (asked.out / f"{tool.name}-{number}.csv").write_text(output)
+    parts = [_in_columns(rows) for rows in tool.tables(asked, outputs)]
     return "\n\n".join([*parts, f"report     {tool.opens(asked)}"])
 
 
