@@ -2,26 +2,31 @@
 
 Copies the results file and the pictures to ``bench/results/<device>/`` and writes the README's table and picture
 between its markers. ``--users FOLDER`` keeps the results of bench_users.py instead, and writes the tables of
-docs/should-i-use-it.md. ``--check`` writes nothing and fails where one of the two differs from its results.
+docs/should-i-use-it.md; ``--learning FOLDER`` keeps those of bench_learning.py, from which every later run on the
+machine judges the claims on what models learn. ``--check`` writes nothing and fails where README.md or the page differs
+from its results.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import learning_figures as learning
 from bench import users
 from bench.machine import slug
 from bench.progress import time_text
 from bench.query import Cells
 from bench.report.tables import Table
-from bench.results import load
+from bench.results import incomplete, load
 from bench.stats import median
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path("bench/results")
+LEARNING = "learning.json"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 PICTURES = ("ladder.png", "duel.png", "language-models.png")
 
@@ -135,16 +140,21 @@ def check_users(root: Path = ROOT) -> str | None:
     return None
 
 
-def keep_users(report: Path) -> None:
-    """Keep what bench_users.py measured."""
+def keep(report: Path, name: str, refusal: Callable[[dict[str, Any]], str | None], root: Path = ROOT) -> None:
+    """Keep the results of a suite with a tier of its own under a name."""
     results = load(report / "results.json")
-    if reason := users.refusal(results):
+    if reason := refusal(results):
         raise SystemExit(f"{(report / 'results.json').as_posix()} is not kept: {reason}")
-    target = ROOT / folder_of(results)
-    target.mkdir(parents=True, exist_ok=True)
-    shutil.copy(report / "results.json", target / users.NAME)
-    print(f"kept in {(folder_of(results) / users.NAME).as_posix()}")
-    write_users_page()
+    target = folder_of(results) / name
+    (root / target).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(report / "results.json", root / target)
+    print(f"kept in {target.as_posix()}")
+
+
+def learnt(machine_info: dict[str, Any], root: Path = ROOT) -> dict[str, Any] | None:
+    """What tier learning has measured on a machine and was kept, or None."""
+    path = root / folder_of({"machine_info": machine_info}) / LEARNING
+    return load(path) if path.exists() else None
 
 
 def write_users_page() -> None:
@@ -156,6 +166,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.publish", description=__doc__)
     parser.add_argument("report", type=Path, nargs="?", default=Path("build/report"))
     parser.add_argument("--users", type=Path, metavar="FOLDER", help="of a run of bench_users.py in tier users")
+    parser.add_argument(
+        "--learning", type=Path, metavar="FOLDER", help="of a run of bench_learning.py in tier learning"
+    )
     parser.add_argument("--readme-only", action="store_true", help="write the pages from the committed results")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(argv)
@@ -164,7 +177,11 @@ def main(argv: list[str] | None = None) -> int:
         print(wrong or f"README.md and {users.PAGE.as_posix()} agree with their results")
         return 1 if wrong else 0
     if given.users is not None:
-        keep_users(given.users)
+        keep(given.users, users.NAME, users.refusal)
+        write_users_page()
+        return 0
+    if given.learning is not None:
+        keep(given.learning, LEARNING, lambda found: incomplete(found, learning.TIER, learning.SUITE, learning.TESTS))
         return 0
     source = published() if given.readme_only else given.report / "results.json"
     if source is None:

@@ -11,7 +11,7 @@ from bench import curves
 from bench.layers import CELLS, OURS, TORCH
 from bench.query import Cells
 from bench.report.tables import Table, number
-from bench.results import load
+from bench.results import incomplete, load
 
 NAME = "users.json"
 PAGE = Path("docs/should-i-use-it.md")
@@ -27,14 +27,7 @@ def stored(root: Path, folder: Path) -> list[dict[str, Any]]:
 
 def refusal(results: dict[str, Any]) -> str | None:
     """Why results are none for the page, or None."""
-    if results["tier"]["name"] != "users":
-        return f"the page shows results of --bench-tier users, got tier {results['tier']['name']}"
-    failed = [row["fullname"] for row in results["not_measured"] if row["kind"] != "skipped"]
-    if failed:
-        return f"not measured: {', '.join(failed)}"
-    cells = Cells(results)
-    missing = [test for test in ("layer", "encoder_layer", "curve") if not cells.select(f"bench_users.py::test_{test}")]
-    return f"no cells of {', '.join(missing)}; run: pytest bench/bench_users.py --bench-tier users" if missing else None
+    return incomplete(results, "users", "bench_users.py", ("layer", "encoder_layer", "curve"))
 
 
 def text(found: Iterable[dict[str, Any]]) -> str:

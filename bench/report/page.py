@@ -59,7 +59,11 @@ def render(results: dict[str, Any], out: Path) -> Path:
     claims = tables.verdicts(results["claims"])
     times = tables.timings(cells)
     missing = tables.not_measured(results)
-    others = [table for table in (tables.occupancy(cells), *tables.passports(cells), missing) if table.rows]
+    others = [
+        table
+        for table in (tables.learning(results), tables.occupancy(cells), *tables.passports(cells), missing)
+        if table.rows
+    ]
     folder = out / "tables"
     folder.mkdir(exist_ok=True)
     for table in (claims, *others, *times):
