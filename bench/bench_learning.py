@@ -27,6 +27,7 @@ TRUNCATED = 8  # steps that truncated backpropagation goes back
 ORDER = 12  # tokens of the order task
 DISTANCES = (1, 2, 5, 10, 20, 40)  # of agreement
 SMALL = 20_000  # bytes of text: 1 %
+FEW = 3  # seeds where training takes long
 
 
 def open_lstm(m: Any) -> nn.Module:
@@ -101,7 +102,7 @@ def _keep(measure: Measure, group: str, system: str, found: dict[str, Any], **fi
 def test_recall(measure: Measure, T: int, system: str) -> None:
     """The first of T + 1 tokens, asked for at the last. It takes some models more steps than the other tasks do."""
     task, m = partial(tasks.recall, distance=T), layers.models()
-    steps, seeds = 2 * measure.tier.lm_steps, range(min(3, measure.tier.seeds))
+    steps, seeds = 2 * measure.tier.lm_steps, range(min(FEW, measure.tier.seeds))
     _keep(measure, "recall", system, learn(lambda: RECALL[system](m), task, steps, seeds, rows=16), T=T)
 
 
@@ -110,7 +111,7 @@ def test_recall(measure: Measure, T: int, system: str) -> None:
 def test_copy(measure: Measure, device: torch.device, system: str, T: int) -> None:
     """T tokens, said again by the decoder once the encoder has read them."""
     task, m = partial(tasks.copy, length=T), layers.models()
-    steps, seeds = measure.tier.lm_steps, range(measure.tier.seeds)
+    steps, seeds = measure.tier.lm_steps, range(min(FEW, measure.tier.seeds))
     found = learn(lambda: COPY[system](m), task, steps, seeds)
     model, inputs = COPY[system](m).to(device), [tokens.to(device) for tokens in task(2)[0]]
     with torch.no_grad():
@@ -175,7 +176,7 @@ def test_small_text(measure: Measure, device: torch.device, kind: str) -> None:
     tuning = [best(TUNING, rate) for rate in RATES]
     rate = RATES[tuning.index(min(tuning))]
     params = parameter_count(byte_lm(Factory(layers.OURS), kind))
-    found = {"bits": [best(seed, rate) for seed in range(measure.tier.seeds)], "steps": steps, "rows": BATCH,
+    found = {"bits": [best(seed, rate) for seed in range(min(FEW, measure.tier.seeds))], "steps": steps, "rows": BATCH,
              "rate": rate, "tuning": dict(zip(map(str, RATES), tuning, strict=True)), "params": params,
              "unigram": text.unigram_bits(data.held_out), "text": data.digest}  # fmt: skip
     _keep(measure, "small text", kind, found, T=LENGTH)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bench.count import parameter_count
 from bench.tasks import IGNORED, Task
 
-RATES = (2e-3, 6e-3, 2e-2)
+RATES = (2e-3, 5e-3, 1e-2)
 TUNING = 1000  # the seed on which the rate is chosen; measured are 0, 1, ...
 
 
