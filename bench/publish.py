@@ -151,6 +151,11 @@ def keep(report: Path, name: str, refusal: Callable[[dict[str, Any]], str | None
     print(f"kept in {target.as_posix()}")
 
 
+def unlearnt(results: dict[str, Any]) -> str | None:
+    """Why results are not a whole run of tier learning, or None."""
+    return incomplete(results, learning.TIER, learning.SUITE, learning.TESTS)
+
+
 def learnt(machine_info: dict[str, Any], root: Path = ROOT) -> dict[str, Any] | None:
     """What tier learning has measured on a machine and was kept, or None."""
     path = root / folder_of({"machine_info": machine_info}) / LEARNING
@@ -181,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         write_users_page()
         return 0
     if given.learning is not None:
-        keep(given.learning, LEARNING, lambda found: incomplete(found, learning.TIER, learning.SUITE, learning.TESTS))
+        keep(given.learning, LEARNING, unlearnt)
         return 0
     source = published() if given.readme_only else given.report / "results.json"
     if source is None:

@@ -56,7 +56,7 @@ def assemble(
 def incomplete(results: dict[str, Any], tier: str, suite: str, tests: Sequence[str]) -> str | None:
     """Why results are not a whole run of a suite in its tier, or None."""
     if results["tier"]["name"] != tier:
-        return f"results of --bench-tier {tier} are kept, got tier {results['tier']['name']}"
+        return f"what is kept comes from --bench-tier {tier}, got tier {results['tier']['name']}"
     failed = [row["fullname"] for row in results["not_measured"] if row["kind"] != "skipped"]
     if failed:
         return f"not measured: {', '.join(failed)}"
