@@ -6,7 +6,7 @@ INSTALLED := $(ENV)/.fusednn-installed
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install build emulated bench test test-full lint cpp sanitize mutants machine-code passports wheel results users clean
+.PHONY: help install build emulated bench test test-full lint cpp sanitize mutants machine-code passports wheel results users map claims clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -74,6 +74,14 @@ results: bench ## keep this machine's results in bench/results, and bring README
 users: build ## measure this machine for docs/should-i-use-it.md, and write its tables (a quarter of an hour)
 	$(PY) -m pytest bench/bench_users.py --bench-tier users --bench-out build/users
 	$(PY) -m bench.publish --users build/users
+
+map: build ## who wins over batch, length and width: docs/crossover.md (ten minutes)
+	$(PY) -m pytest bench/bench_crossover.py --bench-tier crossover --bench-out build/crossover
+	$(PY) -m bench.publish --crossover build/crossover
+
+claims: build ## train the small models that the claims on learning are judged by (a quarter of an hour)
+	$(PY) -m pytest bench/bench_learning.py --bench-tier learning --bench-out build/learning
+	$(PY) -m bench.publish --learning build/learning
 
 clean: ## remove what was built
 	rm -rf build dist pyext/fusednn/*.so pyext/fusednn/lib $(INSTALLED)

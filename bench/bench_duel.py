@@ -6,12 +6,17 @@ arithmetic. The ratio is time of the recurrent side / time of the attention side
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend
 
 from bench import layers
 from bench.cases import module_case, recurrent_case
+from bench.check import WrongResult
+from bench.count import SavedBytes, parameter_count
 from bench.flops import encoder, linear, of_mode, recurrent
 from bench.measure import Case, Measure
 from bench.models import EncoderStack, Factory, SeedLSTM, SeedTransformer, recurrent_stack
@@ -20,6 +25,7 @@ from bench.models.stacks import ENCODER_LAYERS, EQUAL_LAYERS, equal_flops_ff
 from bench.tiers import cost, tiers
 
 IMPLS = (layers.OURS, layers.TORCH)
+BUDGET = 1 << 30  # bytes for training
 
 
 def twin_of(make, impl: str, device: torch.device) -> tuple[nn.Module, nn.Module]:
@@ -133,3 +139,51 @@ def test_long_training(measure: Measure, device: torch.device, impl: str, T: int
     """Training at T = 512 at equal parameters, which the seeds put at 3.4 to 1."""
     measure.benchmark.group = "duel parameters training"
     measure.pair(*stack_cases(impl, "LSTM", "parameters", 2, T, 256, "training", device), basis="parameters")
+
+
+@tiers(T={"standard": (512,), "full": (512,)})
+@pytest.mark.parametrize("side", ("LSTM", "encoder"))
+@cost(3.0)
+def test_flash(measure: Measure, device: torch.device, side: str, T: int) -> None:
+    """Training of our LSTM, or of torch's encoder by the math backend, over torch's encoder by the flash one."""
+    measure.benchmark.group = "duel flash"
+    if device.type == "cuda":
+        pytest.skip("torch's flash backend takes no fp32 on a GPU")
+    lstm = stack_cases(layers.OURS, "LSTM", "parameters", 1, T, 256, "training", device)[0]
+    encoder = stack_cases(layers.TORCH, "LSTM", "parameters", 1, T, 256, "training", device)[1]
+    measure.pair(lstm if side == "LSTM" else on_backend(encoder, SDPBackend.MATH),
+                 on_backend(encoder, SDPBackend.FLASH_ATTENTION), basis="parameters")  # fmt: skip
+
+
+def on_backend(case: Case, backend: SDPBackend) -> Case:
+    """The same case, with torch's attention on one backend."""
+    assert case.forward is not None
+    run = layers.pinned(backend, case.run)
+    words = "math" if backend == SDPBackend.MATH else "flash"
+    fields = {**case.fields, "cell": f"{case.fields['cell']} by the {words} backend"}
+    return replace(case, run=run, results=run, forward=layers.pinned(backend, case.forward), fields=fields)
+
+
+@tiers(T={"smoke": (64,), "standard": (512,), "full": (512,)})
+@pytest.mark.parametrize("impl", IMPLS)
+@cost(0.5)
+def test_largest_batch(measure: Measure, device: torch.device, impl: str, T: int) -> None:
+    """Sequences that fit into `BUDGET` beside weights, gradients and Adam's moments, by the bytes kept for backward."""
+    d = 32 if measure.tier.name == "smoke" else 256
+    sides = {"LSTM": lambda f: recurrent_stack(f, "LSTM", d), "encoder": lambda f: EncoderStack(f, d, 8)}
+    batch, bytes_each = {}, {}
+    for name, make in sides.items():
+        module = make(Factory(impl)).to(device)
+
+        def kept(B: int, module: nn.Module = module) -> int:
+            x = torch.randn(B, T, d, device=device)
+            return SavedBytes([x, *module.parameters()]).measure(lambda: module(x))
+
+        two, three, five = kept(2), kept(3), kept(5)  # a batch of one shares tensors that others copy
+        each = three - two
+        if abs(five - two - 3 * each) > 0.01 * five:
+            raise WrongResult(f"the bytes that the {name} keeps are not linear in the batch: {two}, {three}, {five}")
+        fixed = two - 2 * each + 16 * parameter_count(module)  # weight, gradient and two moments of four bytes
+        batch[name], bytes_each[name] = (BUDGET - fixed) // each, each
+    measure.fact({"impl": impl, "batch": batch, "bytes_each": bytes_each}, impl=impl, T=T, H=d, mode="training",
+                 dtype="float32", basis="parameters")  # fmt: skip

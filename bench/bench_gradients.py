@@ -13,6 +13,8 @@ from bench.measure import Measure
 from bench.stats import aic, line_slope, mean
 from bench.tiers import cost, tiers
 
+DESCENT, DESCENT_RATE = 10, 1e-3  # steps before the slope is taken with and without clipping; norms are about 100
+
 
 def _slope(measure: Measure, values: list[float], of: str) -> None:
     got = mean(values)
@@ -94,6 +96,36 @@ def test_clipping(measure: Measure, T: int) -> None:
                          mode="training")  # fmt: skip
     got = mean(norms)
     measure.info.update(slope=max(norms), slope_low=got.low, slope_high=max(norms), slope_of="norm after clipping to 1")
+
+
+@tiers(T={"smoke": (25,), "standard": (25,), "full": (100,)})
+@cost(1.0)
+def test_clipped_training(measure: Measure, T: int) -> None:
+    """The slope of log10 |dL/dx| after descent with gradients clipped to 1, less that after as many steps without."""
+    measure.benchmark.group = "gradients clipping"
+    acted: list[float] = []
+
+    def slope(seed: int, clipped: bool) -> float:
+        torch.manual_seed(seed)
+        net, draws = g.network("RNN"), torch.Generator().manual_seed(seed)
+        optimiser = torch.optim.SGD(net.parameters(), DESCENT_RATE)
+        for _ in range(DESCENT):
+            norm = g.backward(net, T, draws)[1].item()
+            if clipped:
+                acted.append(float(norm > 1))
+                nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimiser.step()
+        return g.log_slope(g.by_distance(g.backward(net, T, draws)[0]))
+
+    def run() -> list[tuple[float, float]]:
+        return [(slope(seed, True), slope(seed, False)) for seed in range(measure.tier.seeds)]
+
+    slopes = measure.once(run, impl=layers.OURS, cell="RNN", T=T, H=g.WIDTH, B=g.BATCH, dtype="float64",
+                          mode="training")  # fmt: skip
+    if not any(acted):
+        raise WrongResult("no gradient was large enough to be clipped")
+    _slope(measure, [a - b for a, b in slopes], "log10 |dL/dx| a step of distance, clipped less unclipped")
+    measure.series.update(slopes=slopes, clipped_share=sum(acted) / len(acted))
 
 
 @tiers(T={"smoke": (25,), "standard": (100,), "full": (200,)})

@@ -155,6 +155,17 @@ def clipped_norm() -> Getter:
     return figure
 
 
+def clipping_and_slope() -> Getter:
+    def figure(cells: Cells) -> Figure:
+        test = "bench_gradients.py::test_clipped_training"
+        got = cells.slope(test)
+        share = cells.series(cells.select(test)[0])["clipped_share"]
+        words = f"RNN after 10 steps of descent, {100 * share:.0f} % of them clipped to 1"
+        return Figure(got, "decades a step", f"{words}; fp64, {cells.results['tier']['seeds']} seeds")
+
+    return figure
+
+
 def attention_path() -> Getter:
     def figure(cells: Cells) -> Figure:
         got = cells.slope("bench_gradients.py::test_attention")
@@ -191,6 +202,27 @@ def saved_exponent(test: str, **fields: Any) -> Getter:
     def figure(cells: Cells) -> Figure:
         got = cells.count_exponent(test, "T", "saved_mib", mode="training", **fields)
         return Figure(got, "exponent", f"bytes kept for backward, counted, {_t_range(cells, test, **fields)}")
+
+    return figure
+
+
+def largest_batch(impl: str) -> Getter:
+    def figure(cells: Cells) -> Figure:
+        test = "bench_duel.py::test_largest_batch"
+        batch = next((f["batch"] for f in cells.facts(test).values() if f["impl"] == impl), None)
+        if batch is None:
+            raise Unavailable(cells.why_missing(test, {"impl": impl}))
+        sizes = f"{batch['encoder']} against {batch['LSTM']} sequences"
+        words = f"{sizes} in 1 GiB, T = 512, d = 256, equal parameters, bytes kept for backward, counted"
+        return Figure(exact(batch["encoder"] / batch["LSTM"]), "transformer / LSTM", words)
+
+    return figure
+
+
+def flash(side: str) -> Getter:
+    def figure(cells: Cells) -> Figure:
+        got = cells.ratio("bench_duel.py::test_flash", cell=side)
+        return Figure(got, f"{side} / flash", "paired, forward and backward, fp32, B = 1, T = 512, d = 256")
 
     return figure
 
@@ -260,5 +292,20 @@ def wins() -> Getter:
         n = len(found)
         got = Estimate(won / n, sure / n, (sure + maybe) / n)
         return Figure(got, "share", f"{n} pairs: equal parameters and equal FLOPs, inference and training")
+
+    return figure
+
+
+def wins_memory() -> Getter:
+    """Share of the stack duels in training in which the recurrent side keeps fewer bytes for backward."""
+
+    def figure(cells: Cells) -> Figure:
+        test = "bench_duel.py::test_stacks"
+        found = cells.select(test, impl="fusednn", mode="training")
+        if not found:
+            raise Unavailable(cells.why_missing(test, {"impl": "fusednn", "mode": "training"}))
+        won = [c["extra_info"]["saved_mib"] < cells.series(c)["other_memory"]["saved_mib"] for c in found]
+        words = f"{len(won)} pairs: equal parameters and equal FLOPs, training, bytes kept for backward, counted"
+        return Figure(exact(sum(won) / len(won)), "share", words)
 
     return figure

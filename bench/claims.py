@@ -1,16 +1,18 @@
 """The seeds' claims and what becomes of them. A table of rows: claim, rule, and where the figure comes from.
 
 A figure is computed from the results file, and the verdict from the figure (`bench.verdict`); a figure that can't be
-had gives NOT MEASURED with the reason. To add a row, add a line to `ROWS`.
+had gives NOT MEASURED with the reason. To add a row, add a line to `ROWS`. What models learn is measured by a tier of
+its own, whose kept results (``make claims``) stand in for what another tier leaves out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench import claim_figures as f
+from bench import learning_figures as learning
 from bench.claim_figures import Figure
 from bench.query import Cells, Unavailable
 from bench.verdict import Rule, judge
@@ -59,10 +61,10 @@ def _missing(reason: str) -> Callable[[Cells], Figure]:
     return figure
 
 
-LATER = "not measured by this version's suites"
 GPU = "needs a GPU and its counters"
 EXACT_1, EXACT_2 = Rule(0.85, 1.15), Rule(1.85, 2.15)
 OURS, TORCH = "fusednn", "torch.nn"
+LEARNS = Rule(low=90)  # points of accuracy
 
 ROWS: tuple[Row, ...] = (
     *(Row(1, f"{cell}, {impl}", Rule(0.95, 1.10), f.length_exponent(cell, impl))
@@ -89,24 +91,35 @@ ROWS: tuple[Row, ...] = (
     Row(9, "grows: recurrent norm 1.5", Rule(low=0, strict=True), f.gradient_slope("RNN norm 1.5")),
     Row(9, "grows: recurrent radius 1.5", Rule(low=0, strict=True), f.gradient_slope("RNN radius 1.5")),
     Row(9, "bounded: norm after clipping to 1", Rule(high=1.000001), f.clipped_norm()),
-    Row(9, "slope with and without clipping", None, _missing(LATER)),
+    Row(9, "slope with clipping less slope without", Rule(-0.01, 0.01), f.clipping_and_slope()),
     *(Row(10, kind, Rule(low=-0.02, strict=True), f.gradient_slope(kind))
       for kind in ("LSTM", "LSTM forget bias 1", "GRU", "IRNN")),
     Row(10, "median of tanh' in the trained byte RNN", Rule(high=0.25, strict=True), f.tanh_median()),
     Row(11, "AIC of an exponential less that of a power law", Rule(low=10), f.attention_path()),
     Row(11, "slope of log10 |dL/dx|", Rule(low=-0.02, strict=True), f.attention_slope()),
-    Row(12, "recall by T and H", None, _missing(LATER)),
-    Row(13, "synthetic agreement by distance", None, _missing(LATER)),
+    *(Row(12, f"recall of the first token: points lost from T = 10 to 200, {system}", rule,
+          learning.lost("test_recall", system, 10, 200))
+      for system, rule in (("RNN, H = 64", Rule(low=30)), ("RNN, H = 512", Rule(low=30)),
+                           ("LSTM, H = 64", Rule(low=30)), ("LSTM, H = 64, forget bias 5", Rule(low=30)),
+                           ("transformer", Rule(high=5)))),
+    *(Row(12, f"copy: points lost from 4 to 12 tokens, {system}", rule, learning.lost("test_copy", system, 4, 12))
+      for system, rule in (("seq2seq", Rule(low=30)), ("seq2seq with attention", Rule(high=5)))),
+    Row(13, "LSTM next to the subject", Rule(80, 90), learning.agreement("LSTM", 1, 1)),
+    Row(13, "LSTM at a distance of 10 and more", Rule(55, 65), learning.agreement("LSTM", 10, 1000)),
+    Row(13, "transformer, where it is worst", Rule(90, 100), learning.worst_agreement("transformer")),
     Row(14, "RNN: exponent of saved bytes", EXACT_1, f.saved_exponent("bench_recurrent.py::test_time", cell="RNN",
                                                                      impl=OURS)),
     Row(14, "attention, plain: exponent of saved bytes", EXACT_2,
         f.saved_exponent("bench_attention.py::test_time", impl="sdpa-math")),
     Row(14, "attention, fused: exponent of saved bytes", EXACT_2,
         f.saved_exponent("bench_attention.py::test_time", impl="sdpa-flash")),
-    Row(14, "largest batch under a fixed budget", Rule(2, 4), _missing(LATER)),
+    *(Row(14, f"largest batch under a fixed budget, {impl}", Rule(2, 4), f.largest_batch(impl))
+      for impl in (OURS, TORCH)),
     *(Row(15, f"training at T = 512, equal parameters, {impl}", Rule(3, 4), f.long_training(impl))
       for impl in (OURS, TORCH)),
-    Row(15, "with Flash Attention", Rule(8, 12), _missing(LATER)),
+    Row(15, "with Flash Attention: LSTM / transformer", Rule(8, 12), f.flash("LSTM stack")),
+    Row(15, "what flash gains: transformer by the math composition / by flash", Rule(2, 4),
+        f.flash("encoder stack by the math backend")),
     Row(15, "seconds to one bit below unigram, byte LSTM / transformer", Rule(8, 12), f.convergence("LSTM")),
     Row(16, "RNN in T", EXACT_1, f.length_exponent("LSTM", OURS)),
     Row(16, "RNN in d", EXACT_2, f.width_exponent()),
@@ -119,26 +132,44 @@ ROWS: tuple[Row, ...] = (
     Row(17, "time a token against context, LSTM", Rule(-0.1, 0.1), f.decode_exponent("test_recurrent", "LSTM", OURS)),
     Row(17, "time a token against context, attention", Rule(0.9, 1.1),
         f.decode_exponent("test_attention", "attention", "fusednn-torch")),
-    Row(18, "recall and launches of seq2seq", None, _missing(LATER)),
+    Row(18, "copy of 12 tokens: points gained by attention", Rule(low=20),
+        learning.gained("test_copy", "seq2seq with attention", "seq2seq", 12)),
+    Row(18, "launches with attention / without", Rule(low=1),
+        learning.launches("seq2seq with attention", "seq2seq", 12)),
     *(Row(19, f"{cell}, {rung}", Rule(1.8, 2.2), f.both_directions(cell, rung))
       for cell in ("RNN", "LSTM", "GRU") for rung in ("reference", "loop", "sequence", TORCH)),
     Row(20, "share of duel cells that the RNN wins in time", Rule(low=0, strict=True), f.wins()),
-    Row(20, "loss on 1 % of the text", None, _missing(LATER)),
+    Row(20, "share of duel cells that the RNN wins in memory", Rule(low=0, strict=True), f.wins_memory()),
+    Row(20, "loss on 1 % of the text: LSTM below transformer", Rule(low=0, strict=True),
+        learning.bits_ahead("LSTM", "transformer")),
     *(Row(21, f"LSTM / GRU, {mode}, H = {H}, {impl}", Rule(low=1, strict=True), f.lstm_over_gru(mode, H, impl))
       for mode in ("inference", "training") for H in (64, 256) for impl in (OURS, TORCH)),
-    Row(22, "order task with and without positions", None, _missing(LATER)),
-    Row(23, "recall at k/2 and 2k", None, _missing(LATER)),
+    *(Row(22, f"did A come before B? {system}", rule, learning.accuracy("test_order", system))
+      for system, rule in (("encoder, no positions", Rule(45, 55)), ("encoder, learned positions", LEARNS),
+                           ("encoder, sinusoidal positions", LEARNS), ("decoder, no positions", Rule(45, 55)))),
+    Row(23, "recall at k/2", LEARNS, learning.accuracy("test_truncated", "GRU", k=8, T=4)),
+    Row(23, "recall at 2k", Rule(20, 30), learning.accuracy("test_truncated", "GRU", k=8, T=16)),
+    Row(23, "recall at 2k, trained through all steps", LEARNS, learning.accuracy("test_truncated", "GRU", k=32, T=16)),
 )  # fmt: skip
 
 
-def judge_row(row: Row, cells: Cells) -> dict[str, Any]:
+def _figure(row: Row, sources: Sequence[Cells]) -> tuple[Figure | None, str | None, Cells]:
+    """From the first source that has it; the reason why the first of all has not."""
+    reasons = []
+    for cells in sources:
+        try:
+            found = row.figure(cells)
+            kept = "" if cells is sources[0] else f"; kept {cells.results['datetime'][:10]}"
+            return replace(found, basis=found.basis + kept), None, cells
+        except Unavailable as why:
+            reasons.append(str(why))
+    return None, reasons[0], sources[0]
+
+
+def judge_row(row: Row, *sources: Cells) -> dict[str, Any]:
     """One entry of the results file's ``claims``."""
     text, claimed = CLAIMS[row.id]
-    try:
-        figure: Figure | None = row.figure(cells)
-        reason = None
-    except Unavailable as why:
-        figure, reason = None, str(why)
+    figure, reason, cells = _figure(row, sources)
     estimate = figure.estimate if figure else None
     return {
         "id": row.id,
@@ -156,7 +187,7 @@ def judge_row(row: Row, cells: Cells) -> dict[str, Any]:
     }
 
 
-def judge_all(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every row of every claim, measured or not."""
-    cells = Cells(results)
-    return [judge_row(row, cells) for row in ROWS]
+def judge_all(results: dict[str, Any], learnt: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Every row of every claim, measured or not. ``learnt`` are kept results of tier learning."""
+    sources = [Cells(found) for found in (results, learnt) if found is not None]
+    return [judge_row(row, *sources) for row in ROWS]

@@ -183,14 +183,17 @@ class Run:
             self.bar.close()
         if self.lines is None or not self.lines.lines:
             return
+        from bench.kept import learnt
         from bench.results import assemble, write
 
+        facts = machine.facts(self.device)
         results = assemble(
             list(self.lines.lines.values()),
-            machine_info=machine.facts(self.device),
+            machine_info=facts,
             tier=self.tier.as_dict(),
             commit=self._commit(),
             when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            learnt=learnt(facts),
         )
         write(results, self.out / "results.json")
         if not self.config.getoption("--bench-no-report"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,13 @@ def passports(version: str) -> list[tuple[str | int | float, ...]]:
     return rows
 
 
+def models() -> Any:
+    """The module fusednn.models; skips the test where fusednn is missing."""
+    if fusednn is None:
+        pytest.skip(MISSING)
+    return importlib.import_module("fusednn.models")
+
+
 def recurrent(impl: str, cell: str, inputs: int, width: int, **options: Any) -> nn.Module:
     """A recurrent layer: ``torch.nn``, ``fusednn`` (its automatic choice) or a rung of the ladder by name.
 
@@ -111,12 +119,18 @@ def probe(layer: nn.Module, *inputs: Tensor) -> None:
         pytest.skip(str(error))
 
 
-def _pinned(backend: SDPBackend) -> Callable[..., Tensor]:
-    def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        with sdpa_kernel(backend):
-            return nn.functional.scaled_dot_product_attention(q, k, v, **options)
+def pinned(backend: SDPBackend, call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same call, in which torch's attention has one backend."""
 
-    return attend
+    def on_backend(*given: Any, **options: Any) -> Any:
+        with sdpa_kernel(backend):
+            return call(*given, **options)
+
+    return on_backend
+
+
+def _pinned(backend: SDPBackend) -> Callable[..., Tensor]:
+    return pinned(backend, nn.functional.scaled_dot_product_attention)
 
 
 def _ours(backend: str) -> Callable[..., Tensor]:

@@ -1,8 +1,9 @@
 """Keep a machine's results: ``python -m bench.publish [build/report]``.
 
 Copies the results file and the pictures to ``bench/results/<device>/`` and writes the README's table and picture
-between its markers. ``--users FOLDER`` keeps the results of bench_users.py instead, and writes the tables of
-docs/should-i-use-it.md. ``--check`` writes nothing and fails where one of the two differs from its results.
+between its markers. ``--users``, ``--learning`` and ``--crossover FOLDER`` keep the results of a suite with a tier of
+its own instead (`bench.kept`), and write its page. ``--check`` writes nothing and fails where a page differs from its
+results.
 """
 
 from __future__ import annotations
@@ -12,23 +13,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bench import users
-from bench.machine import slug
+from bench.kept import BEGIN, END, ROOT, SUITES, folder_of, replaced
 from bench.progress import time_text
 from bench.query import Cells
 from bench.report.tables import Table
 from bench.results import load
 from bench.stats import median
 
-ROOT = Path(__file__).parent.parent
-RESULTS = Path("bench/results")
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 PICTURES = ("ladder.png", "duel.png", "language-models.png")
-
-
-def folder_of(results: dict[str, Any]) -> Path:
-    """Where this machine's results live, relative to the repository."""
-    return RESULTS / slug(results["machine_info"]["device_name"])
 
 
 def table(results: dict[str, Any]) -> Table:
@@ -87,20 +79,6 @@ def block(results: dict[str, Any]) -> str:
     return f"{BEGIN}\n{picture}\n\n{head}\n\n{table(results).markdown()}{END}"
 
 
-def replaced(page: str, new: str) -> str:
-    """A page with a new block, markers included."""
-    if BEGIN not in page or END not in page:
-        raise ValueError(f"the page lacks the markers {BEGIN} and {END}")
-    before, rest = page.split(BEGIN, 1)
-    return before + new + rest.split(END, 1)[1]
-
-
-def users_page(root: Path = ROOT) -> str:
-    """docs/should-i-use-it.md with the tables of the results that are kept."""
-    tables = users.text(users.stored(root, RESULTS))
-    return replaced((root / users.PAGE).read_text(encoding="utf-8"), f"{BEGIN}\n{tables}{END}")
-
-
 def published(root: Path = ROOT) -> Path | None:
     """The results file that the README's block was made from."""
     readme = root / "README.md"
@@ -128,43 +106,24 @@ def check(root: Path = ROOT) -> str | None:
     return None
 
 
-def check_users(root: Path = ROOT) -> str | None:
-    """What is wrong with the users' page, or None."""
-    if users_page(root) != (root / users.PAGE).read_text(encoding="utf-8"):
-        return f"{users.PAGE.as_posix()} differs from its results; run: python -m bench.publish --readme-only"
-    return None
-
-
-def keep_users(report: Path) -> None:
-    """Keep what bench_users.py measured."""
-    results = load(report / "results.json")
-    if reason := users.refusal(results):
-        raise SystemExit(f"{(report / 'results.json').as_posix()} is not kept: {reason}")
-    target = ROOT / folder_of(results)
-    target.mkdir(parents=True, exist_ok=True)
-    shutil.copy(report / "results.json", target / users.NAME)
-    print(f"kept in {(folder_of(results) / users.NAME).as_posix()}")
-    write_users_page()
-
-
-def write_users_page() -> None:
-    (ROOT / users.PAGE).write_text(users_page(), encoding="utf-8")
-    print(f"{users.PAGE.as_posix()} written")
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.publish", description=__doc__)
     parser.add_argument("report", type=Path, nargs="?", default=Path("build/report"))
-    parser.add_argument("--users", type=Path, metavar="FOLDER", help="of a run of bench_users.py in tier users")
+    for suite in SUITES:
+        parser.add_argument(
+            f"--{suite.name}", type=Path, metavar="FOLDER", help=f"of a run of {suite.file} in its tier"
+        )
     parser.add_argument("--readme-only", action="store_true", help="write the pages from the committed results")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(argv)
     if given.check:
-        wrong = check() or check_users()
-        print(wrong or f"README.md and {users.PAGE.as_posix()} agree with their results")
+        wrong = [reason for reason in (check(), *(suite.check() for suite in SUITES)) if reason]
+        print("\n".join(wrong) or "README.md and the pages agree with their results")
         return 1 if wrong else 0
-    if given.users is not None:
-        keep_users(given.users)
+    runs = [(suite, folder) for suite in SUITES if (folder := getattr(given, suite.name))]
+    for suite, folder in runs:
+        suite.keep(folder)
+    if runs:
         return 0
     source = published() if given.readme_only else given.report / "results.json"
     if source is None:
@@ -182,7 +141,8 @@ def main(argv: list[str] | None = None) -> int:
     readme.write_text(replaced(readme.read_text(encoding="utf-8"), block(results)), encoding="utf-8")
     print("README.md written")
     if given.readme_only:
-        write_users_page()
+        for suite in SUITES:
+            suite.write()
     return 0
 
 

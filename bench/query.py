@@ -34,13 +34,13 @@ class Cells:
         """Undisturbed cells; says why there are none."""
         found = self.select(test, **fields)
         if not found:
-            raise Unavailable(self._why_missing(test, fields))
+            raise Unavailable(self.why_missing(test, fields))
         calm = [cell for cell in found if not cell["extra_info"].get("disturbed")]
         if not calm:
             raise Unavailable(f"foreign load disturbed every cell ({len(found)})")
         return calm
 
-    def _why_missing(self, test: str, fields: dict[str, Any]) -> str:
+    def why_missing(self, test: str, fields: dict[str, Any]) -> str:
         reasons = {
             row["extra_info"].get("skip_reason")
             for row in self.results.get("not_measured", ())
@@ -61,7 +61,7 @@ class Cells:
         """A counted field by the value of another; load doesn't disturb a count."""
         cells = self.select(test, **fields)
         if not cells:
-            raise Unavailable(self._why_missing(test, fields))
+            raise Unavailable(self.why_missing(test, fields))
         points = {
             float(c["extra_info"][over]): float(c["extra_info"][field])
             for c in cells
@@ -89,7 +89,7 @@ class Cells:
         """A fitted slope that a cell stored with its interval; computed in fp64, so load doesn't matter."""
         found = self.select(test, **fields)
         if not found:
-            raise Unavailable(self._why_missing(test, fields))
+            raise Unavailable(self.why_missing(test, fields))
         info = found[0]["extra_info"]
         return Estimate(info["slope"], info["slope_low"], info["slope_high"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ def assemble(
     tier: dict[str, Any],
     commit: dict[str, Any],
     when: str,
+    learnt: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Put the lines of a run together. ``benchmarks`` holds only what was timed, so that other tools can read it."""
+    """Put the lines of a run together. ``benchmarks`` holds only what was timed, so that other tools can read it.
+
+    ``learnt`` are kept results of tier learning, for the claims that this run leaves out.
+    """
     import pytest_benchmark
 
     measured = [row for row in rows if row["kind"] == "measured"]
@@ -44,8 +49,20 @@ def assemble(
         "facts": {row["fullname"]: row["series"] for row in rows if row["kind"] == "fact"},
         "series": {row["fullname"]: row["series"] for row in measured if row["series"]},
     }
-    results["claims"] = judge_all(results)
+    results["claims"] = judge_all(results, learnt)
     return clean(results)
+
+
+def incomplete(results: dict[str, Any], tier: str, suite: str, tests: Sequence[str]) -> str | None:
+    """Why results are not a whole run of a suite in its tier, or None."""
+    if results["tier"]["name"] != tier:
+        return f"what is kept comes from --bench-tier {tier}, got tier {results['tier']['name']}"
+    failed = [row["fullname"] for row in results["not_measured"] if row["kind"] != "skipped"]
+    if failed:
+        return f"not measured: {', '.join(failed)}"
+    names = [*(cell["fullname"] for cell in results["benchmarks"]), *results["facts"]]
+    missing = [test for test in tests if not any(f"{suite}::test_{test}[" in name for name in names)]
+    return f"no cells of {', '.join(missing)}; run: pytest bench/{suite} --bench-tier {tier}" if missing else None
 
 
 def write(results: dict[str, Any], path: Path) -> None:

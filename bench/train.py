@@ -51,16 +51,17 @@ def bits_per_byte(model: nn.Module, data: Tensor, count: int = HELD_OUT_WINDOWS)
 
 def train(
     model: nn.Module, text: Text, kind: str, steps: int, device: torch.device, seed: int = 0,
-    share: slice = slice(None),
+    share: slice = slice(None), rate: float | None = None,
 ) -> Curve:  # fmt: skip
     """Train with AdamW, a warm-up and a cosine to zero, norms clipped to 1. The same seed gives the same bytes.
 
     ``share`` is what this process takes of every batch, where the model averages its gradients with those of others.
+    ``rate`` is the one of `RATE` unless another is given.
     """
     generator = torch.Generator().manual_seed(seed)
     data = torch.frombuffer(bytearray(text.train), dtype=torch.uint8).long().to(device)
     held = torch.frombuffer(bytearray(text.held_out), dtype=torch.uint8).long().to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE[kind], betas=(0.9, 0.95), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate or RATE[kind], betas=(0.9, 0.95), weight_decay=0.01)
     warm = max(steps // 20, 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,

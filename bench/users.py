@@ -11,38 +11,14 @@ from bench import curves
 from bench.layers import CELLS, OURS, TORCH
 from bench.query import Cells
 from bench.report.tables import Table, number
-from bench.results import load
 
-NAME = "users.json"
 PAGE = Path("docs/should-i-use-it.md")
-NOTHING = "Not measured yet."
 MODES = ("inference", "training")
 Cell = dict[str, Any]
 
 
-def stored(root: Path, folder: Path) -> list[dict[str, Any]]:
-    """The results of all machines, by name of their folder."""
-    return [load(path) for path in sorted((root / folder).glob(f"*/{NAME}"))]
-
-
-def refusal(results: dict[str, Any]) -> str | None:
-    """Why results are none for the page, or None."""
-    if results["tier"]["name"] != "users":
-        return f"the page shows results of --bench-tier users, got tier {results['tier']['name']}"
-    failed = [row["fullname"] for row in results["not_measured"] if row["kind"] != "skipped"]
-    if failed:
-        return f"not measured: {', '.join(failed)}"
-    cells = Cells(results)
-    missing = [test for test in ("layer", "encoder_layer", "curve") if not cells.select(f"bench_users.py::test_{test}")]
-    return f"no cells of {', '.join(missing)}; run: pytest bench/bench_users.py --bench-tier users" if missing else None
-
-
-def text(found: Iterable[dict[str, Any]]) -> str:
-    """One section a machine."""
-    return "\n".join(map(_machine, found)) or f"{NOTHING}\n"
-
-
-def _machine(results: dict[str, Any]) -> str:
+def section(results: dict[str, Any], folder: Path) -> str:
+    """One machine's part of the page."""
     cells, m = Cells(results), results["machine_info"]
     threads = f", {m['cpu_count']} cores, {m['torch_threads']} threads" if m["device"] == "cpu" else ""
     head = f"### {m['device_name']}{threads}\n\ntorch {m['torch']}, {results['datetime'][:10]}, fp32, T = 100.\n"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import curves, publish, results, text, train, users
+from bench import curves, kept, results, text, train, users
 from bench.fields import record
 from bench.models.byte_lm import RecurrentLM
 
@@ -97,7 +97,7 @@ def test_all_sides_start_alike_and_repeat(monkeypatch):
 
 
 def test_page_shows_every_ratio_its_mean_and_the_least():
-    page = users.text([assembled(rows())])
+    page = kept.USERS.text([assembled(rows())])
     assert "### Test CPU (R) 3000, 2 cores, 2 threads" in page
     assert "| GRU | 8 | 8 | 16 | 11.3 | 8 |" in page
     assert "| all |  |  |  | 4 | 1 |" in page
@@ -109,34 +109,35 @@ def test_disturbed_cells_are_marked_and_left_out_of_the_mean():
     made = assembled(rows())
     slow = next(c for c in made["benchmarks"] if c["extra_info"]["ratio"] == 16)
     slow["extra_info"]["disturbed"] = True
-    page = users.text([made])
+    page = kept.USERS.text([made])
     assert "| GRU | 8 | 8 | 16 \\* | 8 | 8 |" in page and "left out of means" in page
 
 
 def test_only_a_whole_run_of_its_tier_is_kept():
-    assert users.refusal(assembled(rows())) is None
-    assert "tier users, got tier smoke" in (users.refusal(assembled(rows(), "smoke")) or "")
-    assert "curve" in (users.refusal(assembled(rows()[:-1])) or "")
+    assert kept.USERS.refusal(assembled(rows())) is None
+    assert "tier users, got tier smoke" in (kept.USERS.refusal(assembled(rows(), "smoke")) or "")
+    assert "curve" in (kept.USERS.refusal(assembled(rows()[:-1])) or "")
     wrong = [*rows(), row("test_curve[RNN]", kind="wrong", cell="RNN")]
-    assert "test_curve[RNN]" in (users.refusal(assembled(wrong)) or "")
+    assert "test_curve[RNN]" in (kept.USERS.refusal(assembled(wrong)) or "")
 
 
 def test_page_is_generated_and_checked(tmp_path):
     (tmp_path / "docs").mkdir()
     page = tmp_path / users.PAGE
-    page.write_text(f"# x\n{publish.BEGIN}\n{users.NOTHING}\n{publish.END}\nend\n")
-    assert publish.check_users(tmp_path) is None
+    page.write_text(f"# x\n{kept.BEGIN}\n{kept.NOTHING}\n{kept.END}\nend\n")
+    assert kept.USERS.check(tmp_path) is None
     made = assembled(rows())
-    results.write(made, tmp_path / publish.folder_of(made) / users.NAME)
-    assert "differs" in (publish.check_users(tmp_path) or "")
-    page.write_text(publish.users_page(tmp_path))
-    assert publish.check_users(tmp_path) is None
+    results.write(made, tmp_path / kept.folder_of(made) / kept.USERS.stored_as)
+    assert "differs" in (kept.USERS.check(tmp_path) or "")
+    page.write_text(kept.USERS.paged(tmp_path))
+    assert kept.USERS.check(tmp_path) is None
     assert page.read_text().endswith("end\n") and "Test CPU" in page.read_text()
     other = copy.deepcopy(made)
     other["machine_info"]["device_name"] = "Another"
-    results.write(other, tmp_path / publish.folder_of(other) / users.NAME)
-    assert publish.users_page(tmp_path).index("### Another") < publish.users_page(tmp_path).index("### Test CPU")
+    results.write(other, tmp_path / kept.folder_of(other) / kept.USERS.stored_as)
+    assert kept.USERS.paged(tmp_path).index("### Another") < kept.USERS.paged(tmp_path).index("### Test CPU")
 
 
-def test_users_page_equals_its_results():
-    assert publish.check_users() is None
+@pytest.mark.parametrize("suite", kept.SUITES, ids=lambda suite: suite.name)
+def test_a_page_equals_its_results(suite):
+    assert suite.check() is None

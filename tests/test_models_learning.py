@@ -12,8 +12,11 @@ import torch
 from torch import nn
 
 import learning
+from bench.learning import accuracy, train
+from bench.models.learners import RECALL, truncated_gru
+from bench.tasks import IGNORED, copy, recall
 from fusednn import models
-from learning import ALPHABET, IGNORED, TEXT, accuracy, copy, encode, recall, train
+from learning import ALPHABET, TEXT, encode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 V = len(ALPHABET)
@@ -91,17 +94,10 @@ def test_a_transformer_without_positions_does_not_know_the_order(positions):
     assert abs(found - 0.5) < 0.05 if positions is None else found > 0.95
 
 
-def open_lstm():
-    """An LSTM whose forget gates start open."""
-    model = models.RecurrentLM(SYMBOLS + 1, 16, 64)
-    models.forget_bias_(model.layer, 5.0)
-    return model
-
-
 FIRST = {
     "RNN": (lambda: models.RecurrentLM(SYMBOLS + 1, 16, 64, "RNN"), 5e-3),
     "LSTM": (lambda: models.RecurrentLM(SYMBOLS + 1, 16, 64), 1e-2),
-    "LSTM, open": (open_lstm, 1e-2),
+    "LSTM, open": (lambda: RECALL["LSTM, H = 64, forget bias 5"](models), 1e-2),
     "GRU": (lambda: models.RecurrentLM(SYMBOLS + 1, 16, 64, "GRU"), 1e-2),
     "transformer": (lambda: models.TransformerLM(SYMBOLS + 1, 32, 4, num_layers=1, longest=128), 5e-3),
 }
@@ -123,25 +119,10 @@ def test_the_first_token_at_a_distance_is_beyond_torchs_initialisation(name):
     assert found < CHANCE if name in ("RNN", "LSTM") else found > 0.95
 
 
-class Truncated(nn.Module):
-    """A language model that is trained through k steps at a time."""
-
-    def __init__(self, model, k):
-        super().__init__()
-        self.model, self.k = model, k
-
-    def forward(self, tokens):
-        state, found = None, []
-        for segment in tokens.split(self.k, 1):
-            logits, state = self.model.prefill(segment, models.detach(state))
-            found.append(logits)
-        return torch.cat(found, 1)
-
-
 @pytest.mark.parametrize(("distance", "k", "learns"), [(4, 8, True), (16, 8, False), (16, 17, True)])
 def test_truncated_backpropagation_learns_nothing_beyond_its_segment(distance, k, learns):
     task = partial(recall, distance=distance)
-    found = accuracy(train(Truncated(models.RecurrentLM(SYMBOLS + 1, 16, 64, "GRU"), k), task, 150, 1e-2), task)
+    found = accuracy(train(truncated_gru(models, k), task, 150, 1e-2), task)
     assert found > 0.95 if learns else found < CHANCE
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bench.claims import judge_all
+from bench.kept import learnt
 from bench.report.page import render
 from bench.results import load, write
 
@@ -18,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     results = load(given.results)
     if given.judge:
-        results["claims"] = judge_all(results)
+        results["claims"] = judge_all(results, learnt(results["machine_info"]))
         write(results, given.results)
     print(render(results, given.out or given.results.parent))
     return 0

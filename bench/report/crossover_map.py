@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -12,6 +13,7 @@ from bench.report.style import Picture, colour, draw
 from bench.report.tables import Table, number
 
 LABEL = {ATTENTION: "attention"}
+FILE = "crossover.png"
 
 
 def crossover_map(cells: Cells) -> Picture | None:
@@ -82,6 +84,16 @@ def crossover_tables(cells: Cells) -> list[Table]:
             for c in found]  # fmt: skip
     where = Table("crossover-length", title, ("recurrence", "mode", "B", "measured", "predicted", "agree"), rows)
     return [table for table in (models, where) if table.rows]
+
+
+def section(results: dict[str, Any], folder: Path) -> str:
+    """One machine's part of docs/crossover.md."""
+    m = results["machine_info"]
+    threads = f", {m['cpu_count']} cores, {m['torch_threads']} threads" if m["device"] == "cpu" else ""
+    head = f"### {m['device_name']}{threads}\n\ntorch {m['torch']}, {results['datetime'][:10]}, fp32.\n"
+    picture = f"![Who wins where](../{(folder / FILE).as_posix()})\n"
+    tables = (f"{table.title}:\n\n{table.markdown()}" for table in crossover_tables(Cells(results)))
+    return "\n".join([head, picture, *tables])
 
 
 def _length(at: float | str) -> str:

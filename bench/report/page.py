@@ -60,11 +60,10 @@ def render(results: dict[str, Any], out: Path) -> Path:
     claims = tables.verdicts(results["claims"])
     times = tables.timings(cells)
     missing = tables.not_measured(results)
-    others = [
-        table
-        for table in (*crossover_tables(cells), tables.occupancy(cells), *tables.passports(cells), missing)
-        if table.rows
-    ]
+    found = (
+        *crossover_tables(cells), tables.learning(results), tables.occupancy(cells), *tables.passports(cells), missing,
+    )  # fmt: skip
+    others = [table for table in found if table.rows]
     folder = out / "tables"
     folder.mkdir(exist_ok=True)
     for table in (claims, *others, *times):

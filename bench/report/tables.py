@@ -102,6 +102,20 @@ def passports(cells: Cells) -> list[Table]:
     ]  # fmt: skip
 
 
+def learning(results: dict[str, Any]) -> Table:
+    """What bench_learning.py found: the share of right answers, or bits a byte, by mean and range of the seeds."""
+    rows = []
+    for name, fact in results["facts"].items():
+        if "bench_learning.py::" in name:
+            columns = fact.get("accuracy") or fact["bits"]
+            columns = list(zip(*columns, strict=True)) if isinstance(columns[0], list) else [columns]
+            found = (f"{sum(c) / len(c):.3g} ({min(c):.3g} to {max(c):.3g})" for c in columns)
+            rows.append((name.split("::test_")[1], fact["system"], str(len(columns[0])), f"{fact['params']:,}",
+                         f"{fact['steps']} x {fact['rows']}", str(fact["rate"]), ", ".join(found)))  # fmt: skip
+    head = ("task", "system", "seeds", "parameters", "steps x rows", "rate", "accuracy, or bits a byte: mean (range)")
+    return Table("learning", "What small models learn", head, rows)
+
+
 def drop_empty(table: Table) -> Table:
     """Leave out columns in which nothing was measured."""
     keep = [k for k in range(len(table.head)) if any(row[k] for row in table.rows)]
