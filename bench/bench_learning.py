@@ -47,7 +47,7 @@ def _keep(measure: Measure, group: str, system: str, found: dict[str, Any], **fi
                  params=found["params"], **fields)  # fmt: skip
 
 
-@tiers(system={"smoke": ("transformer",), "learning": tuple(learners.RECALL)}, T={"smoke": (4,), "learning": (10, 200)})
+@tiers(system={"smoke": ("transformer",), "learning": tuple(learners.RECALL)}, T={"smoke": (4,), "learning": (5, 200)})
 @cost(30.0)
 def test_recall(measure: Measure, T: int, system: str) -> None:
     """The first of T + 1 tokens, asked for at the last. It takes some models more steps than the other tasks do."""

@@ -215,13 +215,13 @@ def saved(ours, other):
     return [cell("bench_duel.py::test_stacks[x]", series, saved_mib=ours, T=16, cell="LSTM stack", **fields)]
 
 
-LOST = "recall of the first token: points lost from T = 10 to 200, "
+LOST = "recall of the first token: points lost from T = 5 to 200, "
 TURNED = [  # claim, row, what supports it, what contradicts it
     (9, "slope with clipping less slope without", clipping(0.0), clipping(0.05)),
-    (12, LOST + "RNN, H = 64", two("recall", "RNN, H = 64", NEAR, FAR, (10, 200)),
-     two("recall", "RNN, H = 64", NEAR, NEAR, (10, 200))),
-    (12, LOST + "transformer", two("recall", "transformer", NEAR, NEAR, (10, 200)),
-     two("recall", "transformer", NEAR, FAR, (10, 200))),
+    (12, LOST + "RNN, H = 64", two("recall", "RNN, H = 64", NEAR, FAR, (5, 200)),
+     two("recall", "RNN, H = 64", NEAR, NEAR, (5, 200))),
+    (12, LOST + "transformer", two("recall", "transformer", NEAR, NEAR, (5, 200)),
+     two("recall", "transformer", NEAR, FAR, (5, 200))),
     (12, "copy: points lost from 4 to 12 tokens, seq2seq", copies(FAR, NEAR), copies(NEAR, NEAR)),
     (12, "copy: points lost from 4 to 12 tokens, seq2seq with attention", copies(FAR, NEAR), copies(FAR, FAR)),
     (13, "LSTM next to the subject", agreement("LSTM", [0.85, 0.6, 0.6]), agreement("LSTM", [1.0, 0.6, 0.6])),
@@ -261,7 +261,7 @@ def test_data_turned_round_turn_the_verdict(id, row, for_it, against_it):
 
 
 def test_seeds_that_disagree_widen_the_interval():
-    mixed = two("recall", "transformer", NEAR, [1.0, 1.0, 0.2], (10, 200))
+    mixed = two("recall", "transformer", NEAR, [1.0, 1.0, 0.2], (5, 200))
     assert verdict(assembled(mixed), 12, LOST + "transformer")["verdict"] == "MIXED"
 
 
