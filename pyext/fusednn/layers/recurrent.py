@@ -11,9 +11,10 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import plan
 from ..functional import recurrent
 from ..functional.recurrent_layers import recurrent_layers
+from ..padded_operators import Packing
 from ..reference.cells import CELLS
 from .initialisation import Initialisation
-from .lengths import Packing, check_lengths
+from .lengths import check_lengths
 from .recurrent_options import Asked, RecurrentOptions, join_heads, split_heads
 
 Hidden = Tensor | tuple[Tensor, Tensor]
@@ -165,11 +166,12 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         steps, batch, _ = x.shape
         if steps == 0:
             raise RuntimeError(f"Expected sequence length to be larger than 0 in {self._get_name()}")
-        if lengths is None:
-            y, hidden = self._run(x.flatten(0, 1), hx, None)
+        if lengths is not None:
+            check_lengths(lengths, batch, steps)
+        if lengths is None or _exports_to_onnx():
+            y, hidden = self._run(x.flatten(0, 1), hx, None, lengths)
             y = y.view(steps, batch, -1) if batch else y.new_empty(steps, batch, y.shape[1])
         else:
-            check_lengths(lengths, batch, steps)
             packing = Packing.of(lengths, x)
             y, hidden = self._run(packing.rows(x), self.permute_hidden(hx, packing.order), packing.batch_sizes)
             y, hidden = packing.padded(y), self.permute_hidden(hidden, packing.place)
@@ -266,11 +268,13 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         found = self._parameters.get(name)
         return getattr(self, name) if found is None else found
 
-    def _run(self, x: Tensor, hx: Hidden, batch_sizes: Tensor | None) -> tuple[Tensor, Hidden]:
-        """All layers over rows ``[N, I]``."""
+    def _run(
+        self, x: Tensor, hx: Hidden, batch_sizes: Tensor | None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Hidden]:
+        """All layers over rows ``[N, I]``: of sequences of one length, packed with their sizes, padded with theirs."""
         h0, c0 = hx if isinstance(hx, tuple) else (hx, None)
         directions = 2 if self.bidirectional else 1
-        if self.num_layers > 1 and directions == 1 and not self.proj_size and self._asked is None:
+        if self.num_layers > 1 and directions == 1 and not self.proj_size and self._asked is None and lengths is None:
             weights = [self._weights(layer)[:4] for layer in range(self.num_layers)]
             dropout = self.training and self.dropout > 0
             together = recurrent_layers(self.cell, x, h0, c0, weights, batch_sizes, self.strategy, dropout)
@@ -289,7 +293,7 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
                 start_h, start_c = split_heads(start_h, self.heads), split_heads(start_c, self.heads)
             x, h_n, c_n = recurrent(
                 self.cell, x, start_h, start_c, *self._weights(layer), batch_sizes, self.strategy,
-                **self._drawn(start_h, directions), **self._gains(layer),
+                lengths=lengths, **self._drawn(start_h, directions), **self._gains(layer),
             )  # fmt: skip
             if self.heads > 1:
                 h_n, c_n = join_heads(h_n, self.heads), join_heads(c_n, self.heads)
@@ -306,6 +310,11 @@ def _map(hidden, function):
     if hidden is None:
         return None
     return tuple(map(function, hidden)) if isinstance(hidden, tuple) else function(hidden)
+
+
+def _exports_to_onnx() -> bool:
+    """Whose operators take padded rows, and no packed ones."""
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
 def layer_of(cell: str) -> tuple[type[RecurrentLayer], dict]:
