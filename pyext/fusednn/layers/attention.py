@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..functional.attention import scaled_dot_product_attention
 from ..reference.attention import is_autocast_on
 from .cache import KeyValueCache
+from .inputs import check_input
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -145,6 +146,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         Raises:
             ValueError: as ``step``.
         """
+        if state is not None and not isinstance(state, KeyValueCache):
+            raise TypeError(f"state must be what the call before returned, or None, got {type(state).__name__}")
         if x.dim() != 3 or x.shape[-1] != self.embed_dim:
             raise ValueError(f"expected tokens of width embed_dim={self.embed_dim}, got shape {list(x.shape)}")
         if self.kdim != self.embed_dim or self.vdim != self.embed_dim:
@@ -224,6 +227,9 @@ class MultiheadAttention(nn.MultiheadAttention):
     def _project(self, *inputs: Tensor | None) -> list[Any]:
         """Projections of query, key and value, split into heads: [B, N, T, E]; None of None."""
         query, key, value = inputs
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            if x is not None:
+                check_input(self, x, self.out_proj.weight, name, RuntimeError)  # torch's type
         if self.in_proj_weight is not None and query is key and key is value:
             assert query is not None
             together = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)

@@ -17,6 +17,8 @@ def check_lengths(lengths: Any, batch: int, steps: int) -> None:
         raise TypeError(f"lengths must be a tensor of integers, got {got}")
     if lengths.shape != (batch,):
         raise ValueError(f"lengths must have shape [B] = [{batch}], got {list(lengths.shape)}")
+    if lengths.is_meta:
+        raise ValueError("lengths must have values, got a meta tensor")
     if are_known(lengths):
         outside = lengths[(lengths < 0) | (lengths > steps)]
         if outside.numel():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -14,10 +15,12 @@ from ..functional.recurrent_layers import recurrent_layers
 from ..padded_operators import Packing
 from ..reference.cells import CELLS
 from .initialisation import Initialisation
+from .inputs import check_keywords, given_state
 from .lengths import check_lengths
 from .recurrent_options import Asked, RecurrentOptions, join_heads, split_heads
 
 Hidden = Tensor | tuple[Tensor, Tensor]
+_KEYWORDS = tuple(inspect.signature(nn.RNNBase.__init__).parameters)[2:]  # without self and mode
 
 
 class RecurrentLayer(RecurrentOptions, nn.RNNBase):
@@ -48,6 +51,7 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
     ) -> None:
         if strategy not in plan.NAMES:
             raise ValueError(f"strategy must be one of {', '.join(plan.NAMES)}, got {strategy!r}")
+        check_keywords(self, kwargs, (*_KEYWORDS, "strategy", *Asked._fields, *Initialisation._fields))
         known_to_torch = mode in ("RNN_TANH", "RNN_RELU", "LSTM", "GRU")
         super().__init__(mode if known_to_torch else "RNN_TANH", *args, **kwargs)
         self.strategy = strategy
@@ -145,14 +149,20 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             RuntimeError: sizes that do not fit, or T = 0.
             TypeError, ValueError: lengths that are no integers, or do not fit the input.
         """
-        if lengths is not None and (isinstance(input, PackedSequence) or input.dim() != 3):
-            got = "a PackedSequence" if isinstance(input, PackedSequence) else f"{input.dim()} dimensions"
-            raise ValueError(f"lengths are those of a padded batch, [T, B, I] or [B, T, I]; got {got}")
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx)
+        if not isinstance(input, Tensor):
+            if not isinstance(input, PackedSequence):
+                raise TypeError(f"{self._get_name()} expects a tensor or a PackedSequence, got {type(input).__name__}")
+            if lengths is not None:
+                raise ValueError("lengths are those of a padded batch, [T, B, I] or [B, T, I]; got a PackedSequence")
+            return self._forward_packed(input, given_state(self, hx, CELLS[self.cell].has_cell_state))
+        if lengths is not None and input.dim() != 3:
+            raise ValueError(
+                f"lengths are those of a padded batch, [T, B, I] or [B, T, I]; got {input.dim()} dimensions"
+            )
         if input.dim() not in (2, 3):
             raise ValueError(f"{self._get_name()}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
         batched = input.dim() == 3
+        hx = given_state(self, hx, CELLS[self.cell].has_cell_state)
         self._check_state_rank(hx, batched)
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
@@ -211,9 +221,10 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             raise ValueError("step() needs a layer with one direction: bidirectional=True reads the future")
         if x_t.dim() != 2:
             raise ValueError(f"step() expects x_t of shape [B, I], got {x_t.dim()} dimensions")
-        state = self._initial(x_t, x_t.shape[0]) if state is None else state
-        self.check_forward_args(x_t.unsqueeze(1 if self.batch_first else 0), state, None)
-        return self._run(x_t, state, None)
+        hx = given_state(self, state, CELLS[self.cell].has_cell_state)
+        hx = self._initial(x_t, x_t.shape[0]) if hx is None else hx
+        self.check_forward_args(x_t.unsqueeze(1 if self.batch_first else 0), hx, None)
+        return self._run(x_t, hx, None)
 
     def _check_state_rank(self, hx, batched: bool) -> None:
         if hx is None:
@@ -223,7 +234,8 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         if any(state.dim() != rank for state in states):
             got = ", ".join(f"{state.dim()}-D" for state in states)
             what = "hx" if isinstance(hx, Tensor) else "hx and cx"
-            raise RuntimeError(f"For {name} input, {what} should also be {rank}-D but got {got} tensor")
+            hint = "; lengths are given by name: lengths=" if got == "1-D" and not states[0].is_floating_point() else ""
+            raise RuntimeError(f"For {name} input, {what} should also be {rank}-D but got {got} tensor{hint}")
 
     def _initial(self, input: Tensor, batch: int) -> Hidden:
         stack = self.num_layers * (2 if self.bidirectional else 1)
