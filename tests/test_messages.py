@@ -134,6 +134,12 @@ def test_states_may_come_as_a_list():
     assert torch.equal(LSTM(X, states)[0], LSTM(X, tuple(states))[0])
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_scripted_layer_is_kept_with_the_reason():
+    report = fusednn.convert(torch.jit.script(nn.Sequential(nn.LSTM(4, 8))))
+    assert not report.replaced and "convert the model before torch.jit.script" in report.kept["0"]
+
+
 def test_parts_that_few_use_are_imported_on_demand():
     assert fusednn.models.AWDLSTM.__module__ == "fusednn.models.awd"
     with pytest.raises(AttributeError, match="module 'fusednn' has no attribute 'modles'"):

@@ -1,8 +1,5 @@
 """Fused recurrent and attention kernels for PyTorch, as layers that take the place of torch.nn's."""
 
-import importlib
-from types import ModuleType
-
 from . import functional, integrations, onnx  # noqa: F401  (integrations registers itself)
 from .comparison import compare
 from .conversion import convert, revert
@@ -16,15 +13,6 @@ from .layers.state import detach
 from .layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
 
 __version__ = "0.1.0"
-_ON_DEMAND = ("distributed", "models")  # parts that cost time to import and that few use
-
-
-def __getattr__(name: str) -> ModuleType:
-    if name in _ON_DEMAND:
-        return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 __all__ = [
     "GRU",
     "LSTM",
@@ -45,3 +33,12 @@ __all__ = [
     "functional",
     "revert",
 ]
+
+
+def __getattr__(name: str):
+    """Parts that few use, imported when they are named first."""
+    if name in ("distributed", "models"):
+        from importlib import import_module
+
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
