@@ -85,11 +85,6 @@ MISTAKES = {
         r"expects hx=\(h, c\), got a tensor",
         lambda: fusednn.LSTMCell(4, 8)(X[0], torch.zeros(2, 8)),
     ),
-    "dtype of attention": (
-        RuntimeError,
-        "weights of torch.float32, got query of torch.float64",
-        lambda: fusednn.MultiheadAttention(4, 2)(*3 * (X.double(),), need_weights=False),
-    ),
     "dtype of MinGRU": (TypeError, "float32, got input of torch.float64", lambda: fusednn.MinGRU(4, 8)(X.double())),
     "unbatched state of MinGRU": (
         ValueError,

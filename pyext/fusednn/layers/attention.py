@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..functional.attention import scaled_dot_product_attention
 from ..reference.attention import is_autocast_on
 from .cache import KeyValueCache
-from .inputs import check_input
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -227,9 +226,6 @@ class MultiheadAttention(nn.MultiheadAttention):
     def _project(self, *inputs: Tensor | None) -> list[Any]:
         """Projections of query, key and value, split into heads: [B, N, T, E]; None of None."""
         query, key, value = inputs
-        for name, x in (("query", query), ("key", key), ("value", value)):
-            if x is not None:
-                check_input(self, x, self.out_proj.weight, name, RuntimeError)  # torch's type
         if self.in_proj_weight is not None and query is key and key is value:
             assert query is not None
             together = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)

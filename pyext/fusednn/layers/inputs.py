@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from ..reference.attention import is_autocast_on
 
 
-def check_input(layer: nn.Module, input: Any, weight: Tensor, name: str = "input", error: type = TypeError) -> None:
+def check_input(layer: nn.Module, input: Any, weight: Tensor, name: str = "input") -> None:
     """Raise unless an input is a tensor of the dtype of the weight that it meets."""
     if not isinstance(input, Tensor):
         raise TypeError(f"{type(layer).__name__} expects {name} to be a tensor, got {type(input).__name__}")
     if input.dtype != weight.dtype and not is_autocast_on(input.device.type):
-        raise error(f"{type(layer).__name__} has weights of {weight.dtype}, got {name} of {input.dtype}")
+        raise TypeError(f"{type(layer).__name__} has weights of {weight.dtype}, got {name} of {input.dtype}")
 
 
 def check_keywords(layer: nn.Module, given: Iterable[str], known: tuple[str, ...]) -> None:
