@@ -26,6 +26,7 @@ LEVELS = [
         "plan",
         "operators",
         "layer_operators",
+        "padded_operators",
         "blocked_attention",
         "cpu_attention",
         "attention_operators",

@@ -62,6 +62,28 @@ def test_compiled_lengths_are_packing_and_padding(cell):
     torch.testing.assert_close(results(lambda *call: compiled(*call, lengths=LENGTHS), layer, x, states), expected)
 
 
+@pytest.mark.parametrize("strategy", ["auto", "reference"])
+def test_the_function_of_padded_rows_computes_what_the_layer_does(strategy):
+    layer = fusednn.GRU(3, 4, dtype=torch.float64)
+    x, h0 = padded_input(CASE), torch.randn(1, CASE.B, 4, dtype=torch.float64)
+    leaves = list(layer.parameters())
+
+    def gradients(*outputs):
+        return [*outputs, *torch.autograd.grad(sum(t.square().sum() for t in outputs), leaves)]
+
+    y, h_n, _ = fusednn.functional.recurrent(
+        "gru", x.flatten(0, 1), h0, None, *leaves, strategy=strategy, lengths=LENGTHS
+    )  # fmt: skip
+    found = gradients(y.view(CASE.T, CASE.B, 4), h_n)
+    torch.testing.assert_close(found, gradients(*layer(x, h0, lengths=LENGTHS)))
+
+
+def test_fake_lengths_give_shapes():
+    with torch._subclasses.FakeTensorMode():
+        y, h_n = fusednn.GRU(3, 4)(torch.randn(6, 5, 3), lengths=torch.tensor([2, 6, 1, 3, 3]))
+    assert y.shape == (6, 5, 4) and h_n.shape == (1, 5, 4)
+
+
 def test_compiled_lengths_do_not_recompile():
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     layer = fusednn.GRU(3, 4)
@@ -128,6 +150,12 @@ def test_an_empty_batch():
 def test_mistakes_say_what_was_expected(error, message, x, lengths):
     with pytest.raises(error, match=message):
         fusednn.GRU(3, 4)(torch.randn(x), lengths=lengths)
+
+
+def test_the_loop_has_no_padded_rows():
+    x, h0, weights = torch.randn(12, 3), torch.zeros(1, 2, 4), [*fusednn.GRU(3, 4).parameters()]
+    with pytest.raises(ValueError, match="without batch_sizes, and not for strategy='loop'"):
+        fusednn.functional.recurrent("gru", x, h0, None, *weights, strategy="loop", lengths=torch.tensor([6, 2]))
 
 
 def test_lengths_and_a_packed_sequence_are_one_too_many():

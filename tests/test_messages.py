@@ -63,6 +63,50 @@ MISTAKES = {
         lambda: fusednn.explain(LSTM, (5, 2, 4)),
     ),
     "explain four dimensions": (TypeError, "got 4 dimensions", lambda: fusednn.explain(LSTM, X[None])),
+    "keyword": (
+        TypeError,
+        "'bidirectinal'; did you mean 'bidirectional'",
+        lambda: fusednn.GRU(4, 8, bidirectinal=True),
+    ),
+    "an array": (TypeError, "LSTM expects a tensor or a PackedSequence, got ndarray", lambda: LSTM(X.numpy())),
+    "two states for one": (
+        TypeError,
+        r"GRU expects hx=h0, one tensor, or None for zeros, got \(Tensor, Tensor\)",
+        lambda: fusednn.GRU(4, 8)(X, 2 * (torch.zeros(1, 2, 8),)),
+    ),
+    "states of nothing": (
+        TypeError,
+        r"hx=\(h0, c0\), two .* got \(NoneType, NoneType\)",
+        lambda: LSTM(X, (None, None)),
+    ),
+    "lengths in the place of the state": (RuntimeError, "by name: lengths=", lambda: LSTM(X, torch.tensor([5, 2]))),
+    "one state for a cell": (
+        RuntimeError,
+        r"expects hx=\(h, c\), got a tensor",
+        lambda: fusednn.LSTMCell(4, 8)(X[0], torch.zeros(2, 8)),
+    ),
+    "dtype of MinGRU": (TypeError, "float32, got input of torch.float64", lambda: fusednn.MinGRU(4, 8)(X.double())),
+    "unbatched state of MinGRU": (
+        ValueError,
+        r"expects hx \[1, 8\], got \[8\]",
+        lambda: fusednn.MinGRU(4, 8)(X[:, 0], torch.zeros(8)),
+    ),
+    "width of a query": (
+        ValueError,
+        r"query must be \[..., 4\], got \[5, 2, 3\]",
+        lambda: fusednn.AdditiveAttention(4, 4, 8)(X[..., 1:], X),
+    ),
+    "padding of other sizes": (
+        ValueError,
+        r"key_padding_mask must be \[B, K\] = \[5, 2\], got \[2, 5\]",
+        lambda: fusednn.AdditiveAttention(4, 4, 8)(X, X, key_padding_mask=torch.zeros(2, 5, dtype=torch.bool)),
+    ),
+    "a tensor as a cache": (
+        TypeError,
+        "what the call before returned, or None, got Tensor",
+        lambda: fusednn.TransformerEncoderLayer(4, 2).step(X[0], torch.zeros(2, 4)),
+    ),
+    "convert a class": (TypeError, "got the class LSTM, of which", lambda: fusednn.convert(nn.LSTM)),
     "backend": (ValueError, "one of auto, triton, torch, got 'flash'", lambda: SDPA(X, X, X, backend="flash")),
 }
 
@@ -78,6 +122,23 @@ def test_a_cuda_strategy_on_a_cpu_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(plan, "EMULATED", False)
     with pytest.raises(ValueError, match=r"'grid' is impossible .* FUSEDNN_EMULATE=1 set at import"):
         plan.plan(plan.Request("lstm", "cpu"), "grid")
+
+
+def test_states_may_come_as_a_list():
+    states = [torch.randn(1, 2, 8) for _ in range(2)]
+    assert torch.equal(LSTM(X, states)[0], LSTM(X, tuple(states))[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_scripted_layer_is_kept_with_the_reason():
+    report = fusednn.convert(torch.jit.script(nn.Sequential(nn.LSTM(4, 8))))
+    assert not report.replaced and "convert the model before torch.jit.script" in report.kept["0"]
+
+
+def test_parts_that_few_use_are_imported_on_demand():
+    assert fusednn.models.AWDLSTM.__module__ == "fusednn.models.awd"
+    with pytest.raises(AttributeError, match="module 'fusednn' has no attribute 'modles'"):
+        fusednn.modles  # noqa: B018
 
 
 def test_explain_takes_a_packed_sequence():

@@ -91,6 +91,44 @@ def test_initial_states(name):
         torch.testing.assert_close(a, b.detach())
 
 
+@pytest.mark.parametrize(
+    "name", [name if name == "lstm" else pytest.param(name, marks=pytest.mark.slow) for name in CELLS]
+)
+def test_lengths_are_an_input(name):
+    """Other lengths, sizes and states than the example's; the padding is NaN, and one sequence has no step at all."""
+    layer_class, more, operator = CELLS[name]
+    layer = layer_class(3, 4, 2, bidirectional=True, batch_first=True, **more).eval()
+
+    class Padded(nn.Module):
+        """Takes and gives states one by one."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x, lengths, *states):
+            y, hidden = self.layer(x, states if len(states) == 2 else states[0], lengths=lengths)
+            return y, *states_of(hidden)
+
+    def given(steps, lengths):
+        ends = torch.tensor(lengths)
+        x = torch.randn(len(lengths), steps, 3).masked_fill(
+            torch.arange(steps)[:, None] >= ends[:, None, None], torch.nan
+        )
+        return x, ends, *(torch.randn(4, len(lengths), 4) for _ in range(2 if name == "lstm" else 1))
+
+    batch, states = Dim("batch"), ({1: Dim("batch")},) * (2 if name == "lstm" else 1)
+    shapes = {"x": {0: batch, 1: Dim("steps")}, "lengths": {0: batch}, "states": states}
+    program = exported(Padded(), given(5, [3, 5, 1]), dynamic_shapes=shapes)
+    found = operators(program)
+    assert found[operator] == 2 and not [n for n in found if "fusednn" in n]
+    for inputs in (given(5, [3, 5, 1]), given(7, [2, 7]), given(6, [0, 6, 4, 4])):
+        for a, b in zip(run(program, *inputs), Padded()(*inputs), strict=True):
+            torch.testing.assert_close(a, b.detach())
+    outputs = program.exported_program.module()(*given(5, [3, 5, 1]))  # run by torch it computes the same
+    assert not outputs[0][0, 3:].any()
+
+
 def test_a_converted_model():
     model = nn.Sequential(nn.Linear(3, 4), nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.GRU(4, 5)).eval()
     x = torch.randn(6, 2, 3)
@@ -129,7 +167,7 @@ SOMETHING = object()  # in the place of a tensor
     "asked,message",
     [
         ({"w_hr": SOMETHING}, "proj_size"),
-        ({"batch_sizes": SOMETHING}, "packed input or lengths"),
+        ({"batch_sizes": SOMETHING}, "packed input; a padded batch with lengths they can"),
         ({"cell": "mgu"}, "cell mgu"),
         ({"heads": 2}, "heads"),
         ({"mask": SOMETHING}, "recurrent_dropout in training"),
@@ -139,7 +177,10 @@ SOMETHING = object()  # in the place of a tensor
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_each_refusal_names_what_was_asked(asked, message):
-    (translation,) = fusednn.onnx.translations().values()
-    names = ("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "batch_sizes")
-    with pytest.raises(ValueError, match=f"cannot express {message}$"):
-        translation(**{**dict.fromkeys(names), "cell": "lstm", "strategy": "auto", **asked})
+    names = ("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
+    for operator, sizes in (("recurrent", "batch_sizes"), ("recurrent_padded", "lengths")):
+        if sizes == "lengths" and "batch_sizes" in asked:
+            continue
+        translation = fusednn.onnx.translations()[getattr(torch.ops.fusednn, operator).default]
+        with pytest.raises(ValueError, match=f"cannot express {message}$"):
+            translation(**{**dict.fromkeys((*names, sizes)), "cell": "lstm", "strategy": "auto", **asked})

@@ -52,7 +52,7 @@ def cpu_torch_by_uv() -> bool:
 def report_missing() -> None:
     """Say what this machine lacks and what would add it; none of it is needed for the CPU kernels."""
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
-        print("fusednn: no C++ compiler: plain PyTorch runs. For compiled kernels: apt-get install g++ (or clang)")
+        print("fusednn: no C++ compiler: plain PyTorch runs. For compiled kernels: apt-get install g++, make build")
     if not gpu_visible():
         print("fusednn: no NVIDIA GPU: the CPU kernels are measured; figures for a GPU need one")
     elif shutil.which("nvcc") is None:
@@ -64,10 +64,12 @@ def main() -> None:
     install_torch()
     if not pip("setuptools>=77", "wheel", "pybind11>=3.0", "ninja"):
         sys.exit("fusednn: the build tools could not be installed; see pip's message above")
-    print("fusednn: building and installing in place", flush=True)
+    print("fusednn: building and installing in place, a minute or more", flush=True)
     if not pip("--no-build-isolation", "-e", ".[bench,test]"):
         sys.exit("fusednn: the build failed; the compiler's messages are above (`python setup.py build_ext --inplace`)")
     report_missing()
+    active = os.environ.get("VIRTUAL_ENV") or os.environ.get("CONDA_PREFIX")
+    print(f"fusednn: installed; next: {'' if active else f'. {sys.prefix}/bin/activate && '}python -m fusednn")
 
 
 if __name__ == "__main__":

@@ -38,3 +38,12 @@ __all__ = [
     "functional",
     "revert",
 ]
+
+
+def __getattr__(name: str):
+    """Parts that few use, imported when they are named first."""
+    if name in ("distributed", "models"):
+        from importlib import import_module
+
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

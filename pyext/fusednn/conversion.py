@@ -83,6 +83,8 @@ def convert(model: nn.Module) -> Conversion:
             parametrised = nn.utils.parametrize.is_parametrized(module)
             why = "it is parametrised" if parametrised else f"{type(module).__qualname__} is a subclass of torch.nn's"
             report.kept[name] = why
+        elif getattr(module, "original_name", None) in {kind.__name__ for kind in REPLACEMENTS}:
+            report.kept[name] = "it is scripted; convert the model before torch.jit.script"
     return report
 
 
@@ -119,7 +121,12 @@ def revert(model: nn.Module) -> Conversion:
 
 def _report(caller: str, model: nn.Module) -> Conversion:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{caller}() expects a torch.nn.Module, got {type(model).__name__}")
+        got = (
+            f"the class {model.__name__}, of which it needs an instance"
+            if isinstance(model, type)
+            else type(model).__name__
+        )
+        raise TypeError(f"{caller}() expects a torch.nn.Module, got {got}")
     return Conversion(model)
 
 

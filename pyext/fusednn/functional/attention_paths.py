@@ -9,7 +9,7 @@ from .. import attention_operators, cpu_attention, triton_kernels  # noqa: F401 
 from ..attention_call import Inputs, Options
 from ..reference import attention as reference
 from . import torch_attention
-from .attention_request import Request, at_least, heads, leading
+from .attention_request import Request, at_least, heads, is_at_most, leading
 
 MAX_HEAD_SIZE = 256  # of the Triton kernels
 FEW_SCORES = 1 << 20  # up to here blocks of PyTorch operations are slower than the whole matrix
@@ -85,7 +85,7 @@ def _choose_torch(request: Request) -> tuple[str, str]:
         if request.starts_q is not None:
             raise ValueError("sequences of different lengths do not run inside transforms of torch.func")
         return "composition", f"{lack}; blocks do not run inside transforms of torch.func"
-    if request.starts_q is None and request.scores() <= FEW_SCORES and not _kernel_is_faster(request):
+    if request.starts_q is None and is_at_most(request.scores(), FEW_SCORES) and not _kernel_is_faster(request):
         return "composition", f"{lack}; the scores are few enough for one block"
     return "blocked", lack
 
@@ -99,7 +99,8 @@ def _kernel_is_faster(request: Request) -> bool:
     if not cpu_attention.available(query.device):
         return False
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    few = query.shape[-2] <= FEW_QUERIES and key.shape[-2] >= MANY_KEYS and heads(query) == heads(key)
+    many_keys = not is_at_most(key.shape[-2], MANY_KEYS - 1)
+    few = is_at_most(query.shape[-2], FEW_QUERIES) and many_keys and heads(query) == heads(key)
     return not (differentiated and few and query.dtype in (torch.float32, torch.float64))
 
 

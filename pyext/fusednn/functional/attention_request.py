@@ -93,6 +93,15 @@ class Request:
         _check_values(self)
 
 
+def is_at_most(size: int, limit: int) -> bool:
+    """Whether a size is that small; one that a graph leaves open counts as large, so that the graph serves all."""
+    if not torch.compiler.is_compiling():
+        return size <= limit
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # there when something compiles
+
+    return statically_known_true(size <= limit)
+
+
 def at_least(x: Tensor, dims: int = 4) -> Tensor:
     """Leading dimensions of 1 until there are ``dims``."""
     for _ in range(dims - x.dim()):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
 
-from .. import operators  # noqa: F401  (registers torch.ops.fusednn)
+from .. import operators, padded_operators  # noqa: F401  (registers torch.ops.fusednn)
 from ..native import EMULATED
 from ..plan import SHORT, Request, plan
 from ..reference import recurrent as reference_recurrent
@@ -43,6 +43,7 @@ def recurrent(
     norm_ih: Tensor | None = None,
     norm_hh: Tensor | None = None,
     recompute: bool = False,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run one recurrent layer, in one or both directions, over all steps of a batch of sequences.
 
@@ -76,6 +77,8 @@ def recurrent(
         norm_ih: gain of layer norm over the G * H values of W_ih x, ``[D, G * H]``, which b_ih follows; None without.
         norm_hh: likewise of W_hh h and b_hh, over the gates of each product; both are given or none.
         recompute: keep y and c alone for backward, which computes the gates again, in one product over all steps.
+        lengths: of the sequences, integers ``[B]``, where x has the rows of a padded batch: y is zero beyond them. One
+            operator, ``recurrent_padded``, which packs each time; a layer packs once for all of its layers.
 
     Returns:
         ``(y, h_n, c_n)``: the output of all steps ``[N, D * P]`` and the states after each row's last step,
@@ -128,6 +131,10 @@ def recurrent(
         tensors = _normalised_input(tensors, norm_ih)
         options = options._replace(norm=norm_hh.view(tensors[1].shape[0], -1))
     run = {"reference": _reference, "loop": _loop}.get(chosen, _operator)
+    if lengths is not None:
+        if batch_sizes is not None or chosen == "loop":
+            raise ValueError("lengths are those of padded rows: without batch_sizes, and not for strategy='loop'")
+        run, batch_sizes = _padded_operator, lengths
     if compiling or run is not _operator:
         check()
     try:
@@ -194,6 +201,11 @@ def _operator(*call):
         strategy = f"{strategy}+tf32"
     args = (*args, strategy) if options is None else (*args, strategy, *options)
     return called(torch.ops.fusednn.recurrent.default, args, args)
+
+
+def _padded_operator(*call):
+    *args, strategy, options = call
+    return torch.ops.fusednn.recurrent_padded(*args, strategy, *(options or ()))
 
 
 def called(operator, args, leaves):

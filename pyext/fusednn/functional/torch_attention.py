@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..attention_call import have_tangents, sequences
 from ..reference import attention as reference
-from .attention_request import Request, at_least
+from .attention_request import Request, at_least, is_at_most
 
 FEW_PAIRS = 1 << 18  # of query and key: up to here one mask for all is faster
 ROWS = (128, 512)  # queries at a time, at least and at most; a window's size between them
@@ -39,6 +39,11 @@ def lacks(request: Request) -> str | None:
         return f"torch's kernels on {query.device.type} promise no deterministic gradients"
     if mask is not None and mask.dtype not in (torch.bool, query.dtype):
         return f"not every kernel of torch adds a {mask.dtype} mask to {query.dtype} inputs"
+    if torch.compiler.is_compiling():
+        if request.starts_q is not None:
+            return "a graph for all lengths cannot take sequences one by one"
+        if _by_window(request) and not is_at_most(query.shape[-2] * key.shape[-2], FEW_PAIRS):
+            return "a graph for all lengths cannot go window by window"
     if have_tangents((query, key, value, mask)):
         return "torch's fused kernels have no forward-mode derivatives"
     if torch.is_grad_enabled():
@@ -60,14 +65,7 @@ def run(request: Request) -> Tensor:
             for q, k in sequences(request.starts_q, request.starts_k)
         ]  # fmt: skip
         return torch.cat([run(part) for part in parts], dim=2)
-    by_window = request.window is not None or (
-        request.is_causal
-        and (
-            (request.causal_alignment == "bottom_right" and request.query.shape[-2] != request.key.shape[-2])
-            or (request.attn_mask is not None and request.attn_mask.shape[-2] != request.query.shape[-2])
-        )
-    )
-    if not by_window:
+    if not _by_window(request):
         return whole(request)
     M, K = request.query.shape[-2], request.key.shape[-2]
     if M * K > FEW_PAIRS:
@@ -76,6 +74,17 @@ def run(request: Request) -> Tensor:
     visible = reference.visibility(distance, request.is_causal, request.limits)
     mask = reference.merge_masks(request.attn_mask, visible)
     return whole(dataclasses.replace(request, attn_mask=mask, is_causal=False))
+
+
+def _by_window(request: Request) -> bool:
+    """Whether torch's operator has to be told by a mask what a query sees."""
+    return request.window is not None or (
+        request.is_causal
+        and (
+            (request.causal_alignment == "bottom_right" and request.query.shape[-2] != request.key.shape[-2])
+            or (request.attn_mask is not None and request.attn_mask.shape[-2] != request.query.shape[-2])
+        )
+    )
 
 
 def in_windows(request: Request) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import additive_attention
+from .inputs import check_input
 
 
 class AdditiveAttention(nn.Module):
@@ -68,12 +69,21 @@ class AdditiveAttention(nn.Module):
             TypeError: dtypes or devices that differ, or a mask that is not bool.
             ValueError: shapes that do not fit.
         """
+        widths = self.query_projection.in_features, self.key_projection.in_features
+        for name, x, width in (("query", query, widths[0]), ("key", key, widths[1])):
+            check_input(self, x, self.weight, name)
+            if x.shape[-1] != width:
+                raise ValueError(f"{name} must be [..., {width}], got {list(x.shape)}")
         single = query.dim() == 2
         q = self.query_projection(query.unsqueeze(1) if single else query)
         mask = None
         if key_padding_mask is not None:
             if key_padding_mask.dtype != torch.bool:
                 raise TypeError(f"key_padding_mask must be bool, got {key_padding_mask.dtype}")
+            if key_padding_mask.shape != key.shape[:2]:
+                raise ValueError(
+                    f"key_padding_mask must be [B, K] = {list(key.shape[:2])}, got {list(key_padding_mask.shape)}"
+                )
             mask = ~key_padding_mask.unsqueeze(1)
         context, weights = additive_attention(
             q, self.key_projection(key), (key if value is None else value).to(q.dtype), self.weight.to(q.dtype), mask,

@@ -145,6 +145,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         Raises:
             ValueError: as ``step``.
         """
+        if state is not None and not isinstance(state, KeyValueCache):
+            raise TypeError(f"state must be what the call before returned, or None, got {type(state).__name__}")
         if x.dim() != 3 or x.shape[-1] != self.embed_dim:
             raise ValueError(f"expected tokens of width embed_dim={self.embed_dim}, got shape {list(x.shape)}")
         if self.kdim != self.embed_dim or self.vdim != self.embed_dim:
@@ -156,14 +158,15 @@ class MultiheadAttention(nn.MultiheadAttention):
         state = (KeyValueCache() if state is None else state).extend(k, v)
         queries, keys = q.shape[2], len(state)
         k, v = self._append(state.key, state.value)
-        mask = None
-        if k.shape[2] > keys and queries > 1:  # appended keys are seen by all
-            mask = torch.ones(queries, k.shape[2], dtype=torch.bool, device=q.device)
-            mask[:, :keys] = mask[:, :keys].tril(keys - queries)
+        mask, is_causal = None, False
+        if queries > 1:
+            is_causal = self.bias_k is None and not self.add_zero_attn
+            if not is_causal:  # appended keys are seen by all
+                mask = torch.ones(queries, k.shape[2], dtype=torch.bool, device=q.device)
+                mask[:, :keys] = mask[:, :keys].tril(keys - queries)
         out = scaled_dot_product_attention(
-            q, k, v, mask, self.dropout if self.training else 0.0, is_causal=mask is None and queries > 1,
-            causal_alignment="bottom_right",
-        )  # fmt: skip
+            q, k, v, mask, self.dropout if self.training else 0.0, is_causal, causal_alignment="bottom_right"
+        )
         return self._join(out, self.batch_first), state
 
     def remember(self, memory: Tensor) -> KeyValueCache:
@@ -270,7 +273,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         if all(x.dtype == torch.bool for x in given):
             hidden = given[0] if len(given) == 1 else given[0] | given[1]
             return ~hidden
-        if len(given) == 2 and given[0].dtype != given[1].dtype:
+        if len(given) == 2 and given[0].dtype != given[1].dtype and not torch.compiler.is_compiling():
             warnings.warn(
                 "Support for mismatched key_padding_mask and attn_mask is deprecated. Use same type for both instead.",
                 stacklevel=5,

@@ -20,7 +20,7 @@ class KeyValueCache:
 
     Like an RNN's state it does not change: ``extend`` gives another cache. The two share a buffer that doubles when it
     is full, so a step writes one token and copies nothing; extending the same cache twice copies it once. Where
-    gradients are recorded each cache has tensors of its own.
+    gradients are recorded, and in compiled code, each cache has tensors of its own.
 
     Args:
         key: keys; None for an empty cache, whose sizes the first tokens decide.
@@ -97,7 +97,8 @@ class KeyValueCache:
                         f"{name} must continue {list(x.shape)} {x.dtype} on {x.device},"
                         f" got {list(y.shape)} {y.dtype} on {y.device}"
                     )
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (key, value, more.key, more.value)):
+        recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (key, value, more.key, more.value))
+        if recorded or torch.compiler.is_compiling():
             return KeyValueCache(torch.cat([key, more.key], 2), torch.cat([value, more.value], 2))
         extended = KeyValueCache()
         extended._length = self._length + len(more)

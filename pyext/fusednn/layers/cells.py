@@ -20,6 +20,9 @@ class RecurrentCell(nn.RNNCellBase):
 
     def _step(self, input: Tensor, states: tuple[Tensor, ...] | None, count: int) -> tuple[Tensor, ...]:
         name = self._get_name()
+        for what, value in (("input", (input,)), ("hx", states or ())):
+            if not all(isinstance(part, Tensor) for part in value):
+                raise TypeError(f"{name} expects {what} of tensors, got {', '.join(type(v).__name__ for v in value)}")
         if input.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
         for i, state in enumerate(states or ()):
@@ -109,6 +112,9 @@ class LSTMCell(RecurrentCell, nn.LSTMCell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """``[B, I]`` or ``[I]``, and (h, c), to the next (h, c)."""
+        if hx is not None and (isinstance(hx, Tensor) or len(hx) != 2):
+            got = "a tensor" if isinstance(hx, Tensor) else f"{len(hx)} values"
+            raise RuntimeError(f"{self._get_name()} expects hx=(h, c), got {got}")
         states = self._step(input, hx, 2)
         return states[0], states[1]
 

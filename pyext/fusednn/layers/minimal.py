@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..functional import scan
 from ..reference.scan import SCAN_CELLS
+from .inputs import check_input
 
 
 class MinimalLayer(nn.Module):
@@ -66,8 +67,10 @@ class MinimalLayer(nn.Module):
             ``(output, h_n)`` as ``torch.nn.GRU``: ``[T, B, H]`` in the layout of the input, and ``[L, B, H]``.
 
         Raises:
+            TypeError: an input that is no tensor, or of another dtype than the weights.
             ValueError: an input or state of a wrong shape.
         """
+        check_input(self, input, self._weights(0)[0])
         if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
             raise ValueError(
                 f"{type(self).__name__} expects input [T, B, {self.input_size}] or [T, {self.input_size}],"
@@ -75,10 +78,11 @@ class MinimalLayer(nn.Module):
             )
         batched = input.dim() == 3
         x = input.unsqueeze(1) if not batched else input.transpose(0, 1) if self.batch_first else input
-        expected = (self.num_layers, x.shape[1], self.hidden_size)
-        state = x.new_zeros(expected) if hx is None else hx if batched else hx.unsqueeze(1)
-        if state.shape != expected:
-            raise ValueError(f"{type(self).__name__} expects hx {list(expected)}, got {list(state.shape)}")
+        sizes = (self.num_layers, x.shape[1], self.hidden_size)
+        expected = sizes if batched else (self.num_layers, self.hidden_size)
+        if hx is not None and hx.shape != expected:
+            raise ValueError(f"{type(self).__name__} expects hx {list(expected)}, got {list(hx.shape)}")
+        state = x.new_zeros(sizes) if hx is None else hx if batched else hx.unsqueeze(1)
         last = []
         for layer in range(self.num_layers):
             if layer and self.dropout:

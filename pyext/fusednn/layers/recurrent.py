@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -11,12 +12,15 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import plan
 from ..functional import recurrent
 from ..functional.recurrent_layers import recurrent_layers
+from ..padded_operators import Packing
 from ..reference.cells import CELLS
 from .initialisation import Initialisation
-from .lengths import Packing, check_lengths
+from .inputs import check_keywords, given_state
+from .lengths import check_lengths
 from .recurrent_options import Asked, RecurrentOptions, join_heads, split_heads
 
 Hidden = Tensor | tuple[Tensor, Tensor]
+_KEYWORDS = tuple(inspect.signature(nn.RNNBase.__init__).parameters)[2:]  # without self and mode
 
 
 class RecurrentLayer(RecurrentOptions, nn.RNNBase):
@@ -47,6 +51,7 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
     ) -> None:
         if strategy not in plan.NAMES:
             raise ValueError(f"strategy must be one of {', '.join(plan.NAMES)}, got {strategy!r}")
+        check_keywords(self, kwargs, (*_KEYWORDS, "strategy", *Asked._fields, *Initialisation._fields))
         known_to_torch = mode in ("RNN_TANH", "RNN_RELU", "LSTM", "GRU")
         super().__init__(mode if known_to_torch else "RNN_TANH", *args, **kwargs)
         self.strategy = strategy
@@ -144,14 +149,20 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             RuntimeError: sizes that do not fit, or T = 0.
             TypeError, ValueError: lengths that are no integers, or do not fit the input.
         """
-        if lengths is not None and (isinstance(input, PackedSequence) or input.dim() != 3):
-            got = "a PackedSequence" if isinstance(input, PackedSequence) else f"{input.dim()} dimensions"
-            raise ValueError(f"lengths are those of a padded batch, [T, B, I] or [B, T, I]; got {got}")
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx)
+        if not isinstance(input, Tensor):
+            if not isinstance(input, PackedSequence):
+                raise TypeError(f"{self._get_name()} expects a tensor or a PackedSequence, got {type(input).__name__}")
+            if lengths is not None:
+                raise ValueError("lengths are those of a padded batch, [T, B, I] or [B, T, I]; got a PackedSequence")
+            return self._forward_packed(input, given_state(self, hx, CELLS[self.cell].has_cell_state))
+        if lengths is not None and input.dim() != 3:
+            raise ValueError(
+                f"lengths are those of a padded batch, [T, B, I] or [B, T, I]; got {input.dim()} dimensions"
+            )
         if input.dim() not in (2, 3):
             raise ValueError(f"{self._get_name()}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
         batched = input.dim() == 3
+        hx = given_state(self, hx, CELLS[self.cell].has_cell_state)
         self._check_state_rank(hx, batched)
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
@@ -165,11 +176,12 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         steps, batch, _ = x.shape
         if steps == 0:
             raise RuntimeError(f"Expected sequence length to be larger than 0 in {self._get_name()}")
-        if lengths is None:
-            y, hidden = self._run(x.flatten(0, 1), hx, None)
+        if lengths is not None:
+            check_lengths(lengths, batch, steps)
+        if lengths is None or _exports_to_onnx():
+            y, hidden = self._run(x.flatten(0, 1), hx, None, lengths)
             y = y.view(steps, batch, -1) if batch else y.new_empty(steps, batch, y.shape[1])
         else:
-            check_lengths(lengths, batch, steps)
             packing = Packing.of(lengths, x)
             y, hidden = self._run(packing.rows(x), self.permute_hidden(hx, packing.order), packing.batch_sizes)
             y, hidden = packing.padded(y), self.permute_hidden(hidden, packing.place)
@@ -209,9 +221,10 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             raise ValueError("step() needs a layer with one direction: bidirectional=True reads the future")
         if x_t.dim() != 2:
             raise ValueError(f"step() expects x_t of shape [B, I], got {x_t.dim()} dimensions")
-        state = self._initial(x_t, x_t.shape[0]) if state is None else state
-        self.check_forward_args(x_t.unsqueeze(1 if self.batch_first else 0), state, None)
-        return self._run(x_t, state, None)
+        hx = given_state(self, state, CELLS[self.cell].has_cell_state)
+        hx = self._initial(x_t, x_t.shape[0]) if hx is None else hx
+        self.check_forward_args(x_t.unsqueeze(1 if self.batch_first else 0), hx, None)
+        return self._run(x_t, hx, None)
 
     def _check_state_rank(self, hx, batched: bool) -> None:
         if hx is None:
@@ -221,7 +234,8 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         if any(state.dim() != rank for state in states):
             got = ", ".join(f"{state.dim()}-D" for state in states)
             what = "hx" if isinstance(hx, Tensor) else "hx and cx"
-            raise RuntimeError(f"For {name} input, {what} should also be {rank}-D but got {got} tensor")
+            hint = "; lengths are given by name: lengths=" if got == "1-D" and not states[0].is_floating_point() else ""
+            raise RuntimeError(f"For {name} input, {what} should also be {rank}-D but got {got} tensor{hint}")
 
     def _initial(self, input: Tensor, batch: int) -> Hidden:
         stack = self.num_layers * (2 if self.bidirectional else 1)
@@ -266,11 +280,13 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         found = self._parameters.get(name)
         return getattr(self, name) if found is None else found
 
-    def _run(self, x: Tensor, hx: Hidden, batch_sizes: Tensor | None) -> tuple[Tensor, Hidden]:
-        """All layers over rows ``[N, I]``."""
+    def _run(
+        self, x: Tensor, hx: Hidden, batch_sizes: Tensor | None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Hidden]:
+        """All layers over rows ``[N, I]``: of sequences of one length, packed with their sizes, padded with theirs."""
         h0, c0 = hx if isinstance(hx, tuple) else (hx, None)
         directions = 2 if self.bidirectional else 1
-        if self.num_layers > 1 and directions == 1 and not self.proj_size and self._asked is None:
+        if self.num_layers > 1 and directions == 1 and not self.proj_size and self._asked is None and lengths is None:
             weights = [self._weights(layer)[:4] for layer in range(self.num_layers)]
             dropout = self.training and self.dropout > 0
             together = recurrent_layers(self.cell, x, h0, c0, weights, batch_sizes, self.strategy, dropout)
@@ -289,7 +305,7 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
                 start_h, start_c = split_heads(start_h, self.heads), split_heads(start_c, self.heads)
             x, h_n, c_n = recurrent(
                 self.cell, x, start_h, start_c, *self._weights(layer), batch_sizes, self.strategy,
-                **self._drawn(start_h, directions), **self._gains(layer),
+                lengths=lengths, **self._drawn(start_h, directions), **self._gains(layer),
             )  # fmt: skip
             if self.heads > 1:
                 h_n, c_n = join_heads(h_n, self.heads), join_heads(c_n, self.heads)
@@ -306,6 +322,11 @@ def _map(hidden, function):
     if hidden is None:
         return None
     return tuple(map(function, hidden)) if isinstance(hidden, tuple) else function(hidden)
+
+
+def _exports_to_onnx() -> bool:
+    """Whose operators take padded rows, and no packed ones."""
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
 def layer_of(cell: str) -> tuple[type[RecurrentLayer], dict]:

@@ -7,7 +7,6 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ..layers.recurrent import LSTM
 from .tokens import LanguageModel, State, Vocabulary, check_tokens
@@ -54,9 +53,7 @@ class AWDLSTM(LanguageModel):
             raise ValueError(f"probabilities lie between 0 and 1, got {drops}")
         self.vocabulary = Vocabulary(vocabulary, width, tied=True)
         sizes = [width, *[hidden_size] * (num_layers - 1), width]
-        self.layers = nn.ModuleList(LSTM(i, o, batch_first=True) for i, o in pairwise(sizes))
-        for layer in self.layers:
-            parametrize.register_parametrization(layer, "weight_hh_l0", nn.Dropout(weight_drop))
+        self.layers = nn.ModuleList(LSTM(i, o, batch_first=True, weight_drop=weight_drop) for i, o in pairwise(sizes))
         self.drops = [inputs, *[between] * (num_layers - 1), dropout]
         self.words = words
 
