@@ -37,6 +37,7 @@ WITH_DESCRIPTORS = (90, 100)  # tiles come by tensor-memory descriptors there, w
 HEAD_SIZES = (64, 128, 256)  # a row serves the sizes up to its own
 INTERPRETER = Configuration(64, 32, 4, 1)  # small, so that short sequences have several blocks
 ROW_TERM = Configuration(32, 1, 4, 1)
+NARROW_ROW_TERM = Configuration(16, 1, 4, 1)
 DECODE_KEYS = 256  # of a part, at least, where the keys of few queries are split among programs
 DECODE_FROM = 2 * DECODE_KEYS  # keys, for a call to be split
 MERGE_WARPS = 1
@@ -134,7 +135,7 @@ DROPPED = {
     ("forward", 2, 80, 64): Configuration(128, 32, 8, 3),
     ("forward", 2, 90, 64): Configuration(64, 64, 4, 3),
     ("forward", 2, 90, 128): Configuration(128, 64, 8, 3),
-    ("forward", 2, 90, 256): Configuration(64, 16, 4, 2),
+    ("forward", 2, 90, 256): Configuration(64, 16, 8, 1),
     ("forward", 2, 100, 128): Configuration(128, 64, 8, 2),
     ("forward", 2, 100, 256): Configuration(128, 32, 8, 2),
     ("forward", 2, 120, 64): Configuration(128, 32, 8, 3),
@@ -152,7 +153,7 @@ DROPPED = {
 MASKED = {
     ("forward", 2, 90, 64): Configuration(64, 64, 4, 3),
     ("forward", 2, 90, 128): Configuration(128, 32, 8, 3),
-    ("forward", 2, 90, 256): Configuration(64, 16, 4, 2),
+    ("forward", 2, 90, 256): Configuration(64, 16, 8, 2),
     ("decode", 2, 90, 64): Configuration(64, 64, 4, 3),
     ("decode", 2, 90, 128): Configuration(64, 64, 8, 3),
     ("decode", 2, 90, 256): Configuration(64, 32, 8, 3),
@@ -161,6 +162,28 @@ MASKED = {
 ADDRESSED = {
     ("key_value", 2, 90, 128): Configuration(32, 64, 8, 2),
     ("key_value", 2, 100, 128): Configuration(16, 64, 8, 2),
+}
+# Rows whose strides wide loads cannot follow either: an address a number, in 64 bits.
+NARROW = {
+    ("forward", 2, 80, 128): Configuration(64, 32, 8, 2),
+    ("forward", 2, 80, 256): Configuration(16, 16, 8, 1),
+    ("key_value", 2, 80, 128): Configuration(32, 32, 8, 2),
+    ("query", 2, 80, 256): Configuration(32, 16, 4, 1),
+}
+# (kernel, bytes an element, architecture, head size, whether weights are dropped): rows that Triton before 3.9 would
+# spill with. They have one stage there: loads are not in flight during products.
+ONE_STAGE = {
+    ("forward", 2, 120, 256, False),
+    ("forward", 2, 120, 256, True),
+    ("forward", 4, 100, 128, False),
+    ("forward", 4, 100, 256, False),
+    ("key_value", 2, 80, 64, False),
+    ("key_value", 2, 80, 128, False),
+    ("key_value", 2, 100, 64, False),
+    ("key_value", 2, 100, 64, True),
+    ("key_value", 2, 100, 128, False),
+    ("key_value", 4, 90, 128, False),
+    ("key_value", 4, 100, 128, False),
 }
 # (pass, bytes an element, architecture, head size): what may be tried beside the default. Nothing here was measured.
 # Which rows of the backward pass to expect most of: docs/decisions/0007; of the forward pass: 0009.
@@ -198,7 +221,8 @@ def architecture(capability: tuple[int, int]) -> int:
 
 def configuration(
     kernel: str, known: int, dtype: torch.dtype, size: int, hidden: bool, *,
-    dropout: bool = False, masked: bool = False, described: bool = True, exact: bool = False,
+    dropout: bool = False, masked: bool = False, described: bool = True, narrow: bool = False, exact: bool = False,
+    older: bool = False,
 ) -> Configuration:  # fmt: skip
     """Row of the table.
 
@@ -211,7 +235,9 @@ def configuration(
         dropout: whether weights are dropped.
         masked: whether there is a mask.
         described: whether tiles come by descriptors, where the architecture has them.
+        narrow: whether strides suit neither descriptors nor wide loads.
         exact: whether products of fp32 are without TF32.
+        older: whether Triton is older than 3.9.
     """
     limit = next(limit for limit in HEAD_SIZES if size <= limit)
     foreign = known in WITH_DESCRIPTORS and not described
@@ -224,7 +250,11 @@ def configuration(
         row = ADDRESSED.get((kernel, number, known, limit), row)
     if masked:
         row = MASKED.get(at, row)
-    return DROPPED.get(at, row) if dropout else row
+    if dropout:
+        row = DROPPED.get(at, row)
+    if narrow:
+        row = NARROW.get(at, row)
+    return row._replace(stages=1) if older and (*at, dropout) in ONE_STAGE else row
 
 
 def one_kernel(known: int, dtype: torch.dtype, size: int, dropout: bool, described: bool) -> Configuration | None:
