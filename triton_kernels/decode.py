@@ -60,7 +60,7 @@ def decode_kernel(
     last = tl.maximum(first, tl.minimum(last, first + own - BLOCK_N))
     full = tl.minimum(last, tl.maximum(first, full))
 
-    # A wide tile of fp32 without TF32 is loaded anew a turn (``again``): rows at their own addresses, from M - ROWS to M.
+    # Wide rows of fp32 without TF32 are loaded anew each turn (``again``); "from M - ROWS on" says that all are there.
     AGAIN: tl.constexpr = tile.dtype == tl.float32 and PRECISION == "ieee" and BLOCK_E > 128
     result, natural = attend(
         tile, (at, 0, 0, (0, 0, 0, q_strides[3]), E, BLOCK_E), M - ROWS if AGAIN else None,
