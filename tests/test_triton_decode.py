@@ -44,6 +44,7 @@ def splits(monkeypatch):
 CASES = {
     "one query": (Case(B=1, N=2, M=1, K=1100, is_causal=True, causal_alignment="bottom_right"), 4),
     "grouped, everything": (replace(EVERYTHING, B=1, M=3, K=515, causal_alignment="bottom_right"), 2),
+    "wide heads, whose queries are loaded anew": (Case(B=1, N=2, groups=2, M=3, K=515, E=136), 2),
     "window within one part": (Case(B=1, N=1, M=2, K=800, window=(9, 3), causal_alignment="bottom_right"), 3),
     "nothing to see on the right": (Case(B=1, N=1, M=2, K=530, is_causal=True, sink=True), 2),
 }

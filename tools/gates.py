@@ -11,45 +11,21 @@ OVERLAP = 54 / 66  # of the exponentials of Hopper's forward kernel run while a 
 # Waits for products in a turn of Hopper's loops, at most.
 WAITS = {"forward": 1, "persistent": 1, "ping_pong": 2, "key_value": 2, "query": 2}
 _HOPPER = re.compile(rf"attention_({'|'.join(WAITS)})<(?:fp16|bf16), \d+(?:, causal)?> sm_90")
-# Kernels that may spill: bytes, stores and loads together; on which Triton, if not on all; why they are shipped so.
-OLD = "3.6"
-MAY_SPILL = {
-    r"one kernel 64x128, stages 1> sm_90": (200, OLD, "a candidate, which tuning may choose"),
-    r"addresses>": (1500, "", "strides that neither descriptors nor wide loads can follow: served, not tuned"),
-    r"attention_forward<fp16, 256, causal> sm_120": (36, OLD, "the newest has none"),
-    r"attention_forward<fp16, 128, causal, dropout> sm_80": (8, OLD, "the newest has none"),
-    r"attention_forward<tf32, (128|256)> sm_100": (68, OLD, "the newest has none"),
-    r"attention_forward<fp16, 256, causal, (dropout|mask)> sm_90": (80, "", "wider tiles serialise their products"),
-    r"attention_query<fp32, 64, causal> sm_80": (24, "", "one of twelve rows that serve every architecture"),
-    r"attention_key_value<fp32, 256.*>": (116, "", "the smallest tiles, 16 x 16: wide heads without TF32"),
-    r"attention_decode<fp32, 256, 16 rows>": (1000, "", "the smallest tile: reading keys and values is its cost"),
-    r"attention_key_value<tf32, 128, causal> sm_(90|100)": (24, OLD, "the newest has none"),
-    r"attention_key_value<fp16, 128, causal, dropout> sm_90": (48, OLD, "the newest has none"),
-    r"attention_key_value<fp16, (64|128).*> sm_80": (28, OLD, "the newest has none"),
-    r"attention_key_value<fp16, (64|128).*> sm_100": (1900, OLD, "the newest has none"),
-}
 
 
-def may_spill(name: str, version: str) -> int:
-    """Bytes that a kernel may spill; the name with its architecture, the version of Triton."""
-    found = (limit for pattern, (limit, where, _) in MAY_SPILL.items()
-             if re.search(pattern, name) and version.startswith(where))  # fmt: skip
-    return max(found, default=0)
-
-
-def faults(kernels: dict[str, dict[str, dict]], version: str) -> list[str]:
-    """Kernels that break a rule, of one compiler's passports by name and architecture; the version of that Triton."""
+def faults(kernels: dict[str, dict[str, dict]]) -> list[str]:
+    """Kernels that break a rule, of one compiler's passports by name and architecture."""
     return [f"{name} {known}: {fault}" for name, facts in kernels.items() for known, fact in facts.items()
-            for fault in _faults(name, known, fact, version)]  # fmt: skip
+            for fault in _faults(name, known, fact)]  # fmt: skip
 
 
-def _faults(name: str, known: str, fact: dict, version: str) -> list[str]:
+def _faults(name: str, known: str, fact: dict) -> list[str]:
     if "error" in fact:
         return [f"does not compile: {fact['error']}"]
     number = known.removeprefix("sm_")
     limit = CAPABILITIES[f"{number[:-1]}.{number[-1]}"].shared_block
     said = []
-    if fact["spills"] > may_spill(f"{name} {known}", version):
+    if fact["spills"]:
         said.append(f"{fact['spills']} bytes of spills")
     if fact["shared"] > limit:
         said.append(f"{fact['shared']} bytes of shared memory, the device has {limit}")

@@ -125,7 +125,7 @@ def main() -> None:
         kept = table.get(version, {})
         lines = [] if options.write or not kept else differences(kept, found)
         written[version] = merged(kept, found)
-        wrong += [f"Triton {version}: {line}" for line in [*lines, *faults(written[version], version)]]
+        wrong += [f"Triton {version}: {line}" for line in [*lines, *faults(written[version])]]
     if options.write:
         rest = table if options.newest else {}
         by_version = sorted({**rest, **written}.items(), key=lambda item: [*map(int, re.findall(r"\d+", item[0]))])

@@ -119,7 +119,7 @@ def tried() -> Iterator[Call]:
     """What tuning may choose beside the default; rows of two kernels are the default's, and have passports."""
     half = torch.float16
     for (way, _, known, size), causal in itertools.product(CANDIDATES, (False, True)):
-        for candidate in candidates(way, known, half, size, causal)[1:]:
+        for candidate in candidates(way, known, half, size, causal, launch.OLDER)[1:]:
             call = Attention(half, size, causal, deterministic=False, forward=way == "forward",
                              backward=way == "backward", candidate=candidate)  # fmt: skip
             parts = ["fp16", str(size), *["causal"][: 1 if causal else 0]]

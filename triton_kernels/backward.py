@@ -68,6 +68,8 @@ def walk_queries(
     # Keys beyond K are zero and reach no row but their own, which is not written; but for dQ, where an infinite weight
     # times zero would be NaN.
     BY_POSITION: tl.constexpr = dq[0] is not None or rules[5][2] is not None or rules[5][3] is not None
+    # Products of wide fp32 without TF32: this order needs 140 registers a thread, the other more than there are.
+    LATE: tl.constexpr = key_tile.dtype == tl.float32 and PRECISION == "ieee" and key_tile.shape[1] > 128
     for i0 in tl.range(start, stop, BLOCK_M):
         i = i0 + tl.arange(0, BLOCK_M)
         queries = load_tile(q, i0, M, BLOCK_M, UPCAST)
@@ -81,12 +83,15 @@ def walk_queries(
         if rules[7] is not None:
             keep = kept(rules[7], i, j0, ROWS, True)
             weights = tl.where(keep, p, 0.0)
-        dv = tl.dot(weights.to(g.dtype), g, dv, input_precision=PRECISION, out_dtype=dv.dtype)
+        if not LATE:
+            dv = tl.dot(weights.to(g.dtype), g, dv, input_precision=PRECISION, out_dtype=dv.dtype)
         values = again(value_tile, v, j0, rules[1], PRECISION, UPCAST)
         grad_p = inner(values, g, PRECISION, dk.dtype)
         if rules[7] is not None:
             grad_p = tl.where(keep, grad_p * rules[7][2], 0.0)
         _, ds = score_gradient(p, grad_p, row_delta[None, :], softened, rules[5][1])
+        if LATE:
+            dv = tl.dot(weights.to(g.dtype), g, dv, input_precision=PRECISION, out_dtype=dv.dtype)
         dk = tl.dot(ds.to(queries.dtype), queries, dk, input_precision=PRECISION, out_dtype=dk.dtype)
         if dq[0] is not None:
             ds = tl.trans(ds.to(keys.dtype))

@@ -37,6 +37,7 @@ WITH_DESCRIPTORS = (90, 100)  # tiles come by tensor-memory descriptors there, w
 HEAD_SIZES = (64, 128, 256)  # a row serves the sizes up to its own
 INTERPRETER = Configuration(64, 32, 4, 1)  # small, so that short sequences have several blocks
 ROW_TERM = Configuration(32, 1, 4, 1)
+NARROW_ROW_TERM = Configuration(16, 1, 4, 1)
 DECODE_KEYS = 256  # of a part, at least, where the keys of few queries are split among programs
 DECODE_FROM = 2 * DECODE_KEYS  # keys, for a call to be split
 MERGE_WARPS = 1
@@ -93,7 +94,7 @@ TABLE: dict[tuple[str, int | str], dict[int, tuple[Configuration, Configuration,
         120: (Configuration(16, 32, 8, 2), Configuration(16, 16, 8, 1), Configuration(16, 16, 8, 1)),
     },
     ("query", "ieee"): {
-        80: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 2), Configuration(16, 16, 8, 1)),
+        80: (Configuration(32, 32, 4, 1), Configuration(32, 32, 8, 2), Configuration(16, 16, 8, 1)),
         90: (Configuration(32, 32, 8, 2), Configuration(32, 32, 8, 1), Configuration(32, 16, 8, 1)),
         100: (Configuration(32, 32, 8, 2), Configuration(32, 32, 8, 1), Configuration(32, 16, 8, 1)),
         120: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 2), Configuration(16, 16, 8, 1)),
@@ -134,7 +135,7 @@ DROPPED = {
     ("forward", 2, 80, 64): Configuration(128, 32, 8, 3),
     ("forward", 2, 90, 64): Configuration(64, 64, 4, 3),
     ("forward", 2, 90, 128): Configuration(128, 64, 8, 3),
-    ("forward", 2, 90, 256): Configuration(64, 16, 4, 2),
+    ("forward", 2, 90, 256): Configuration(64, 16, 8, 1),
     ("forward", 2, 100, 128): Configuration(128, 64, 8, 2),
     ("forward", 2, 100, 256): Configuration(128, 32, 8, 2),
     ("forward", 2, 120, 64): Configuration(128, 32, 8, 3),
@@ -152,7 +153,7 @@ DROPPED = {
 MASKED = {
     ("forward", 2, 90, 64): Configuration(64, 64, 4, 3),
     ("forward", 2, 90, 128): Configuration(128, 32, 8, 3),
-    ("forward", 2, 90, 256): Configuration(64, 16, 4, 2),
+    ("forward", 2, 90, 256): Configuration(64, 16, 8, 2),
     ("decode", 2, 90, 64): Configuration(64, 64, 4, 3),
     ("decode", 2, 90, 128): Configuration(64, 64, 8, 3),
     ("decode", 2, 90, 256): Configuration(64, 32, 8, 3),
@@ -161,6 +162,29 @@ MASKED = {
 ADDRESSED = {
     ("key_value", 2, 90, 128): Configuration(32, 64, 8, 2),
     ("key_value", 2, 100, 128): Configuration(16, 64, 8, 2),
+}
+# Rows whose strides wide loads cannot follow either: an address a number, in 64 bits.
+NARROW = {
+    ("forward", 2, 80, 128): Configuration(64, 32, 8, 2),
+    ("forward", 2, 80, 256): Configuration(16, 16, 8, 1),
+    ("key_value", 2, 80, 128): Configuration(32, 32, 8, 2),
+    ("query", 2, 80, 256): Configuration(32, 16, 4, 1),
+}
+# With Triton before 3.9, rows that would spill. Most have one stage there: loads are not in flight during products.
+OLDER = {
+    ("forward", 2, 120, 256): Configuration(64, 16, 8, 1),
+    ("forward", 4, 100, 128): Configuration(64, 32, 8, 1),
+    ("forward", 4, 100, 256): Configuration(64, 16, 8, 1),
+    ("key_value", 2, 80, 64): Configuration(32, 128, 8, 1),
+    ("key_value", 2, 80, 128): Configuration(64, 64, 8, 1),
+    ("key_value", 2, 100, 64): Configuration(64, 128, 8, 1),
+    ("key_value", 2, 100, 128): Configuration(64, 64, 8, 1),
+    ("key_value", 4, 90, 128): Configuration(16, 32, 8, 1),
+    ("key_value", 4, 100, 128): Configuration(16, 32, 8, 1),
+}
+OLDER_DROPPED = {
+    ("forward", 2, 80, 128): Configuration(128, 16, 8, 3),
+    ("key_value", 2, 90, 128): Configuration(32, 128, 8, 1),
 }
 # (pass, bytes an element, architecture, head size): what may be tried beside the default. Nothing here was measured.
 # Which rows of the backward pass to expect most of: docs/decisions/0007; of the forward pass: 0009.
@@ -183,6 +207,7 @@ CANDIDATES = {
         Candidate("one kernel", Configuration(64, 64, 8, 2)),
     ),
 }
+NOT_OLDER = {Candidate("one kernel", Configuration(64, 128, 8, 1))}  # candidates that spill with Triton before 3.9
 
 
 def architecture(capability: tuple[int, int]) -> int:
@@ -198,7 +223,8 @@ def architecture(capability: tuple[int, int]) -> int:
 
 def configuration(
     kernel: str, known: int, dtype: torch.dtype, size: int, hidden: bool, *,
-    dropout: bool = False, masked: bool = False, described: bool = True, exact: bool = False,
+    dropout: bool = False, masked: bool = False, described: bool = True, narrow: bool = False, exact: bool = False,
+    older: bool = False,
 ) -> Configuration:  # fmt: skip
     """Row of the table.
 
@@ -211,7 +237,9 @@ def configuration(
         dropout: whether weights are dropped.
         masked: whether there is a mask.
         described: whether tiles come by descriptors, where the architecture has them.
+        narrow: whether strides suit neither descriptors nor wide loads.
         exact: whether products of fp32 are without TF32.
+        older: whether Triton is older than 3.9.
     """
     limit = next(limit for limit in HEAD_SIZES if size <= limit)
     foreign = known in WITH_DESCRIPTORS and not described
@@ -220,11 +248,17 @@ def configuration(
     row = TABLE[at[:2]][at[2]][HEAD_SIZES.index(limit)]
     if hidden:
         row = HIDDEN.get(at, row)
+    if older:
+        row = OLDER.get(at, row)
     if foreign:
         row = ADDRESSED.get((kernel, number, known, limit), row)
     if masked:
         row = MASKED.get(at, row)
-    return DROPPED.get(at, row) if dropout else row
+    if dropout:
+        row = DROPPED.get(at, row)
+        if older:
+            row = OLDER_DROPPED.get(at, row)
+    return NARROW.get(at, row) if narrow else row
 
 
 def one_kernel(known: int, dtype: torch.dtype, size: int, dropout: bool, described: bool) -> Configuration | None:
@@ -242,7 +276,9 @@ def one_kernel(known: int, dtype: torch.dtype, size: int, dropout: bool, describ
     return None if dropout or dtype.itemsize != 2 else ONE_KERNEL.get((known, limit))
 
 
-def candidates(way: str, known: int, dtype: torch.dtype, size: int, hidden: bool) -> tuple[Candidate, ...]:
+def candidates(
+    way: str, known: int, dtype: torch.dtype, size: int, hidden: bool, older: bool = False,
+) -> tuple[Candidate, ...]:  # fmt: skip
     """What may compute a call without modifiers whose tiles come as the architecture likes; the default first.
 
     Args:
@@ -252,16 +288,17 @@ def candidates(way: str, known: int, dtype: torch.dtype, size: int, hidden: bool
         size: padded size of a head or of a value, the larger.
         hidden: whether a causal mask or a window hides keys; without, all programs have the same work and a persistent
             grid nothing to balance.
+        older: whether Triton is older than 3.9.
     """
     limit = next(limit for limit in HEAD_SIZES if size <= limit)
     if way == "forward":
-        row, default = configuration("forward", known, dtype, size, hidden), Candidate("shifted")
+        row, default = configuration("forward", known, dtype, size, hidden, older=older), Candidate("shifted")
     else:
         row = one_kernel(known, dtype, size, False, True)
         default = Candidate("two kernels" if row is None else "one kernel")
     others = CANDIDATES.get((way, dtype.itemsize, known, limit), ())
-    same = (default, default._replace(row=row))
-    return default, *(c for c in others if c not in same and (hidden or c.form != "persistent"))
+    left_out = {default, default._replace(row=row)} | (NOT_OLDER if older else set())
+    return default, *(c for c in others if c not in left_out and (hidden or c.form != "persistent"))
 
 
 def decode_rows(rows: int, chosen: Configuration) -> int | None:

@@ -60,8 +60,10 @@ def decode_kernel(
     last = tl.maximum(first, tl.minimum(last, first + own - BLOCK_N))
     full = tl.minimum(last, tl.maximum(first, full))
 
+    # Wide rows of fp32 without TF32 are loaded anew each turn (``again``); "from M - ROWS on" says that all are there.
+    AGAIN: tl.constexpr = tile.dtype == tl.float32 and PRECISION == "ieee" and BLOCK_E > 128
     result, natural = attend(
-        tile, None, None,
+        tile, (at, 0, 0, (0, 0, 0, q_strides[3]), E, BLOCK_E), M - ROWS if AGAIN else None,
         (k, b, h, k_strides, E, BLOCK_E),
         (v, b, h, v_strides, EV, BLOCK_V),
         i,

@@ -23,6 +23,7 @@ from .configurations import (
     DECODE_KEYS,
     INTERPRETER,
     MERGE_WARPS,
+    NARROW_ROW_TERM,
     ROW_TERM,
     WITH_DESCRIPTORS,
     Candidate,
@@ -38,6 +39,7 @@ from .configurations import (
 # Whether Triton's own functions and ours run in the interpreter: fixed when each module is imported.
 INTERPRETED = not isinstance(triton.language.max, triton.JITFunction)
 
+OLDER = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)  # what that means: ``configurations.py``
 COMPILER: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": True}  # its default changes in Triton 3.10
 
 
@@ -107,7 +109,8 @@ class Call:
         described = known in WITH_DESCRIPTORS and self.describable(tiles)
         chosen = configuration(
             name, known, self.query.dtype, self.size, self.hidden, dropout=self.dropout is not None,
-            masked=self.mask is not None, described=described, exact=exact(self.query),
+            masked=self.mask is not None, described=described, narrow=not all(describable(x) for x in tiles),
+            exact=exact(self.query), older=OLDER,
         )  # fmt: skip
         return self.planned((candidate and candidate.row) or chosen, name, described, form)
 
@@ -339,12 +342,13 @@ def backward(
     delta = torch.empty_like(lse)
     tiles = (query, key, value, grad_out)
     with on_device(query):
-        programs = -(-lse.shape[2] // ROW_TERM.BLOCK_M) * lse.shape[0] * call.N
+        rows = (ROW_TERM if describable(out) and describable(grad_out) else NARROW_ROW_TERM).BLOCK_M
+        programs = -(-lse.shape[2] // rows) * lse.shape[0] * call.N
         if programs:
             backward_kernels.row_kernel[(programs,)](
                 out, grad_out, grad_lse, delta,
                 out.stride(), grad_out.stride(), None if grad_lse is None else grad_lse.stride(), call.N, lse.shape[2],
-                EV=call.EV, BLOCK_V=call.constants["BLOCK_V"], BLOCK_M=ROW_TERM.BLOCK_M,
+                EV=call.EV, BLOCK_V=call.constants["BLOCK_V"], BLOCK_M=rows,
             )  # fmt: skip
         wanted = dk is not None or dv is not None
         one = None

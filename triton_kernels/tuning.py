@@ -107,7 +107,7 @@ def measured(
 
     results, choices = [], {}
     for way, run in (("forward", forward), ("backward", gradients))[: 1 + backward]:
-        tried = candidates(way, known, query.dtype, size, hidden)
+        tried = candidates(way, known, query.dtype, size, hidden, launch.OLDER)
         with launch.on_device(query):
             found = race(way, tried, run, timer, repeats)
             run(tried[0])  # the gradients need the default's output
