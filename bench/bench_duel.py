@@ -141,8 +141,7 @@ def test_long_training(measure: Measure, device: torch.device, impl: str, T: int
     measure.pair(*stack_cases(impl, "LSTM", "parameters", 2, T, 256, "training", device), basis="parameters")
 
 
-@tiers(T={"standard": (512,), "full": (512,)})
-@pytest.mark.parametrize("side", ("LSTM", "encoder"))
+@tiers(T={"standard": (512,), "full": (512,)}, side={"standard": ("LSTM",), "full": ("LSTM", "encoder")})
 @cost(3.0)
 def test_flash(measure: Measure, device: torch.device, side: str, T: int) -> None:
     """Training of our LSTM, or of torch's encoder by the math backend, over torch's encoder by the flash one."""

@@ -29,7 +29,7 @@ class Tier:
 
 
 SMOKE = Tier("smoke", rounds=3, seconds=0.0, limit=0.2, seeds=3, lm_steps=10, window=0.05, patience=5.0)
-STANDARD = Tier("standard", rounds=7, seconds=0.2, limit=1.5, seeds=20, lm_steps=250)
+STANDARD = Tier("standard", rounds=7, seconds=0.15, limit=1.5, seeds=20, lm_steps=250)
 FULL = Tier("full", rounds=15, seconds=1.0, limit=30.0, seeds=20, lm_steps=1000, patience=600.0)
 USERS = Tier("users", rounds=9, seconds=0.3, limit=5.0, seeds=3, lm_steps=500, patience=60.0)
 CROSSOVER = Tier("crossover", rounds=5, seconds=0.1, limit=2.0, seeds=1, lm_steps=0, patience=60.0)
