@@ -62,20 +62,26 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Crossing:
-    """Where attention begins to win over a recurrence of one width that the fit has not seen.
+class Where:
+    """The lengths at which attention is faster: ``from`` T, ``until`` T, ``always`` or ``never``, of those measured."""
 
-    Attributes:
-        measured: T, between measured lengths; or ``always`` or ``never``, of all measured lengths.
-        predicted: likewise, by the fit.
-    """
+    word: str
+    T: float | None = None
+
+    def __str__(self) -> str:
+        return self.word if self.T is None else f"{self.word} {self.T:.0f}"
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where attention wins over a recurrence of the width that the fit has not seen, measured and by the fit."""
 
     kind: str
     mode: str
     B: int
     d: int
-    measured: float | str
-    predicted: float | str
+    measured: Where
+    predicted: Where
 
 
 def work_of(kind: str, mode: str, B: int, T: int, d: int) -> int:
@@ -145,12 +151,13 @@ def fits(measured: Points) -> dict[tuple[str, str], Fit]:
     return found
 
 
-def _where(ratios: dict[float, float]) -> float | str:
-    """The length from which a ratio recurrence / attention is above 1."""
+def where(ratios: dict[float, float]) -> Where:
+    """From a ratio recurrence / attention by length; of several crossings the first."""
     at = crossover(ratios)
-    if at is not None:
-        return at
-    return "always" if all(r > 1 for r in ratios.values()) else "never"
+    starts = ratios[min(ratios)] > 1  # attention is faster where sequences are shortest
+    if at is None:
+        return Where("always" if starts else "never")
+    return Where("until" if starts else "from", at)
 
 
 def crossings(measured: Points) -> list[Crossing]:
@@ -175,13 +182,13 @@ def crossings(measured: Points) -> list[Crossing]:
                     guessed[float(T)] = mine.seconds(kind, mode, size, ours[size].launches) / other.seconds(
                         ATTENTION, mode, size, theirs[size].launches
                     )
-                found.append(Crossing(kind, mode, B, HELD_BACK, _where(real), _where(guessed)))
+                found.append(Crossing(kind, mode, B, HELD_BACK, where(real), where(guessed)))
     return found
 
 
 def agrees(crossing: Crossing, factor: float = 2.0) -> bool:
     """Whether the prediction is right: the same word, or a length within a factor."""
     a, b = crossing.measured, crossing.predicted
-    if isinstance(a, str) or isinstance(b, str):
-        return a == b
-    return abs(math.log(a / b)) <= math.log(factor)
+    if a.T is None or b.T is None:
+        return a.word == b.word
+    return a.word == b.word and abs(math.log(a.T / b.T)) <= math.log(factor)

@@ -53,12 +53,18 @@ def test_sizes_held_back_do_not_reach_the_fit():
 def test_attention_wins_from_the_length_at_which_times_cross():
     found = {(c.kind, c.mode, c.B): c for c in crossings(points(Cells(results())))}
     one = found["LSTM", "inference", 1]
-    at = one.measured
-    assert isinstance(at, float)
+    at = one.measured.T
+    assert at is not None
     faster = {T: seconds("LSTM", "inference", (1, T, HELD_BACK)) < seconds(ATTENTION, "inference", (1, T, HELD_BACK))
               for T in (16, 64, 256, 1024)}  # fmt: skip
     assert faster[max(T for T in faster if at > T)] != faster[min(T for T in faster if at < T)]
     assert all(agrees(c) for c in found.values())
+
+
+def test_where_attention_is_faster_has_a_direction():
+    assert str(crossover.where({16.0: 0.5, 64.0: 2.0})) == "from 32"
+    assert str(crossover.where({16.0: 2.0, 64.0: 0.5})) == "until 32"
+    assert str(crossover.where({16.0: 2.0, 64.0: 3.0})) == "always" and str(crossover.where({1.0: 0.1})) == "never"
 
 
 def test_a_prediction_that_is_wrong_is_called_wrong():

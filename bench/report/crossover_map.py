@@ -77,10 +77,9 @@ def crossover_tables(cells: Cells) -> list[Table]:
     models = Table("crossover-model", title, head, rows)
     found = crossings(measured)
     right = sum(map(agrees, found))
-    title = (
-        f"From which T attention is faster, width {HELD_BACK}: {right} of {len(found)} predicted within a factor of 2"
-    )
-    rows = [(c.kind, c.mode, str(c.B), _length(c.measured), _length(c.predicted), "yes" if agrees(c) else "no")
+    score = f"{right} of {len(found)} predicted within a factor of 2"
+    title = f"Lengths at which attention is faster, width {HELD_BACK}: {score}"
+    rows = [(c.kind, c.mode, str(c.B), str(c.measured), str(c.predicted), "yes" if agrees(c) else "no")
             for c in found]  # fmt: skip
     where = Table("crossover-length", title, ("recurrence", "mode", "B", "measured", "predicted", "agree"), rows)
     return [table for table in (models, where) if table.rows]
@@ -94,10 +93,6 @@ def section(results: dict[str, Any], folder: Path) -> str:
     picture = f"![Who wins where](../{(folder / FILE).as_posix()})\n"
     tables = (f"{table.title}:\n\n{table.markdown()}" for table in crossover_tables(Cells(results)))
     return "\n".join([head, picture, *tables])
-
-
-def _length(at: float | str) -> str:
-    return at if isinstance(at, str) else f"{at:.0f}"
 
 
 def _percent(share: float | None) -> str:
