@@ -150,6 +150,18 @@ def test_torchs_profiler_names_the_operator_and_counts_the_measured_calls_alone(
     assert (tmp_path / "trace.json").exists()
 
 
+def test_a_script_is_profiled_as_a_whole_whatever_it_says_is_measured(tmp_path, capsys):
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import torch, fusednn\nfrom fusednn.profiling import measured\n"
+        "layer, x = fusednn.GRU(2, 3).requires_grad_(False), torch.zeros(4, 1, 2)\n"
+        "with measured():\n    layer(x)\nlayer(x)\n"
+    )
+    assert main(["profile", "--out", str(tmp_path), "--", str(script)]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("fusednn::recurrent "))
+    assert line.split()[1] == "2"
+
+
 @pytest.mark.slow
 def test_a_benchmark_is_profiled_checked_and_not_timed(tmp_path, capsys):
     name = "bench/bench_recurrent.py::test_time"

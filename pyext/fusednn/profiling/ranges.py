@@ -19,7 +19,6 @@ from torch.nn.modules import module as hooks
 DOMAIN = "fusednn"
 MEASURED = "measured"
 
-
 _domain: Any = None
 _recorder: Any = None
 
@@ -72,7 +71,7 @@ def span(name: str) -> Iterator[None]:
         yield
         return
     domain = _domain
-    domain.push_range(domain.get_event_attributes(message=name))
+    _push(domain, name)
     try:
         yield
     finally:
@@ -102,16 +101,21 @@ def measured() -> Iterator[None]:
             _recorder.stop()
 
 
-def _is_ours(module: nn.Module) -> bool:
-    return any(kind.__module__.startswith("fusednn.") for kind in type(module).__mro__)
+def _push(domain: Any, name: str) -> None:
+    domain.push_range(domain.get_event_attributes(message=name))
+
+
+def _is_shown(module: nn.Module) -> bool:
+    """Whether a module has ranges: one of ours, where somebody listens and nothing compiles."""
+    ours = any(kind.__module__.startswith("fusednn.") for kind in type(module).__mro__)
+    return _domain is not None and ours and not torch.compiler.is_compiling()
 
 
 def _begin(module: nn.Module, inputs: Any) -> None:
-    if _domain is not None and not torch.compiler.is_compiling() and _is_ours(module):
-        name = str(module) if not any(module.children()) else type(module).__name__
-        _domain.push_range(_domain.get_event_attributes(message=name))
+    if _is_shown(module):
+        _push(_domain, str(module) if not any(module.children()) else type(module).__name__)
 
 
 def _end(module: nn.Module, inputs: Any, result: Any) -> None:
-    if _domain is not None and not torch.compiler.is_compiling() and _is_ours(module):
+    if _is_shown(module):
         _domain.pop_range()

@@ -1,7 +1,7 @@
-"""``python -m fusednn.profiling.recorder OUT MODULE-OR-SCRIPT [ARGUMENTS]``: torch's profiler around another program.
+"""``python -m fusednn.profiling.recorder measured|whole OUT MODULE-OR-SCRIPT [ARGUMENTS]``: torch's profiler around it.
 
-Where the program says what is `measured`, that alone is recorded; else all of it. ``OUT/operators.json`` gets a row an
-operator, ``OUT/trace.json`` the time line for chrome://tracing or Perfetto.
+What the program says is `measured` is recorded, or the whole of it. ``OUT/operators.json`` gets a row an operator,
+``OUT/trace.json`` the time line for chrome://tracing or Perfetto.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ def rows(recorded: profile) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def main(out: Path, module: str, arguments: list[str]) -> int:
+def main(whole: bool, out: Path, module: str, arguments: list[str]) -> int:
     """Run the program under the profiler; gives its exit status."""
     recorder, status = Recorder(), 0
-    is_script = module.endswith(".py")
     sys.argv = [module, *arguments]
-    if is_script:
-        sys.path[0] = str(Path(module).resolve().parent)
+    if whole:
         recorder.start()
-    record_with(recorder)
+    else:
+        record_with(recorder)
     try:
-        if is_script:
+        if module.endswith(".py"):
+            sys.path[0] = str(Path(module).resolve().parent)
             runpy.run_path(module, run_name="__main__")
         else:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -79,4 +79,4 @@ def main(out: Path, module: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))
+    raise SystemExit(main(sys.argv[1] == "whole", Path(sys.argv[2]), sys.argv[3], sys.argv[4:]))

@@ -11,16 +11,22 @@ from .workload import KINDS
 
 @dataclass(frozen=True)
 class Target:
-    """A process to profile; ``module`` names what Python runs, or the file of a script."""
+    """A process to profile.
+
+    Attributes:
+        module: what Python runs, or the file of a script.
+        arguments: of that.
+        marked: whether it says what is `measured`, which is then all that is profiled.
+    """
 
     module: str
     arguments: tuple[str, ...]
-    is_script: bool = False
+    marked: bool = False
 
     @property
     def command(self) -> list[str]:
         """As it is started without a profiler."""
-        return [sys.executable, *([] if self.is_script else ["-m"]), self.module, *self.arguments]
+        return [sys.executable, *([] if self.module.endswith(".py") else ["-m"]), self.module, *self.arguments]
 
 
 def parse_target(words: Sequence[str]) -> Target:
@@ -44,11 +50,11 @@ def parse_target(words: Sequence[str]) -> Target:
     first, *rest = given
     file = first.split("::")[0].split("[")[0]
     if first in KINDS:
-        return Target("fusednn.profiling.workload", (first, *rest))
+        return Target("fusednn.profiling.workload", (first, *rest), marked=True)
     if file.endswith(".py") and file.rsplit("/", 1)[-1].startswith("bench_"):
-        return Target("pytest", (first, "--bench-profile", *rest))
+        return Target("pytest", (first, "--bench-profile", *rest), marked=True)
     if file.endswith(".py"):
-        return Target(first, tuple(rest), is_script=True)
+        return Target(first, tuple(rest))
     raise ValueError(
         f"expected a layer ({', '.join(KINDS)}), a benchmark's id (bench/bench_x.py::test_y[...]) or a script (x.py),"
         f" got {first!r}"

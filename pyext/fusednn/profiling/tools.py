@@ -61,7 +61,7 @@ def _ncu_commands(asked: Asked) -> list[list[str]]:
     """Every launch is replayed until all counters are read; nodes of graphs count as launches."""
     report = str(asked.out / "ncu")
     metrics = ",".join([*METRICS.values(), *LIMITS.values()])
-    measured = [] if asked.target.is_script else ["--nvtx", "--nvtx-include", f"{DOMAIN}@{MEASURED}/"]
+    measured = ["--nvtx", "--nvtx-include", f"{DOMAIN}@{MEASURED}/"] if asked.target.marked else []
     kernel = ["--kernel-name", f"regex:{asked.kernel}"] if asked.kernel else []
     record = [
         "ncu", "--force-overwrite", "--export", report, "--target-processes", "all", "--graph-profiling", "node",
@@ -88,9 +88,8 @@ def _ncu_tables(asked: Asked, outputs: list[str]) -> list[Rows]:
 def _nsys_commands(asked: Asked) -> list[list[str]]:
     """The time line as it is, without replays; counters are Nsight Compute's."""
     report = str(asked.out / "nsys")
-    measured = [] if asked.target.is_script else [
-        "--capture-range", "nvtx", "--nvtx-capture", f"{MEASURED}@{DOMAIN}", "--capture-range-end", "stop",
-    ]  # fmt: skip
+    capture = ["--capture-range", "nvtx", "--nvtx-capture", f"{MEASURED}@{DOMAIN}", "--capture-range-end", "stop"]
+    measured = capture if asked.target.marked else []
     record = ["nsys", "profile", "--force-overwrite", "true", "--output", report, "--trace", "cuda,nvtx",
               "--cuda-graph-trace", "node", *measured, *asked.target.command]  # fmt: skip
     stats = ["nsys", "stats", "--force-export", "true", "--format", "csv", "--output", "-"]
@@ -100,14 +99,12 @@ def _nsys_commands(asked: Asked) -> list[list[str]]:
 
 def _nsys_tables(asked: Asked, outputs: list[str]) -> list[Rows]:
     kernels, ranges = nsys_kernels(outputs[0]), nsys_ranges(outputs[1])
-    everything = sum(k["total_us"] for k in kernels) or 1.0
+    everything = sum(k["total_us"] for k in kernels)
     first: Rows = [("kernel", "launches", "us in all", "us each", "share")]
     for k in kernels:
-        each = (_figure(k["total_us"]), _figure(k["mean_us"]), _percent(100 * k["total_us"] / everything))
+        each = (_figure(k["total_us"]), _figure(k["mean_us"]), _percent(100 * k["total_us"] / (everything or 1)))
         first.append((_short(k["kernel"]), str(k["instances"]), *each))
-    first.append(
-        ("all", str(sum(k["instances"] for k in kernels)), _figure(sum(k["total_us"] for k in kernels)), "", "")
-    )
+    first.append(("all", str(sum(k["instances"] for k in kernels)), _figure(everything), "", ""))
     second: Rows = [("range", "times", "launches", "us on the GPU", "us on the host")]
     second += [(r["range"], str(r["instances"]), str(r["launches"]), _figure(r["gpu_us"]), _figure(r["host_us"]))
                for r in ranges]  # fmt: skip
@@ -116,7 +113,9 @@ def _nsys_tables(asked: Asked, outputs: list[str]) -> list[Rows]:
 
 def _torch_commands(asked: Asked) -> list[list[str]]:
     target = asked.target
-    return [[sys.executable, "-m", "fusednn.profiling.recorder", str(asked.out), target.module, *target.arguments]]
+    part = "measured" if target.marked else "whole"
+    recorder = [sys.executable, "-m", "fusednn.profiling.recorder", part, str(asked.out)]
+    return [[*recorder, target.module, *target.arguments]]
 
 
 def _torch_tables(asked: Asked, outputs: list[str]) -> list[Rows]:
