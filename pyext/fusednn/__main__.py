@@ -15,7 +15,7 @@ from .kernels import Sizes, every
 from .occupancy import GPUS
 from .plan import Request, plan
 from .profiling import command
-from .profiling.workload import RECURRENT, add_sizes, check, positive, recurrent_layer
+from .profiling.workload import RECURRENT, add_sizes, check, check_heads, place_of, positive, recurrent_layer
 from .reference.cells import CELLS
 
 
@@ -56,10 +56,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _explain(options: argparse.Namespace) -> str:
     if options.what == "attention":
-        if options.hidden % options.heads:
-            raise ValueError(f"--hidden must be a multiple of --heads, got {options.hidden} and {options.heads}")
+        check_heads(options)
         shape = (options.batch, options.heads, options.time, options.hidden // options.heads)
-        q = torch.empty(shape, dtype=getattr(torch, options.dtype), device=options.device)
+        q = torch.empty(shape, **place_of(options))
         return explain(functional.scaled_dot_product_attention, q, q, q)
     cell = "rnn_tanh" if options.what == "rnn" else options.what
     device = torch.device(options.device).type  # refuses what torch does not know
@@ -72,7 +71,7 @@ def _explain(options: argparse.Namespace) -> str:
 
 def _compare(options: argparse.Namespace) -> str:
     check(options)
-    hidden, place = options.hidden, {"device": options.device, "dtype": getattr(torch, options.dtype)}
+    hidden, place = options.hidden, place_of(options)
     if options.what == "transformer":
         layer = nn.TransformerEncoderLayer(hidden, options.heads, 4 * hidden, dropout=0.0, batch_first=True, **place)
     else:
@@ -102,7 +101,7 @@ def _occupancy(options: argparse.Namespace) -> str:
             if code is not None and fits is not None:
                 facts = (code.threads, code.registers, code.shared + code.dynamic, fits.blocks, fits.warps)
                 rows.append((kernel.name, gpu.name, *map(str, facts), f"{100 * fits.share:.3g}%", fits.limiter))
-    return _table(rows)
+    return command.in_columns(rows)
 
 
 def _tune(options: argparse.Namespace) -> str:
@@ -115,13 +114,7 @@ def _tune(options: argparse.Namespace) -> str:
     for result in tune(q, k, v, options.causal, repeats=options.repeats):
         spent = "" if result.milliseconds is None else f"{result.milliseconds:.4g}"
         rows.append((result.way, str(result.candidate), spent, result.verdict, "chosen" if result.chosen else ""))
-    return _table(rows)
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    """Rows of cells as text, in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return command.in_columns(rows)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from .target import parse_target
@@ -66,7 +67,7 @@ def profile(options: argparse.Namespace) -> str:
     outputs = [_run(command, tool, asked.out / "log.txt") for command in commands][1:]
     for number, output in enumerate(outputs):
         (asked.out / f"{tool.name}-{number}.csv").write_text(output)
-    parts = [_in_columns(rows) for rows in tool.tables(asked, outputs)]
+    parts = [in_columns(rows, str.rjust) for rows in tool.tables(asked, outputs)]
     return "\n\n".join([*parts, f"report     {tool.opens(asked)}"])
 
 
@@ -85,12 +86,8 @@ def _run(command: list[str], tool: Tool, log: Path) -> str:
     return done.stdout
 
 
-def _in_columns(rows: Rows) -> str:
-    """The first column to the left, figures to the right."""
+def in_columns(rows: Rows, align: Callable[[str, int], str] = str.ljust) -> str:
+    """Rows of cells as text; ``align`` is for all columns but the first."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    lines = ((cells[0].ljust(widths[0]), *map(align, cells[1:], widths[1:])) for cells in rows)
+    return "\n".join("  ".join(line).rstrip() for line in lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,23 +55,36 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--device {options.device}: torch sees no such GPU; `python -m fusednn` says what is there")
     if options.what not in RECURRENT and (options.strategy != "auto" or options.layers != 1):
         raise ValueError(f"--strategy and --layers are for rnn, lstm and gru, got one with {options.what}")
-    if options.what in ("attention", "multihead", "transformer") and options.hidden % options.heads:
+    if options.what in ("attention", "multihead", "transformer"):
+        check_heads(options)
+
+
+def check_heads(options: argparse.Namespace) -> None:
+    """Refuse heads of no whole size.
+
+    Raises:
+        ValueError: with what was expected and what came.
+    """
+    if options.hidden % options.heads:
         raise ValueError(f"--hidden must be a multiple of --heads, got {options.hidden} and {options.heads}")
+
+
+def place_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Device and dtype, as keywords of tensors and layers."""
+    return {"device": options.device, "dtype": getattr(torch, options.dtype)}
 
 
 def recurrent_layer(options: argparse.Namespace) -> nn.Module:
     """The RNN, LSTM or GRU of the options, batch first."""
-    place = {"device": options.device, "dtype": getattr(torch, options.dtype)}
     asked = {"num_layers": options.layers, "strategy": options.strategy, "batch_first": True}
-    return RECURRENT[options.what](options.hidden, options.hidden, **asked, **place)
+    return RECURRENT[options.what](options.hidden, options.hidden, **asked, **place_of(options))
 
 
 def call_of(options: argparse.Namespace) -> Callable[[], Tensor]:
     """One call; gives the tensor that training goes back from. Inputs are random and want gradients in training."""
     check(options)
-    place = {"device": options.device, "dtype": getattr(torch, options.dtype), "requires_grad": options.training}
-    width, heads = options.hidden, options.heads
-    made = {"device": options.device, "dtype": getattr(torch, options.dtype)}
+    width, heads, made = options.hidden, options.heads, place_of(options)
+    place = {**made, "requires_grad": options.training}
     if options.what == "attention":
         q, k, v = (torch.randn(options.batch, heads, options.time, width // heads, **place) for _ in range(3))
         return lambda: functional.scaled_dot_product_attention(q, k, v, is_causal=True)
