@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from bench import layers
-from bench.bench_duel import stack_case, twin_of
+from bench.bench_duel import maker, stack_case, stack_fields, twin_of
 from bench.check import WrongResult
 from bench.crossover import CROSSOVER, DECODE, KINDS, work_of
 from bench.measure import Case, Measure
-from bench.models import EncoderStack, recurrent_stack
-from bench.models.seeds import HEADS
+from bench.models import EncoderStack
+from bench.models.stacks import ENCODER
 from bench.tiers import cost, tiers
 
 DRAWS = 3
@@ -63,11 +63,7 @@ def test_decode(measure: Measure, device: torch.device, kind: str, B: int, d: in
 
 def decode_case(kind: str, B: int, T: int, d: int, device: torch.device) -> Case:
     """``step`` of every layer of a stack; the truth is the last position of torch's whole, causal pass."""
-    attends = kind == "encoder"
-    ours, twin = twin_of(
-        (lambda f: EncoderStack(f, d, HEADS)) if attends else (lambda f: recurrent_stack(f, kind, d)),
-        layers.OURS, device,
-    )  # fmt: skip
+    ours, twin = twin_of(maker(kind, d), layers.OURS, device)
     ours.eval()
     twin.eval()
     x, token = torch.randn(B, T, d, device=device), torch.randn(B, d, device=device)
@@ -75,7 +71,7 @@ def decode_case(kind: str, B: int, T: int, d: int, device: torch.device) -> Case
     states, seen = [], x
     with torch.inference_mode():
         for part in parts:
-            seen, state = part.prefill(seen) if attends else part(seen)
+            seen, state = part.prefill(seen) if kind == ENCODER else part(seen)
             states.append(state)
 
     def run() -> list[Tensor]:
@@ -89,8 +85,7 @@ def decode_case(kind: str, B: int, T: int, d: int, device: torch.device) -> Case
         with torch.inference_mode():
             return [_causal(twin.to(dtype), torch.cat([x, token[:, None]], 1).to(dtype))[:, -1]]
 
-    fields = {"impl": layers.OURS, "cell": f"{kind} stack", "B": B, "T": T, "H": d, "mode": DECODE, "dtype": "float32",
-              "params": sum(p.numel() for p in ours.parameters())}  # fmt: skip
+    fields = {**stack_fields(layers.OURS, kind, B, T, d, ours), "mode": DECODE, "dtype": "float32"}
     return Case(run, fields, run, lambda: expected(torch.float32), lambda: expected(torch.float64),
                 flops=work_of(kind, DECODE, B, T, d), tokens=B)  # fmt: skip
 

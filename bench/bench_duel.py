@@ -6,7 +6,9 @@ arithmetic. The ratio is time of the recurrent side / time of the attention side
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from bench.flops import encoder, linear, of_mode, recurrent
 from bench.measure import Case, Measure
 from bench.models import EncoderStack, Factory, SeedLSTM, SeedTransformer, recurrent_stack
 from bench.models.seeds import HEADS, LAYERS, VOCABULARY, WIDTH
-from bench.models.stacks import ENCODER_LAYERS, EQUAL_LAYERS, equal_flops_ff
+from bench.models.stacks import ENCODER, equal_flops_ff, stack_flops
 from bench.tiers import cost, tiers
 
 IMPLS = (layers.OURS, layers.TORCH)
@@ -44,26 +46,31 @@ def seed_cases(impl: str, B: int, T: int, mode: str, device: torch.device) -> tu
     for name, make in (("LSTM", SeedLSTM), ("transformer", SeedTransformer)):
         module, twin = twin_of(make, impl, device)
         fields = {"impl": impl, "cell": f"seed {name}", "B": B, "T": T, "H": WIDTH, "N": HEADS,
-                  "params": sum(p.numel() for p in module.parameters())}  # fmt: skip
+                  "params": parameter_count(module)}  # fmt: skip
         made.append(
             module_case(module, twin, [tokens], mode, fields, flops=of_mode(work[name] + head, mode), tokens=B * T)
         )
     return made[0], made[1]
 
 
+def maker(kind: str, d: int, ff: int | None = None) -> Callable[[Factory], nn.Module]:
+    """Makes a stack of width ``d``: recurrent layers of a cell, or ``encoder`` layers."""
+    if kind == ENCODER:
+        return lambda f: EncoderStack(f, d, HEADS, ff)
+    return lambda f: recurrent_stack(f, kind, d)
+
+
+def stack_fields(impl: str, kind: str, B: int, T: int, d: int, module: nn.Module) -> dict[str, Any]:
+    return {"impl": impl, "cell": f"{kind} stack", "B": B, "T": T, "H": d, "params": parameter_count(module)}
+
+
 def stack_case(impl: str, kind: str, basis: str, x: torch.Tensor, mode: str) -> Case:
-    """One stack over x [B, T, d]: recurrent layers of a cell, or ``encoder`` layers."""
+    """One stack over x [B, T, d]."""
     B, T, d = x.shape
-    if kind == "encoder":
-        ff = equal_flops_ff(d, T) if basis == "flops" else 4 * d
-        module, twin = twin_of(lambda f: EncoderStack(f, d, HEADS, ff), impl, x.device)
-        work = encoder(B, T, d, ff, ENCODER_LAYERS)
-    else:
-        module, twin = twin_of(lambda f: recurrent_stack(f, kind, d), impl, x.device)
-        work = recurrent(kind, B, T, d, d, EQUAL_LAYERS[kind])
-    fields = {"impl": impl, "cell": f"{kind} stack", "B": B, "T": T, "H": d,
-              "params": sum(p.numel() for p in module.parameters())}  # fmt: skip
-    return module_case(module, twin, [x], mode, fields, flops=of_mode(work, mode), tokens=B * T)
+    ff = equal_flops_ff(d, T) if basis == "flops" else 4 * d
+    module, twin = twin_of(maker(kind, d, ff), impl, x.device)
+    work = of_mode(stack_flops(kind, B, T, d, ff), mode)
+    return module_case(module, twin, [x], mode, stack_fields(impl, kind, B, T, d, module), flops=work, tokens=B * T)
 
 
 def stack_cases(
@@ -71,7 +78,7 @@ def stack_cases(
 ) -> tuple[Case, Case]:
     """Stacks of width ``d`` with equal parameters, or with equal FLOPs at this T, over the same input."""
     x = torch.randn(B, T, d, device=device)
-    return stack_case(impl, cell, basis, x, mode), stack_case(impl, "encoder", basis, x, mode)
+    return stack_case(impl, cell, basis, x, mode), stack_case(impl, ENCODER, basis, x, mode)
 
 
 @tiers(T={"standard": (25, 100), "full": (10, 25, 50, 100, 200, 500, 1000)})
@@ -169,10 +176,9 @@ def on_backend(case: Case, backend: SDPBackend) -> Case:
 def test_largest_batch(measure: Measure, device: torch.device, impl: str, T: int) -> None:
     """Sequences that fit into `BUDGET` beside weights, gradients and Adam's moments, by the bytes kept for backward."""
     d = 32 if measure.tier.name == "smoke" else 256
-    sides = {"LSTM": lambda f: recurrent_stack(f, "LSTM", d), "encoder": lambda f: EncoderStack(f, d, 8)}
     batch, bytes_each = {}, {}
-    for name, make in sides.items():
-        module = make(Factory(impl)).to(device)
+    for name in ("LSTM", ENCODER):
+        module = maker(name, d)(Factory(impl)).to(device)
 
         def kept(B: int, module: nn.Module = module) -> int:
             x = torch.randn(B, T, d, device=device)

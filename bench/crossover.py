@@ -9,24 +9,26 @@ coefficients are never negative, belong to one kind of stack in one mode, and ma
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import nnls
 
-from bench.flops import SCANS, encoder, of_mode, recurrent
-from bench.models.stacks import ENCODER_LAYERS, EQUAL_LAYERS
+from bench.flops import SCANS, attention, of_mode
+from bench.models.stacks import ENCODER, ENCODER_LAYERS, EQUAL_LAYERS, stack_flops
 from bench.query import Cells
 from bench.stats import crossover
 
 CROSSOVER, DECODE = "crossover", "decode"
-ATTENTION = "encoder"
-KINDS = ("RNN", "LSTM", "GRU", "MinGRU", ATTENTION)
+RECURRENT = ("RNN", "LSTM", "GRU", "MinGRU")
+KINDS = (*RECURRENT, ENCODER)
 MODES = ("inference", "training", DECODE)
 HELD_BACK = 128  # the width that the fit does not see
+LEAST = 4  # sizes of a fit
 
 Size = tuple[int, int, int]  # B, T, d
 
@@ -51,8 +53,8 @@ class Fit:
     launch: float | None
     step: float | None
     rate: float | None
-    seen: float
-    unseen: float | None
+    seen: float | None = None
+    unseen: float | None = None
 
     def seconds(self, kind: str, mode: str, size: Size, launches: float) -> float:
         """What the model says of a size."""
@@ -79,25 +81,22 @@ class Crossing:
     kind: str
     mode: str
     B: int
-    d: int
     measured: Where
     predicted: Where
 
 
 def work_of(kind: str, mode: str, B: int, T: int, d: int) -> int:
     """FLOPs of a stack over a sequence, or in mode decode of one token behind T others."""
-    steps = 1 if mode == DECODE else T
-    if kind != ATTENTION:
-        return of_mode(recurrent(kind, B, steps, d, d, EQUAL_LAYERS[kind]), mode)
-    if mode == DECODE:  # projections of one token; scores and weighted sum over T + 1
-        return encoder(B, 1, d, 4 * d, ENCODER_LAYERS) + ENCODER_LAYERS * 4 * B * T * d
-    return of_mode(encoder(B, T, d, 4 * d, ENCODER_LAYERS), mode)
+    if mode != DECODE:
+        return of_mode(stack_flops(kind, B, T, d), mode)
+    before = attention(B, 1, 1, T, d) if kind == ENCODER else 0  # scores and weighted sum over the T others
+    return stack_flops(kind, B, 1, d) + ENCODER_LAYERS * before
 
 
 def _parts(kind: str, mode: str, size: Size, launches: float) -> tuple[float, float, float]:
     """Launches, steps and work of one run."""
     B, T, d = size
-    walks = kind != ATTENTION and kind not in SCANS
+    walks = kind != ENCODER and kind not in SCANS
     steps = EQUAL_LAYERS[kind] * (1 if mode == DECODE else T) * (2 if mode == "training" else 1) if walks else 0
     return launches, steps, work_of(kind, mode, B, T, d)
 
@@ -118,37 +117,39 @@ def points(cells: Cells) -> Points:
     return dict(found)
 
 
+def _shown(measured: Mapping[Size, Point]) -> dict[Size, Point]:
+    """The sizes that a fit may see."""
+    return {size: p for size, p in measured.items() if size[2] != HELD_BACK}
+
+
 def fit(kind: str, mode: str, measured: Mapping[Size, Point]) -> Fit:
     """The model of one kind in one mode.
 
     Raises:
         ValueError: fewer than four sizes beside those held back.
     """
-    seen = {size: p for size, p in measured.items() if size[2] != HELD_BACK}
-    if len(seen) < 4:
+    seen = _shown(measured)
+    if len(seen) < LEAST:
         raise ValueError(f"a fit needs four sizes, got {len(seen)}")
     rows = np.array([_parts(kind, mode, size, p.launches) for size, p in seen.items()])
     times = np.array([p.seconds for p in seen.values()])
     scale = rows.max(0) + (rows.max(0) == 0)
     found = nnls(rows / scale / times[:, None], np.ones(len(seen)))[0] / scale
     launch, step, inverse = (float(c) if c > 0 else None for c in found)
-    made = Fit(launch, step, 1 / inverse if inverse else None, 0.0, None)
+    made = Fit(launch, step, 1 / inverse if inverse else None)
 
     def error(held: bool) -> float | None:
         errors = [abs(made.seconds(kind, mode, size, p.launches) / p.seconds - 1)
                   for size, p in measured.items() if (size[2] == HELD_BACK) == held]  # fmt: skip
         return float(np.median(errors)) if errors else None
 
-    return Fit(made.launch, made.step, made.rate, error(False) or 0.0, error(True))
+    return replace(made, seen=error(False), unseen=error(True))
 
 
 def fits(measured: Points) -> dict[tuple[str, str], Fit]:
     """Every kind and mode with enough sizes."""
-    found = {}
-    for (kind, mode), sizes in measured.items():
-        if sum(size[2] != HELD_BACK for size in sizes) >= 4:
-            found[kind, mode] = fit(kind, mode, sizes)
-    return found
+    enough = {key: sizes for key, sizes in measured.items() if len(_shown(sizes)) >= LEAST}
+    return {key: fit(*key, sizes) for key, sizes in enough.items()}
 
 
 def where(ratios: dict[float, float]) -> Where:
@@ -163,26 +164,21 @@ def where(ratios: dict[float, float]) -> Where:
 def crossings(measured: Points) -> list[Crossing]:
     """Measured and predicted, at the width held back, of each recurrence against attention."""
     found, models = [], fits(measured)
-    for kind in KINDS:
-        for mode in MODES:
-            ours, theirs = measured.get((kind, mode), {}), measured.get((ATTENTION, mode), {})
-            models_of = models.get((kind, mode)), models.get((ATTENTION, mode))
-            if kind == ATTENTION or None in models_of:
-                continue
-            mine, other = models_of
-            assert mine is not None and other is not None
-            for B in sorted({size[0] for size in ours}):
-                lengths = sorted(t for b, t, d in ours if b == B and d == HELD_BACK and (b, t, d) in theirs)
-                if len(lengths) < 2:
-                    continue
-                real, guessed = {}, {}
-                for T in lengths:
-                    size = (B, T, HELD_BACK)
-                    real[float(T)] = ours[size].seconds / theirs[size].seconds
-                    guessed[float(T)] = mine.seconds(kind, mode, size, ours[size].launches) / other.seconds(
-                        ATTENTION, mode, size, theirs[size].launches
-                    )
-                found.append(Crossing(kind, mode, B, HELD_BACK, where(real), where(guessed)))
+    for kind, mode in itertools.product(RECURRENT, MODES):
+        mine, other = models.get((kind, mode)), models.get((ENCODER, mode))
+        if mine is None or other is None:
+            continue
+        ours, theirs = measured[kind, mode], measured[ENCODER, mode]
+        both = sorted(size for size in ours if size[2] == HELD_BACK and size in theirs)
+        for B, sizes in itertools.groupby(both, lambda size: size[0]):
+            real, guessed = {}, {}
+            for size in sizes:
+                real[float(size[1])] = ours[size].seconds / theirs[size].seconds
+                guessed[float(size[1])] = mine.seconds(kind, mode, size, ours[size].launches) / other.seconds(
+                    ENCODER, mode, size, theirs[size].launches
+                )
+            if len(real) > 1:
+                found.append(Crossing(kind, mode, B, where(real), where(guessed)))
     return found
 
 

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from bench import crossover
-from bench.crossover import ATTENTION, HELD_BACK, agrees, crossings, fit, fits, points, work_of
+from bench.crossover import HELD_BACK, agrees, crossings, fit, fits, points, work_of
+from bench.models.stacks import ENCODER
 from bench.query import Cells
 from bench.report.crossover_map import crossover_map, crossover_tables
 
@@ -36,11 +37,11 @@ def results(change=lambda kind, mode, size, t: t):
     return {"benchmarks": cells, "tier": {"name": "crossover"}, "machine_info": {"device": "cpu"}, "series": {}}
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "RNN", ATTENTION])
+@pytest.mark.parametrize("kind", ["LSTM", "RNN", ENCODER])
 def test_fit_finds_the_coefficients_that_times_were_made_of(kind):
     found = fit(kind, "inference", points(Cells(results()))[kind, "inference"])
     assert found.launch == pytest.approx(LAUNCH) and found.rate == pytest.approx(RATE)
-    assert found.step == (None if kind == ATTENTION else pytest.approx(STEP))
+    assert found.step == (None if kind == ENCODER else pytest.approx(STEP))
     assert found.seen < 1e-6 and found.unseen is not None and found.unseen < 1e-6
 
 
@@ -55,7 +56,7 @@ def test_attention_wins_from_the_length_at_which_times_cross():
     one = found["LSTM", "inference", 1]
     at = one.measured.T
     assert at is not None
-    faster = {T: seconds("LSTM", "inference", (1, T, HELD_BACK)) < seconds(ATTENTION, "inference", (1, T, HELD_BACK))
+    faster = {T: seconds("LSTM", "inference", (1, T, HELD_BACK)) < seconds(ENCODER, "inference", (1, T, HELD_BACK))
               for T in (16, 64, 256, 1024)}  # fmt: skip
     assert faster[max(T for T in faster if at > T)] != faster[min(T for T in faster if at < T)]
     assert all(agrees(c) for c in found.values())
@@ -93,10 +94,10 @@ def test_map_shows_the_fastest_kind_of_each_field_and_how_far_attention_is():
     picture = crossover_map(Cells(results()))
     assert picture is not None and picture.svg.count("inference, B = 1") == 1
     times = {kind: seconds(kind, "decode", (8, 1024, 256)) for kind in crossover.KINDS}
-    ratio = times[ATTENTION] / min(t for kind, t in times.items() if kind != ATTENTION)
+    ratio = times[ENCODER] / min(t for kind, t in times.items() if kind != ENCODER)
     assert f"{ratio:.2g}x" in picture.svg and math.isfinite(ratio)
 
 
 def test_attention_of_one_token_works_on_all_before_it_and_a_recurrence_does_not():
     assert work_of("LSTM", "decode", 2, 1024, 64) == work_of("LSTM", "decode", 2, 16, 64)
-    assert work_of(ATTENTION, "decode", 2, 1024, 64) > work_of(ATTENTION, "decode", 2, 16, 64)
+    assert work_of(ENCODER, "decode", 2, 1024, 64) > work_of(ENCODER, "decode", 2, 16, 64)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from bench.flops import encoder, recurrent
 from bench.models.factory import Factory
 
 EQUAL_LAYERS = {"LSTM": 3, "GRU": 4, "RNN": 12, "MinGRU": 12, "MinLSTM": 8}
+ENCODER = "encoder"
 ENCODER_LAYERS = 2
 
 
@@ -27,6 +29,13 @@ def equal_flops_ff(d: int, T: int) -> int:
     if 4 * d <= T:
         raise ValueError(f"no feed-forward width makes the work equal at d = {d}, T = {T}")
     return 4 * d - T
+
+
+def stack_flops(kind: str, B: int, T: int, d: int, ff: int | None = None) -> int:
+    """Arithmetic of a stack's forward pass: of recurrent layers of a cell, or of ``ENCODER`` layers."""
+    if kind == ENCODER:
+        return encoder(B, T, d, ff or 4 * d, ENCODER_LAYERS)
+    return recurrent(kind, B, T, d, d, EQUAL_LAYERS[kind])
 
 
 class EncoderStack(nn.Module):

@@ -7,19 +7,20 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench.crossover import ATTENTION, HELD_BACK, KINDS, MODES, Points, agrees, crossings, fits, points
+from bench.crossover import HELD_BACK, KINDS, MODES, Points, agrees, crossings, fits, points
+from bench.models.stacks import ENCODER
 from bench.query import Cells
 from bench.report.style import Picture, colour, draw
 from bench.report.tables import Table, number
 
-LABEL = {ATTENTION: "attention"}
+LABEL = {ENCODER: "attention"}
 FILE = "crossover.png"
 
 
 def crossover_map(cells: Cells) -> Picture | None:
     """Panels by mode and batch; a field is a length and a width."""
     measured = points(cells)
-    modes = [mode for mode in MODES if (ATTENTION, mode) in measured]
+    modes = [mode for mode in MODES if (ENCODER, mode) in measured]
     batches = sorted({size[0] for sizes in measured.values() for size in sizes})
     if not modes or len({size for sizes in measured.values() for size in sizes}) < 2:
         return None
@@ -47,16 +48,16 @@ def crossover_map(cells: Cells) -> Picture | None:
 
 
 def _panel(ax: Any, measured: Points, mode: str, B: int) -> None:
-    sizes = sorted(size for size in measured[ATTENTION, mode] if size[0] == B)
+    sizes = sorted(size for size in measured[ENCODER, mode] if size[0] == B)
     lengths, widths = sorted({s[1] for s in sizes}), sorted({s[2] for s in sizes})
     for size in sizes:
         times = {kind: measured[kind, mode][size].seconds for kind in KINDS if size in measured.get((kind, mode), {})}
-        rest = {kind: t for kind, t in times.items() if kind != ATTENTION}
+        rest = {kind: t for kind, t in times.items() if kind != ENCODER}
         if not rest:
             continue
         x, y, winner = lengths.index(size[1]), widths.index(size[2]), min(times, key=lambda kind: times[kind])
         ax.barh(y, 0.96, 0.94, left=x - 0.48, color=colour(LABEL.get(winner, winner)))
-        ratio = times[ATTENTION] / min(rest.values())
+        ratio = times[ENCODER] / min(rest.values())
         name = LABEL.get(winner, winner)
         ax.text(x, y, f"{name}\n{ratio:.2g}x", ha="center", va="center", fontsize=7, color="white", weight="bold")
     ax.set_xticks(range(len(lengths)), [str(t) for t in lengths])
