@@ -87,20 +87,20 @@ class Attention(NamedTuple):
             launch.backward(grad, None, inputs, options, out, lse, [*found, None, None, None], self.candidate)
 
 
+NUMBERS = {"fp16": (torch.float16, False), "tf32": (torch.float32, True), "fp32": (torch.float32, False)}
+
+
 def attention() -> Iterator[Call]:
-    """Every row of the table; in 16 bits also what runs on GPUs with descriptors where strides do not suit them."""
+    """Every row of the table, and what runs where strides suit neither descriptors nor wide loads."""
     half = torch.float16
     for size in HEAD_SIZES:
-        for causal in (False, True):
-            then = ", causal" if causal else ""
-            yield Call("attention", f"fp16, {size}{then}", Attention(half, size, causal).run)
-            yield Call("attention", f"tf32, {size}{then}", Attention(torch.float32, size, causal, tf32=True).run)
-            yield Call("attention", f"fp32, {size}{then}", Attention(torch.float32, size, causal).run)
-            yield Call("attention", f"fp16, {size}{then}, addresses", Attention(half, size, causal, skew=1).run,
-                       WITH_DESCRIPTORS)  # fmt: skip
-            if size == 64:
+        for causal, (by, skew) in itertools.product((False, True), (("", 0), (", addresses", 1))):
+            label = f"{size}{', causal' if causal else ''}{by}"
+            for name, (dtype, tf32) in NUMBERS.items():
+                yield Call("attention", f"{name}, {label}", Attention(dtype, size, causal, tf32, skew).run)
+            if size == 64 and not skew:
                 one = Attention(half, size, causal, deterministic=False, forward=False)
-                yield Call("attention", f"fp16, {size}{then}, one kernel", one.run)
+                yield Call("attention", f"fp16, {label}, one kernel", one.run)
         yield Call("attention", f"fp16, {size}, causal, dropout", Attention(half, size, True, dropout=True).run)
         yield Call("attention", f"fp16, {size}, causal, mask",
                    Attention(half, size, True, mask=True, backward=False).run, (90,))  # fmt: skip

@@ -163,12 +163,18 @@ ADDRESSED = {
     ("key_value", 2, 90, 128): Configuration(32, 64, 8, 2),
     ("key_value", 2, 100, 128): Configuration(16, 64, 8, 2),
 }
-# Rows whose strides wide loads cannot follow either: an address a number, in 64 bits.
+# Rows whose strides wide loads cannot follow either: an address a number, in 64 bits. One a head size for all
+# architectures. Loads of 16 bits cannot run ahead through shared memory, so nearly all have one stage.
 NARROW = {
-    ("forward", 2, 80, 128): Configuration(64, 32, 8, 2),
-    ("forward", 2, 80, 256): Configuration(16, 16, 8, 1),
-    ("key_value", 2, 80, 128): Configuration(32, 32, 8, 2),
-    ("query", 2, 80, 256): Configuration(32, 16, 4, 1),
+    ("forward", 2): (Configuration(64, 32, 8, 1), Configuration(32, 32, 8, 1), Configuration(16, 16, 8, 1)),
+    ("key_value", 2): (Configuration(32, 64, 8, 1), Configuration(32, 32, 8, 2), Configuration(32, 32, 8, 1)),
+    ("query", 2): (Configuration(64, 32, 8, 1), Configuration(32, 32, 8, 1), Configuration(32, 16, 4, 1)),
+    ("forward", 4): (Configuration(32, 32, 8, 1), Configuration(16, 16, 4, 1), Configuration(16, 16, 8, 1)),
+    ("key_value", 4): (Configuration(32, 32, 8, 2), Configuration(16, 32, 8, 2), Configuration(16, 16, 8, 1)),
+    ("query", 4): (Configuration(32, 32, 4, 1), Configuration(32, 16, 8, 1), Configuration(32, 16, 8, 1)),
+    ("forward", "ieee"): (Configuration(32, 32, 8, 1), Configuration(16, 16, 16, 1), Configuration(16, 16, 16, 1)),
+    ("key_value", "ieee"): (Configuration(16, 32, 8, 1), Configuration(16, 16, 8, 1), Configuration(16, 16, 8, 1)),
+    ("query", "ieee"): (Configuration(32, 32, 4, 1), Configuration(16, 16, 8, 1), Configuration(16, 16, 16, 1)),
 }
 # With Triton before 3.9, rows that would spill. Most have one stage there: loads are not in flight during products.
 OLDER = {
@@ -244,6 +250,8 @@ def configuration(
     limit = next(limit for limit in HEAD_SIZES if size <= limit)
     foreign = known in WITH_DESCRIPTORS and not described
     number = "ieee" if exact else dtype.itemsize
+    if narrow and (kernel, number) in NARROW:
+        return NARROW[kernel, number][HEAD_SIZES.index(limit)]
     at = (kernel, number, 80 if foreign else known, limit)
     row = TABLE[at[:2]][at[2]][HEAD_SIZES.index(limit)]
     if hidden:
@@ -258,10 +266,12 @@ def configuration(
         row = DROPPED.get(at, row)
         if older:
             row = OLDER_DROPPED.get(at, row)
-    return NARROW.get(at, row) if narrow else row
+    return row
 
 
-def one_kernel(known: int, dtype: torch.dtype, size: int, dropout: bool, described: bool) -> Configuration | None:
+def one_kernel(
+    known: int, dtype: torch.dtype, size: int, dropout: bool, described: bool, narrow: bool = False,
+) -> Configuration | None:  # fmt: skip
     """Row of the backward kernel that computes all three gradients, or None where two kernels are the better way.
 
     Args:
@@ -270,10 +280,11 @@ def one_kernel(known: int, dtype: torch.dtype, size: int, dropout: bool, describ
         size: padded size of a head or of a value, the larger.
         dropout: whether weights are dropped.
         described: whether tiles come by descriptors.
+        narrow: as for ``configuration``.
     """
     limit = next(limit for limit in HEAD_SIZES if size <= limit)
     known = 80 if known in WITH_DESCRIPTORS and not described else known
-    return None if dropout or dtype.itemsize != 2 else ONE_KERNEL.get((known, limit))
+    return None if dropout or narrow or dtype.itemsize != 2 else ONE_KERNEL.get((known, limit))
 
 
 def candidates(

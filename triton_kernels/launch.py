@@ -109,7 +109,7 @@ class Call:
         described = known in WITH_DESCRIPTORS and self.describable(tiles)
         chosen = configuration(
             name, known, self.query.dtype, self.size, self.hidden, dropout=self.dropout is not None,
-            masked=self.mask is not None, described=described, narrow=not all(describable(x) for x in tiles),
+            masked=self.mask is not None, described=described, narrow=not all(map(describable, tiles)),
             exact=exact(self.query), older=OLDER,
         )  # fmt: skip
         return self.planned((candidate and candidate.row) or chosen, name, described, form)
@@ -122,7 +122,8 @@ class Call:
             return self.planned(INTERPRETER, "key_value", self.describable(tiles))
         known = architecture(torch.cuda.get_device_capability(self.query.device))
         described = known in WITH_DESCRIPTORS and self.describable(tiles)
-        chosen = one_kernel(known, self.query.dtype, self.size, self.dropout is not None, described)
+        narrow = not all(map(describable, tiles))
+        chosen = one_kernel(known, self.query.dtype, self.size, self.dropout is not None, described, narrow)
         chosen = (candidate and candidate.row) or chosen
         return None if chosen is None else self.planned(chosen, "key_value", described)
 

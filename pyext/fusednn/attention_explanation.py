@@ -56,16 +56,17 @@ def _triton_lines(query: Tensor, key: Tensor, value: Tensor, call: Mapping[str, 
     names = None
     if gpu is not None:
         known = architecture(divmod(int(gpu.capability.replace(".", "")), 10))
-        described = known not in WITH_DESCRIPTORS or all(map(strides_suit, (query, key, value)))
+        suited = all(map(strides_suit, (query, key, value)))
         size = max(query.shape[-1], value.shape[-1])
         if size <= HEAD_SIZES[-1] and query.dtype != torch.float64:
             hidden = bool(call.get("is_causal")) or call.get("window") is not None
             dropout = call.get("dropout_p", 0.0) > 0.0
-            single = not call.get("deterministic") and one_kernel(known, query.dtype, padded(size), dropout, described)
+            row = one_kernel(known, query.dtype, padded(size), dropout, known in WITH_DESCRIPTORS, not suited)
+            single = row is not None and not call.get("deterministic")
             rows = _rows(query, key, known, size, not tf32)
-            names = attention(dtype, size, hidden, described, bool(single), rows, tf32)
-        if not described:
-            lines.append("kernel     strides do not suit tensor-memory descriptors: tiles come by addresses")
+            names = attention(dtype, size, hidden, suited, single, rows, tf32)
+        if not suited:
+            lines.append("kernel     strides are no multiples of 16 bytes: tiles come by an address a number")
     if gpu is None or names is None or not all(name in found for name in names):
         return [*lines, f"kernel     no passport for {dtype} on this device"]
     for name in names:

@@ -149,7 +149,7 @@ def every() -> list[Kernel]:
 
 
 def attention(
-    dtype: str, size: int, hidden: bool, described: bool, one_kernel: bool = False, rows: int | None = None,
+    dtype: str, size: int, hidden: bool, suited: bool, one_kernel: bool = False, rows: int | None = None,
     tf32: bool = True,
 ) -> list[str] | None:  # fmt: skip
     """Names of the kernels of an attention call without modifiers, or None where they have no passports.
@@ -158,7 +158,7 @@ def attention(
         dtype: ``float16``, ``bfloat16`` (the same code but for the types of its products), ``float32``.
         size: of a head or of a value, the larger.
         hidden: whether a causal mask or a window hides keys.
-        described: whether strides suit descriptors.
+        suited: whether strides suit descriptors and wide loads.
         one_kernel: whether one kernel computes all gradients.
         rows: of the tile that holds the queries, where they are so few that their keys are split.
         tf32: whether products of float32 may be those of TF32.
@@ -171,13 +171,13 @@ def attention(
     limit = next((limit for limit in HEAD_SIZES if size <= limit), None)
     if number is None or limit is None:
         return None
-    by = "" if described else ", addresses"
+    by = "" if suited else ", addresses"
     plain, label = f"{number}, {limit}{by}", f"{number}, {limit}{', causal' if hidden else ''}{by}"
     names = [f"attention_forward<{label}>"]
     if rows is not None:
         names = [f"attention_{kernel}<{number}, {limit}, {rows} rows>" for kernel in ("decode", "merge")]
     names.append(f"attention_row<{plain.replace('fp32', 'tf32')}>")  # it has no products: one passport for both
-    if one_kernel and by == "":
+    if one_kernel:
         return [*names, f"attention_key_value<{label}, one kernel>"]
     return [*names, f"attention_key_value<{label}>", f"attention_query<{label}>"]
 
