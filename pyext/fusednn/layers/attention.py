@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..functional.attention import scaled_dot_product_attention
 from ..reference.attention import is_autocast_on
 from .cache import KeyValueCache
+from .inputs import check_input, check_token
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -123,11 +124,11 @@ class MultiheadAttention(nn.MultiheadAttention):
             ``(y_t, state)`` with ``y_t`` ``[B, embed_dim]``. The state given stays what it was.
 
         Raises:
+            TypeError: a token or state of another kind, or of another dtype or device than the weights.
             ValueError: ``x_t`` is not ``[B, embed_dim]``, the layer takes keys or values of another width than
                 its queries, or the state belongs to other sizes.
         """
-        if x_t.dim() != 2:
-            raise ValueError(f"step() expects x_t of shape [B, embed_dim], got {x_t.dim()} dimensions")
+        check_token(self, x_t, self.embed_dim)
         time = 1 if self.batch_first else 0
         y, state = self.prefill(x_t.unsqueeze(time), state)
         return y.squeeze(time), state
@@ -143,12 +144,11 @@ class MultiheadAttention(nn.MultiheadAttention):
             ``(y, state)`` with y of the shape of x.
 
         Raises:
-            ValueError: as ``step``.
+            TypeError, ValueError: as ``step``.
         """
         if state is not None and not isinstance(state, KeyValueCache):
             raise TypeError(f"state must be what the call before returned, or None, got {type(state).__name__}")
-        if x.dim() != 3 or x.shape[-1] != self.embed_dim:
-            raise ValueError(f"expected tokens of width embed_dim={self.embed_dim}, got shape {list(x.shape)}")
+        self._check_sequence(x, self.embed_dim, "tokens")
         if self.kdim != self.embed_dim or self.vdim != self.embed_dim:
             raise ValueError(
                 f"self-attention needs keys and values as wide as queries, {self.embed_dim}; this layer was made with"
@@ -174,11 +174,14 @@ class MultiheadAttention(nn.MultiheadAttention):
 
         Args:
             memory: the sequence, ``[K, B, kdim]``, ``[B, K, kdim]`` with ``batch_first``; kdim and vdim are one width.
+
+        Raises:
+            TypeError: a memory that is no tensor, or of another dtype or device than the weights.
+            ValueError: a memory of another shape, or a layer of two widths.
         """
-        if memory.dim() != 3 or memory.shape[-1] != self.kdim or self.kdim != self.vdim:
-            raise ValueError(
-                f"expected a sequence of width kdim={self.kdim} = vdim={self.vdim}, got shape {list(memory.shape)}"
-            )
+        if self.kdim != self.vdim:
+            raise ValueError(f"one memory gives keys and values, got a layer of kdim={self.kdim} and vdim={self.vdim}")
+        self._check_sequence(memory, self.kdim, "memory")
         _, k, v = self._project(None, memory, memory)
         return KeyValueCache(*self._append(k, v))
 
@@ -191,10 +194,23 @@ class MultiheadAttention(nn.MultiheadAttention):
 
         Returns:
             The output, of the shape of the query.
+
+        Raises:
+            TypeError: a query that is no tensor, or of another dtype or device than the weights, or no cache.
+            ValueError: a query of another shape.
         """
+        if not isinstance(memory, KeyValueCache):
+            raise TypeError(f"memory must be what remember() gave, got {type(memory).__name__}")
+        self._check_sequence(query, self.embed_dim, "query")
         q, _, _ = self._project(query, None, None)
         dropout_p = self.dropout if self.training else 0.0
         return self._join(scaled_dot_product_attention(q, memory.key, memory.value, None, dropout_p), self.batch_first)
+
+    def _check_sequence(self, x: Any, width: int, name: str) -> None:
+        check_input(self, x, self.out_proj.weight, name)
+        if x.dim() != 3 or x.shape[-1] != width:
+            shape = f"[B, T, {width}]" if self.batch_first else f"[T, B, {width}]"
+            raise ValueError(f"{name} must be {shape}, got {list(x.shape)}")
 
     def _join(self, x: Tensor, batch_first: bool) -> Tensor:
         """[B, N, T, E] to the output projection of [B, T, N * E] or [T, B, N * E]."""

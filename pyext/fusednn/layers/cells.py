@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from .. import plan
 from ..functional import recurrent
+from ..reference.attention import is_autocast_on
+from .inputs import check_kind
 
 
 class RecurrentCell(nn.RNNCellBase):
@@ -29,6 +31,8 @@ class RecurrentCell(nn.RNNCellBase):
             if state.dim() not in (1, 2):
                 which = "hidden" if count == 1 else f"hx[{i}]"
                 raise ValueError(f"{name}: Expected {which} to be 1D or 2D, got {state.dim()}D instead")
+            if state.dim() != input.dim():
+                raise RuntimeError(f"hidden{i} must be {input.dim()}D as the input is, got {state.dim()}D")
         batched = input.dim() == 2
         x = input if batched else input.unsqueeze(0)
         if states is None:
@@ -51,14 +55,23 @@ class RecurrentCell(nn.RNNCellBase):
         return result if batched else tuple(state.squeeze(0) for state in result)
 
     def _check(self, x: Tensor, states: tuple[Tensor, ...]) -> None:
-        """Raise as torch.nn does where sizes do not fit."""
+        """Raise as torch.nn does, in its words, where sizes, dtypes or devices do not fit."""
         if x.shape[1] != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
+        weight = self._parameters.get("weight_ih")  # a parametrised one would be computed: the operator looks then
+        if weight is not None:
+            if weight.dtype != x.dtype and not is_autocast_on(x.device.type):
+                raise RuntimeError(f"{self._get_name()} has weights of {weight.dtype}, got input of {x.dtype}")
+            if weight.device != x.device:
+                raise RuntimeError(f"{self._get_name()} has weights on {weight.device}, got input on {x.device}")
         for i, state in enumerate(states):
-            if tuple(state.shape) != (x.shape[0], self.hidden_size):
+            if state.shape[0] != x.shape[0]:
+                raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{i} batch size {state.shape[0]}")
+            if state.shape[1] != self.hidden_size:
                 raise RuntimeError(
-                    f"hidden{i} must have shape {[x.shape[0], self.hidden_size]}, got {list(state.shape)}"
+                    f"hidden{i} has inconsistent hidden_size: got {state.shape[1]}, expected {self.hidden_size}"
                 )
+            check_kind(f"hidden{i}", state, x)
 
     def _set_strategy(self, strategy: str) -> None:
         if strategy not in plan.NAMES:
