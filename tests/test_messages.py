@@ -16,7 +16,6 @@ LSTM = fusednn.LSTM(4, 8)
 SDPA = fusednn.functional.scaled_dot_product_attention
 
 
-
 def integers(*shapes):
     return [torch.zeros(shape, dtype=torch.int64) for shape in shapes]
 
@@ -72,7 +71,11 @@ MISTAKES = {
     ),
     "a sequence for a step": (ValueError, r"\[B, 4\], got \[5, 2, 4\]", lambda: LSTM.step(X)),
     "a width for a step": (ValueError, r"\[B, 4\], got \[2, 3\]", lambda: LSTM.step(X[0, :, 1:])),
-    "a number for a step": (TypeError, "GRU expects x_t to be a tensor, got float", lambda: fusednn.GRU(4, 8).step(1.0)),
+    "a number for a step": (
+        TypeError,
+        "GRU expects x_t to be a tensor, got float",
+        lambda: fusednn.GRU(4, 8).step(1.0),
+    ),
     "reset_after": (ValueError, "True or False, got 'no'", lambda: fusednn.GRU(4, 8, reset_after="no")),
     "strategy": (
         ValueError,
@@ -160,7 +163,11 @@ MISTAKES = {
         r"value must be \[B, K, Ev\] = \[5, 2, Ev\], got \[5, 1, 4\]",
         lambda: fusednn.AdditiveAttention(4, 4, 8)(X, X, X[:, 1:]),
     ),
-    "nowhere to meet": (ValueError, "hidden_size must be at least 1, got 0", lambda: fusednn.AdditiveAttention(4, 4, 0)),
+    "nowhere to meet": (
+        ValueError,
+        "hidden_size must be at least 1, got 0",
+        lambda: fusednn.AdditiveAttention(4, 4, 0),
+    ),
     "dtype of a state of MinGRU": (
         TypeError,
         "float32, got hx of torch.float64",
@@ -194,7 +201,9 @@ MISTAKES = {
     "whole numbers": (
         TypeError,
         "x must be of a floating-point dtype, got torch.int64",
-        lambda: fusednn.functional.recurrent("rnn_tanh", *integers((10, 4), (1, 2, 8)), None, *integers((8, 4), (8, 8))),
+        lambda: fusednn.functional.recurrent(
+            "rnn_tanh", *integers((10, 4), (1, 2, 8)), None, *integers((8, 4), (8, 8))
+        ),
     ),
     "a list of gates": (
         TypeError,

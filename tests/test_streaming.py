@@ -187,7 +187,10 @@ MISTAKES = [
     ("key must continue", lambda: ATTENTION.step(torch.zeros(B, D), cache(3, N, 1, D // N))),
     ("key must continue", lambda: ATTENTION.step(torch.zeros(B, D), cache(B, N, 1, D // N, dtype=torch.float64))),
     ("the first token needs memory", lambda: DECODER.step(torch.zeros(B, D))),
-    (r"memory must be \[B, T, 16\], got \[2, 2, 3\]", lambda: DECODER.step(torch.zeros(B, D), None, torch.zeros(B, 2, 3))),
+    (
+        r"memory must be \[B, T, 16\], got \[2, 2, 3\]",
+        lambda: DECODER.step(torch.zeros(B, D), None, torch.zeros(B, 2, 3)),
+    ),
     (r"key \[B, N, T, E\]", lambda: KeyValueCache(torch.zeros(2, 3))),
     ("the cache is empty", lambda: KeyValueCache().key),
 ]

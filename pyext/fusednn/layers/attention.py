@@ -89,27 +89,39 @@ class MultiheadAttention(nn.MultiheadAttention):
             AssertionError: shapes that do not fit, as in torch.
             RuntimeError: likewise, for a mask's sizes and for ``is_causal`` without ``attn_mask``.
         """
-        if need_weights or not self._is_regular(query, key, value, key_padding_mask, attn_mask, is_causal):
+        if need_weights or not self.is_regular(query, key, value, key_padding_mask, attn_mask, is_causal):
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
         batched = query.dim() == 3
         gives_nan = self._fused_in_torch(query, key, value, key_padding_mask, attn_mask)
-        q, k, v = self._project(query, key, value)  # [B, N, T, E]
-        k, v = self._append(k, v)
-        if is_causal and key_padding_mask is None:
-            mask = None  # as torch: the hint replaces the mask
-        else:
-            is_causal = False
-            mask = self._merge(attn_mask, key_padding_mask, q)
-        if mask is not None and k.shape[-2] > mask.shape[-1]:  # appended keys are seen by all
-            mask = F.pad(mask, (0, k.shape[-2] - mask.shape[-1]), value=mask.dtype == torch.bool)
-        dropout_p = self.dropout if self.training else 0.0
-        out = scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal)
+        call = self.attention_call(query, key, value, key_padding_mask, attn_mask, is_causal)
+        out, mask = scaled_dot_product_attention(*call), call[3]
         if gives_nan and mask is not None:
             out = out.masked_fill(~mask.any(-1, keepdim=True), math.nan)
         out = self._join(out, self.batch_first or not batched)
         return (out if batched else out.squeeze(0)), None
+
+    def attention_call(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        padding: Tensor | None,
+        mask: Tensor | None,
+        is_causal: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float, bool]:
+        """What ``forward`` gives to the functional form, once it knows that the inputs fit."""
+        q, k, v = self._project(query, key, value)  # [B, N, T, E]
+        k, v = self._append(k, v)
+        if is_causal and padding is None:
+            mask = None  # as torch: the hint replaces the mask
+        else:
+            is_causal = False
+            mask = self._merge(mask, padding, q)
+        if mask is not None and k.shape[-2] > mask.shape[-1]:  # appended keys are seen by all
+            mask = F.pad(mask, (0, k.shape[-2] - mask.shape[-1]), value=mask.dtype == torch.bool)
+        return q, k, v, mask, self.dropout if self.training else 0.0, is_causal
 
     def step(self, x_t: Tensor, state: KeyValueCache | None = None) -> tuple[Tensor, KeyValueCache]:
         """Let one more token attend to itself and to those before it, for streaming.
@@ -217,7 +229,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         x = x.transpose(1, 2) if batch_first else x.permute(2, 0, 1, 3)
         return F.linear(x.flatten(-2), self.out_proj.weight, self.out_proj.bias)
 
-    def _is_regular(self, query, key, value, padding, mask, is_causal) -> bool:
+    def is_regular(self, query, key, value, padding, mask, is_causal) -> bool:
         """Whether the inputs are what ``forward`` handles; the rest is torch's to handle or to refuse."""
         if query.is_nested or key.is_nested or value.is_nested:
             return False
@@ -292,7 +304,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         if len(given) == 2 and given[0].dtype != given[1].dtype and not torch.compiler.is_compiling():
             warnings.warn(
                 "Support for mismatched key_padding_mask and attn_mask is deprecated. Use same type for both instead.",
-                stacklevel=5,
+                stacklevel=6,
             )
         floats = [
             torch.zeros_like(x, dtype=q.dtype).masked_fill(x, -math.inf) if x.dtype == torch.bool else x for x in given

@@ -13,9 +13,7 @@ from ..padded_operators import are_known
 def check_padded(input: Tensor) -> None:
     """Raise unless an input that has lengths beside it is a batch."""
     if input.dim() != 3:
-        raise ValueError(
-            f"lengths are those of a padded batch, [T, B, I] or [B, T, I]; got {input.dim()} dimensions"
-        )
+        raise ValueError(f"lengths are those of a padded batch, [T, B, I] or [B, T, I]; got {input.dim()} dimensions")
 
 
 def check_lengths(lengths: Any, batch: int, steps: int) -> None:
