@@ -41,12 +41,12 @@ MISTAKES = {
     ),
     "a cell never loaded": (
         RuntimeError,
-        "weights on meta, got input on cpu",
+        "input tensor at cpu and parameter tensor at meta",
         lambda: fusednn.GRUCell(4, 8, device="meta")(X[0]),
     ),
     "dtype of a cell": (
         RuntimeError,
-        "weights of torch.float32, got input of torch.float64",
+        "weight_ih must have the dtype of the input, torch.float64, got torch.float32",
         lambda: fusednn.GRUCell(4, 8)(X[0].double()),
     ),
     "dtype of the state": (

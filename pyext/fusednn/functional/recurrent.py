@@ -97,7 +97,8 @@ def recurrent(
         >>> y.shape, h_n.shape
         (torch.Size([10, 4]), torch.Size([1, 2, 4]))
     """
-    check_tensors(x=x, h0=h0, w_ih=w_ih, w_hh=w_hh)
+    if not (isinstance(x, Tensor) and isinstance(h0, Tensor) and isinstance(w_ih, Tensor) and isinstance(w_hh, Tensor)):
+        check_tensors(x=x, h0=h0, w_ih=w_ih, w_hh=w_hh)
     tensors: tuple[Any, ...] = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
     options: Options | None = None
     asked: tuple[str, ...] = ()

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from .. import plan
 from ..functional import recurrent
-from ..reference.attention import is_autocast_on
-from .inputs import check_kind
+from .inputs import check_device, check_kind
 
 
 class RecurrentCell(nn.RNNCellBase):
@@ -41,29 +40,30 @@ class RecurrentCell(nn.RNNCellBase):
             states = tuple(state.unsqueeze(0) for state in states)
         self._check(x, states)
         biases = (None, None) if self.bias_ih is None else (self.bias_ih.unsqueeze(0), self.bias_hh.unsqueeze(0))
-        _, h, c = recurrent(
-            self.cell,
-            x,
-            states[0].unsqueeze(0),
-            states[1].unsqueeze(0) if count == 2 else None,
-            self.weight_ih.unsqueeze(0),
-            self.weight_hh.unsqueeze(0),
-            *biases,
-            strategy=self.strategy,
-        )
+        try:
+            _, h, c = recurrent(
+                self.cell,
+                x,
+                states[0].unsqueeze(0),
+                states[1].unsqueeze(0) if count == 2 else None,
+                self.weight_ih.unsqueeze(0),
+                self.weight_hh.unsqueeze(0),
+                *biases,
+                strategy=self.strategy,
+            )
+        except TypeError:  # a dtype or device: as torch.nn raises it, at no cost before
+            check_device(x, self.weight_ih)
+            check_kind("weight_ih", self.weight_ih, x)
+            for i, state in enumerate(states):
+                check_kind(f"hidden{i}", state, x)
+            raise
         result = (h.squeeze(0),) if c is None else (h.squeeze(0), c.squeeze(0))
         return result if batched else tuple(state.squeeze(0) for state in result)
 
     def _check(self, x: Tensor, states: tuple[Tensor, ...]) -> None:
-        """Raise as torch.nn does, in its words, where sizes, dtypes or devices do not fit."""
+        """Raise as torch.nn does, in its words, where sizes do not fit."""
         if x.shape[1] != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
-        weight = self._parameters.get("weight_ih")  # a parametrised one would be computed: the operator looks then
-        if weight is not None:
-            if weight.dtype != x.dtype and not is_autocast_on(x.device.type):
-                raise RuntimeError(f"{self._get_name()} has weights of {weight.dtype}, got input of {x.dtype}")
-            if weight.device != x.device:
-                raise RuntimeError(f"{self._get_name()} has weights on {weight.device}, got input on {x.device}")
         for i, state in enumerate(states):
             if state.shape[0] != x.shape[0]:
                 raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{i} batch size {state.shape[0]}")
@@ -71,7 +71,6 @@ class RecurrentCell(nn.RNNCellBase):
                 raise RuntimeError(
                     f"hidden{i} has inconsistent hidden_size: got {state.shape[1]}, expected {self.hidden_size}"
                 )
-            check_kind(f"hidden{i}", state, x)
 
     def _set_strategy(self, strategy: str) -> None:
         if strategy not in plan.NAMES:

@@ -33,6 +33,19 @@ def check_token(layer: nn.Module, x_t: Any, width: int) -> None:
         raise ValueError(f"step() expects x_t of shape [B, {width}], got {list(x_t.shape)}")
 
 
+def check_device(input: Tensor, weight: Tensor) -> None:
+    """Raise as torch.nn's recurrent layers do, in their words, unless input and weight are on one device.
+
+    Raises:
+        RuntimeError: they are not.
+    """
+    if input.device != weight.device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, found input tensor at"
+            f" {input.device} and parameter tensor at {weight.device}"
+        )
+
+
 def check_kind(name: str, x: Tensor, like: Tensor) -> None:
     """Raise as torch.nn's recurrent layers do unless a tensor has the dtype and device of another, or autocast casts.
 

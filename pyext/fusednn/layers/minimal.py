@@ -76,7 +76,8 @@ class MinimalLayer(nn.Module):
                 that are no integers.
             ValueError: an input or state of a wrong shape, or lengths that do not fit the input.
         """
-        check_input(self, input, self._weights(0)[0])
+        weight = self._weights(0)[0]
+        check_input(self, input, weight)
         if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
             raise ValueError(
                 f"{type(self).__name__} expects input [T, B, {self.input_size}] or [T, {self.input_size}],"
@@ -93,7 +94,7 @@ class MinimalLayer(nn.Module):
         if hx is not None:
             if hx.shape != expected:
                 raise ValueError(f"{type(self).__name__} expects hx {list(expected)}, got {list(hx.shape)}")
-            check_input(self, hx, self._weights(0)[0], "hx")
+            check_input(self, hx, weight, "hx")
         state = x.new_zeros(sizes) if hx is None else hx if batched else hx.unsqueeze(1)
         ends = padding = None
         if lengths is not None:

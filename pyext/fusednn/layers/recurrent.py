@@ -15,7 +15,7 @@ from ..functional.recurrent_layers import recurrent_layers
 from ..padded_operators import Packing
 from ..reference.cells import CELLS
 from .initialisation import Initialisation
-from .inputs import check_keywords, check_kind, check_token, given_state, lengths_hint
+from .inputs import check_device, check_keywords, check_kind, check_token, given_state, lengths_hint
 from .lengths import check_lengths, check_padded
 from .recurrent_options import Asked, RecurrentOptions, join_heads, split_heads
 
@@ -118,23 +118,10 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         expected = self.get_expected_hidden_size(input, batch_sizes)
         if isinstance(hidden, Tensor):
             self.check_hidden_size(hidden, expected)
-            check_kind("hidden", hidden, input)
             return
         self.check_hidden_size(hidden[0], expected, "Expected hidden[0] size {}, got {}")
         cell_size = (*expected[:2], self.hidden_size)
         self.check_hidden_size(hidden[1], cell_size, "Expected hidden[1] size {}, got {}")
-        for i, state in enumerate(hidden):
-            check_kind(f"hidden[{i}]", state, input)
-
-    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """Raise as torch.nn does unless the input fits the layer."""
-        super().check_input(input, batch_sizes)
-        weight = self._parameters.get("weight_ih_l0")  # a parametrised one would be computed: the operator looks then
-        if weight is not None and weight.device != input.device:
-            raise RuntimeError(
-                "Input and parameter tensors are not at the same device, found input tensor at"
-                f" {input.device} and parameter tensor at {weight.device}"
-            )
 
     def permute_hidden(self, hx: Hidden, permutation: Tensor | None) -> Hidden:
         """Reorder the batch of the states."""
@@ -297,6 +284,18 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
 
     def _run(
         self, x: Tensor, hx: Hidden, batch_sizes: Tensor | None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Hidden]:
+        """``_all_layers``, whose refusal of a dtype or device becomes what torch.nn raises, at no cost before it."""
+        try:
+            return self._all_layers(x, hx, batch_sizes, lengths)
+        except TypeError:
+            check_device(x, self._weight("weight_ih_l0"))
+            for i, state in enumerate(hx if isinstance(hx, tuple) else (hx,)):
+                check_kind(f"hidden[{i}]" if isinstance(hx, tuple) else "hidden", state, x)
+            raise
+
+    def _all_layers(
+        self, x: Tensor, hx: Hidden, batch_sizes: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Hidden]:
         """All layers over rows ``[N, I]``: of sequences of one length, packed with their sizes, padded with theirs."""
         h0, c0 = hx if isinstance(hx, tuple) else (hx, None)
