@@ -66,6 +66,16 @@ def test_recurrent_programs_take_other_lengths_and_batches(cell, strict):
         assert_same(program.module()(*call), layer(*call))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("layer", [fusednn.GRU, fusednn.LSTM, fusednn.MinGRU])
+def test_traced_layers_take_other_lengths_and_batches(layer):
+    layer = layer(3, 4, 2).eval()
+    traced = torch.jit.trace(layer, (torch.randn(5, 2, 3),))
+    for shape in ((5, 2, 3), (11, 4, 3)):
+        x = torch.randn(shape)
+        assert_same(traced(x), layer(x))
+
+
 @pytest.mark.parametrize("layer", [fusednn.MinGRU, fusednn.MinLSTM])
 def test_scanned_programs_take_other_lengths_and_batches(layer):
     layer = layer(3, 4, 2).eval()

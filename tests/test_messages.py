@@ -46,7 +46,7 @@ MISTAKES = {
     ),
     "dtype of a cell": (
         RuntimeError,
-        "weight_ih must have the dtype of the input, torch.float64, got torch.float32",
+        "input must have the dtype of the weights, torch.float32, got torch.float64",
         lambda: fusednn.GRUCell(4, 8)(X[0].double()),
     ),
     "dtype of the state": (
@@ -88,7 +88,7 @@ MISTAKES = {
         r"torch.nn.modules.rnn.LSTM; fusednn.convert\(model\)",
         lambda: fusednn.explain(nn.LSTM(4, 8), X),
     ),
-    "explain None": (TypeError, "expects a recurrent layer .* got None;", lambda: fusednn.explain(None)),
+    "explain None": (TypeError, "expects a layer or cell .* got None;", lambda: fusednn.explain(None)),
     "explain another function": (
         TypeError,
         "got fusednn.functional.additive.additive_attention",
@@ -217,6 +217,7 @@ MISTAKES = {
         lambda: fusednn.TransformerEncoderLayer(4, 2).step(X[0], torch.zeros(2, 4)),
     ),
     "convert a class": (TypeError, "got the class LSTM, of which", lambda: fusednn.convert(nn.LSTM)),
+    "compare a class": (TypeError, "got the class GRU, of which", lambda: fusednn.compare(nn.GRU, X)),
     "backend": (ValueError, "one of auto, triton, torch, got 'flash'", lambda: SDPA(X, X, X, backend="flash")),
 }
 
@@ -243,6 +244,23 @@ def test_states_may_come_as_a_list():
 def test_a_scripted_layer_is_kept_with_the_reason():
     report = fusednn.convert(torch.jit.script(nn.Sequential(nn.LSTM(4, 8))))
     assert not report.replaced and "convert the model before torch.jit.script" in report.kept["0"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    "layer",
+    [
+        LSTM,
+        fusednn.GRUCell(4, 8),
+        fusednn.MinGRU(4, 8),
+        fusednn.AdditiveAttention(4, 4, 8),
+        fusednn.TransformerDecoderLayer(4, 2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_layer_that_is_scripted_says_what_else_there_is(layer):
+    with pytest.raises(RuntimeError, match=r"fusednn's .*: torch.jit.trace, torch.export and torch.compile"):
+        torch.jit.script(nn.Sequential(layer))
 
 
 def test_parts_that_few_use_are_imported_on_demand():

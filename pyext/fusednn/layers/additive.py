@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..functional import additive_attention
 from .inputs import check_input, check_tensor
+from .scripting import refuse_script
 
 
 class AdditiveAttention(nn.Module):
@@ -38,6 +39,8 @@ class AdditiveAttention(nn.Module):
         >>> context.shape, weights.shape
         (torch.Size([2, 4]), torch.Size([2, 5]))
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self, query_size: int, key_size: int, hidden_size: int, dropout: float = 0.0,

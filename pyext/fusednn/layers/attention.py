@@ -14,6 +14,7 @@ from ..functional.attention import scaled_dot_product_attention
 from ..reference.attention import is_autocast_on
 from .cache import KeyValueCache
 from .inputs import check_input, check_token
+from .scripting import refuse_script
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -58,6 +59,8 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     Source: Vaswani et al. 2017, section 3.2.2.
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def forward(
         self,

@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from .. import plan
 from ..functional import recurrent
 from .inputs import check_device, check_kind
+from .scripting import refuse_script
 
 
 class RecurrentCell(nn.RNNCellBase):
     """One step through the same operator as a sequence, at T = 1."""
 
     strategy: str = "auto"
+    __prepare_scriptable__ = refuse_script
 
     @property
     def cell(self) -> str:
@@ -53,7 +55,7 @@ class RecurrentCell(nn.RNNCellBase):
             )
         except TypeError:  # a dtype or device: as torch.nn raises it, at no cost before
             check_device(x, self.weight_ih)
-            check_kind("weight_ih", self.weight_ih, x)
+            check_kind("input", x, self.weight_ih, "the weights")
             for i, state in enumerate(states):
                 check_kind(f"hidden{i}", state, x)
             raise

@@ -46,16 +46,16 @@ def check_device(input: Tensor, weight: Tensor) -> None:
         )
 
 
-def check_kind(name: str, x: Tensor, like: Tensor) -> None:
+def check_kind(name: str, x: Tensor, like: Tensor, whose: str = "the input") -> None:
     """Raise as torch.nn's recurrent layers do unless a tensor has the dtype and device of another, or autocast casts.
 
     Raises:
         RuntimeError: it has not.
     """
     if x.dtype != like.dtype and not is_autocast_on(like.device.type):
-        raise RuntimeError(f"{name} must have the dtype of the input, {like.dtype}, got {x.dtype}")
+        raise RuntimeError(f"{name} must have the dtype of {whose}, {like.dtype}, got {x.dtype}")
     if x.device != like.device:
-        raise RuntimeError(f"{name} must be on the device of the input, {like.device}, got {x.device}")
+        raise RuntimeError(f"{name} must be on the device of {whose}, {like.device}, got {x.device}")
 
 
 def check_keywords(layer: nn.Module, given: Iterable[str], known: tuple[str, ...]) -> None:

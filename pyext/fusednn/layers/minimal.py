@@ -12,12 +12,14 @@ from ..functional import scan
 from ..reference.scan import SCAN_CELLS
 from .inputs import check_input, check_token, given_state
 from .lengths import check_lengths, check_padded
+from .scripting import refuse_script
 
 
 class MinimalLayer(nn.Module):
     """What MinGRU and MinLSTM share: layers of one input product and one scan each."""
 
     cell: ClassVar[str]
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,

@@ -18,6 +18,7 @@ from .initialisation import Initialisation
 from .inputs import check_device, check_keywords, check_kind, check_token, given_state, lengths_hint
 from .lengths import check_lengths, check_padded
 from .recurrent_options import Asked, RecurrentOptions, join_heads, split_heads
+from .scripting import refuse_script
 
 Hidden = Tensor | tuple[Tensor, Tensor]
 _KEYWORDS = tuple(inspect.signature(nn.RNNBase.__init__).parameters)[2:]  # without self and mode
@@ -32,6 +33,7 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
 
     strategy: str = "auto"  # on the class, so that a torch.nn instance can take this class over
     _initialisation: Initialisation = Initialisation()  # likewise
+    __prepare_scriptable__ = refuse_script
     variants: ClassVar[dict[str, dict]] = {}  # each cell that the layer runs, with the arguments that select it
 
     def __init__(
