@@ -89,7 +89,7 @@ ISA_CASE = Case(9, 7, 5, 37, {"bidirectional": True})
 
 
 @compiled
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_bf16"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_every_instruction_set_meets_the_rule(cell, isa, dtype):
     available = MODULE.build_info()["isas_supported"]

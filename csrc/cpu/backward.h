@@ -25,30 +25,36 @@ class Backward {
  protected:
   using A = AccOf<T>;
   using V = Vec<A>;
+  using State = typename Factors<T>::State;
+  using Number = typename Factors<T>::Number;
   static constexpr long kLanes = Lanes<A>::kCount;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
 
   struct Track {
-    Panels<A> first, second, proj;
-    A* dh;           // [B, proj_row] reaches h_t from later steps
-    A* through;      // what of it passed through W_hh: dh itself, or with a mask apart until it is masked
-    A* kept_h;       // [B, proj_row] what zoneout lets pass by the cell; null without
-    A* kept_c;       // [B, hidden_row]
-    A* dc;           // [B, hidden_row]
-    A* dm;           // [B, hidden_row] reaches what the second product or the projection took
-    A* tile[2];      // [B, tile_row] gradients of the first gates
-    A* second_tile;  // [B, second_row] of the last gates, or of the projection's output
-    A* raw;          // [B, tile_row] with layer norm of the first gates' products; null without
-    A* second_raw;   // [B, second_row] of the last gates'
+    Panels<Number> first, second, proj;
+    A* dh;               // [B, proj_row] reaches h_t from later steps
+    A* through;          // what of it passed through W_hh: dh itself, or with a mask apart until it is masked
+    A* kept_h;           // [B, proj_row] what zoneout lets pass by the cell; null without
+    A* kept_c;           // [B, hidden_row]
+    A* dc;               // [B, hidden_row]
+    A* dm;               // [B, hidden_row] reaches what the second product or the projection took
+    State* tile[2];      // [B, tile_row] gradients of the first gates
+    State* second_tile;  // [B, second_row] of the last gates, or of the projection's output
+    State* raw;          // [B, tile_row] with layer norm of the first gates' products; null without
+    State* second_raw;   // [B, second_row] of the last gates'
   };
 
   // ------- memory
 
   A* take(long n) { return static_cast<A*>(space.take(sizeof(A) * static_cast<size_t>(n))); }
+  State* take_states(long n) { return static_cast<State*>(space.take(sizeof(State) * static_cast<size_t>(n))); }
   long tile_row() const { return sizes.padded(kFirst * sizes.hidden); }
-  long second_row() const { return sizes.padded(kSecond > 0 ? kSecond * sizes.hidden : sizes.proj); }
+  long second() const { return kSecond > 0 ? kSecond * sizes.hidden : sizes.proj; }
+  long second_row() const { return sizes.padded(second()); }
 
-  Panels<A> panels(long units, long k) { return packs ? take_panels<A>(space, units, k, 1) : Panels<A>{}; }
+  Panels<Number> panels(long units, long k) {
+    return packs ? take_panels<Number>(space, units, k, 1) : Panels<Number>{};
+  }
 
   void lay_out() {
     const long batch = sizes.batch;
@@ -59,11 +65,11 @@ class Backward {
       d.through = options.mask == nullptr ? d.dh : take(batch * sizes.proj_row);
       if (options.zones()) d.kept_h = take(batch * sizes.proj_row), d.kept_c = take(batch * sizes.hidden_row);
       if (Cell::kCellState) d.dc = take(batch * sizes.hidden_row);
-      for (A*& tile : d.tile) tile = take(batch * tile_row());
+      for (State*& tile : d.tile) tile = take_states(batch * tile_row());
       if (kSecond > 0 || a.w_hr != nullptr) d.dm = take(batch * sizes.hidden_row);
-      if (kSecond > 0 || a.w_hr != nullptr) d.second_tile = take(batch * second_row());
-      if (options.norm != nullptr) d.raw = take(batch * tile_row());
-      if (options.norm != nullptr && kSecond > 0) d.second_raw = take(batch * second_row());
+      if (kSecond > 0 || a.w_hr != nullptr) d.second_tile = take_states(batch * second_row());
+      if (options.norm != nullptr) d.raw = take_states(batch * tile_row());
+      if (options.norm != nullptr && kSecond > 0) d.second_raw = take_states(batch * second_row());
       if (kSecond > 0) d.second = panels(sizes.hidden, kSecond * sizes.hidden);
       if (a.w_hr != nullptr) d.proj = panels(sizes.hidden, sizes.proj);
     }
@@ -93,12 +99,21 @@ class Backward {
   void prepare_row(int i, long b) {
     const long row = i * sizes.batch + b;
     widen_or_zero(tracks[i].dh + b * sizes.proj_row, a.grad_h_n, row, sizes.proj);
+    end_row(tracks[i].tile[0], b, kFirst * sizes.hidden);
+    end_row(tracks[i].tile[1], b, kFirst * sizes.hidden);
+    end_row(tracks[i].raw, b, kFirst * sizes.hidden);
+    end_row(tracks[i].second_tile, b, second());
+    end_row(tracks[i].second_raw, b, second());
     if (options.mask != nullptr) widen_or_zero(tracks[i].through + b * sizes.proj_row, nullptr, row, sizes.proj);
     if (Cell::kCellState) widen_or_zero(tracks[i].dc + b * sizes.hidden_row, a.grad_c_n, row, sizes.hidden);
   }
 
+  static void end_row(State* tile, long b, long k) {
+    if (tile != nullptr) Factors<T>::end_row(tile + b * Sizes<A>::padded(k), k);
+  }
+
   static void widen_or_zero(A* to, const void* from, long row, long n) {
-    if (from != nullptr) return widen(to, static_cast<const T*>(from) + row * n, n);
+    if (from != nullptr) return convert(to, static_cast<const T*>(from) + row * n, n);
     for (long u = 0; u < n; ++u) to[u] = 0;
   }
 
@@ -117,7 +132,8 @@ class Backward {
 
   StepCost cost() const {
     const double weights = static_cast<double>(sizes.proj) * G * kLanes;
-    return {sizes.batch, sizes.hidden_blocks, 2 * weights, weights * sizeof(A)};
+    const double lanes = weights / Lane<Number>::kWidth;
+    return {sizes.batch, sizes.hidden_blocks, 2 * lanes, lanes * sizeof(Number)};
   }
 
   struct BackStep : Step {
@@ -214,11 +230,11 @@ class Backward {
     for (long block = blocks.begin; block < blocks.end; ++block) store(row + block * kLanes, V{});
   }
 
-  void product(const Panels<A>& w, Rows<A> from, Tile<A> to, const Step& step, Range blocks) const {
+  void product(const Panels<Number>& w, Rows<State> from, Tile<A> to, const Step& step, Range blocks) const {
     for_row_groups(step.rows, [&](Range rows) {
       walk_panels<1>(rows.size(), blocks, step.odd, [&](long block, long count) {
-        multiply_group<A, 1>(rows.size(), {from.data + rows.begin * from.row, from.row}, w, block, count,
-                             {to.data + rows.begin * to.row + block * kLanes, to.row, to.panel});
+        multiply_group<Number, 1>(rows.size(), Factors<T>::rows(from.data + rows.begin * from.row, from.row), w, block,
+                                  count, {to.data + rows.begin * to.row + block * kLanes, to.row, to.panel});
       });
     });
   }
@@ -276,7 +292,7 @@ class Backward {
   // Gradients of gates [kFrom, kTo): to the tensors, and the recurrent ones to the tile.
   template <int kFrom, int kTo, class Lane>
   FUSEDNN_FN void put_gates(int i, const Step& step, Lane lanes, long block, long b, const V* dx, const V* dr,
-                            A* tile) const {
+                            State* tile) const {
     T* to = at(static_cast<T*>(a.d_gates), step.offset + b, i, G * sizes.hidden, block);
     for (int g = kFrom; g < kTo; ++g) lanes.store(to + g * sizes.hidden, dx[g]);
     for (int g = kFrom; g < kTo; ++g) lanes.store(tile + (g - kFrom) * sizes.hidden + block * kLanes, dr[g]);
@@ -359,7 +375,7 @@ class Backward {
 
   // With n = normed and d the gradient of n: rstd (d - mean(d) - n mean(d n)).
   template <int kFrom, int kTo>
-  void products(int i, const BackStep& step, const Part& part, Rows<A> tile, A* raw) const {
+  void products(int i, const BackStep& step, const Part& part, Rows<State> tile, State* raw) const {
     constexpr int kProducts = kSecond > 0 ? 2 : 1;
     const T* gain = static_cast<const T*>(options.norm) + i * G * sizes.hidden;
     for (long b = step.rows.begin; b < step.rows.end; ++b) {
@@ -466,9 +482,9 @@ class Backward {
     const Track& d = tracks[i];
     const long row = i * sizes.batch + b;
     const Range h = units(part.proj_blocks, sizes.proj), c = units(part.blocks, sizes.hidden);
-    narrow(static_cast<T*>(a.d_h0) + row * sizes.proj + h.begin, d.dh + b * sizes.proj_row + h.begin, h.size());
+    convert(static_cast<T*>(a.d_h0) + row * sizes.proj + h.begin, d.dh + b * sizes.proj_row + h.begin, h.size());
     if (!Cell::kCellState) return;
-    narrow(static_cast<T*>(a.d_c0) + row * sizes.hidden + c.begin, d.dc + b * sizes.hidden_row + c.begin, c.size());
+    convert(static_cast<T*>(a.d_c0) + row * sizes.hidden + c.begin, d.dc + b * sizes.hidden_row + c.begin, c.size());
   }
 
   static Range units(Range blocks, long size) { return Range{blocks.begin * kLanes, blocks.end * kLanes}.first(size); }

@@ -23,6 +23,9 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
 #endif
 
 bool has_baseline() {
@@ -36,6 +39,9 @@ const Isa kIsas[] = {
 #if defined(__x86_64__)
     FUSEDNN_ISA_ENTRY(avx2),
     FUSEDNN_ISA_ENTRY(avx512),
+    {"avx512_bf16",
+     {&cpu::avx512_float64, &cpu::avx512_float32, &cpu::avx512_bf16_bfloat16, &cpu::avx512_float16},
+     has_avx512_bf16},
 #endif
 };
 constexpr int kIsaCount = sizeof(kIsas) / sizeof(kIsas[0]);

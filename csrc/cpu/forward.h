@@ -24,19 +24,21 @@ class Forward {
  protected:
   using A = AccOf<T>;
   using V = Vec<A>;
+  using State = typename Factors<T>::State;
+  using Number = typename Factors<T>::Number;
   static constexpr long kLanes = Lanes<A>::kCount;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
   static constexpr int kTogether = G < 4 ? 4 : 2;  // rows whose cells run side by side
   static constexpr long kTile = (kRowGroup + 1) * kLanes * largest(Blocking<kFirst>::kGroup * kFirst, 8);
 
   struct Track {
-    Panels<A> first, second, proj;
+    Panels<Number> first, second, proj;
     InputPart<G, T> input;  // where the gates are not given
     A* bias;                // [G, hidden_row]
     A* h[2];                // [B, proj_row] of this and the next step
-    A* masked[2];           // what W_hh multiplies: h, or h times the mask
+    State* factor[2];       // what W_hh multiplies: h, or h times the mask
     A* c[2];                // [B, hidden_row] likewise; without zoneout one and the same
-    A* middle;              // [B, hidden_row] what the second product or the projection takes
+    State* middle;          // [B, hidden_row] what the second product or the projection takes
     A* raw;                 // [B, hidden_blocks, gates] vectors, the product that layer norm takes
     A* kept;                // [B, hidden_blocks, S] vectors, from the first to the second half of a two-product step
     const T* done;          // where single_step.h has computed the product: [B, its gates * units]; else null
@@ -45,9 +47,10 @@ class Forward {
   // ------- memory
 
   A* take(long n) { return static_cast<A*>(space.take(sizeof(A) * static_cast<size_t>(n))); }
+  State* take_states(long n) { return static_cast<State*>(space.take(sizeof(State) * static_cast<size_t>(n))); }
 
-  Panels<A> panels(long units, long k, int gates) {
-    return packs ? take_panels<A>(space, units, k, gates) : Panels<A>{};
+  Panels<Number> panels(long units, long k, int gates) {
+    return packs ? take_panels<Number>(space, units, k, gates) : Panels<Number>{};
   }
 
   void lay_out() {
@@ -59,10 +62,10 @@ class Forward {
       d.bias = take(G * sizes.hidden_row);
       for (int odd = 0; odd < 2; ++odd) {
         d.h[odd] = take(batch * sizes.proj_row);
-        d.masked[odd] = options.mask == nullptr ? d.h[odd] : take(batch * sizes.proj_row);
+        d.factor[odd] = apart ? take_states(batch * sizes.proj_row) : reinterpret_cast<State*>(d.h[odd]);
         if (Cell::kCellState) d.c[odd] = odd == 1 && !options.zones() ? d.c[0] : take(batch * sizes.hidden_row);
       }
-      if (kSecond > 0 || a.w_hr != nullptr) d.middle = take(batch * sizes.hidden_row);
+      if (kSecond > 0 || a.w_hr != nullptr) d.middle = take_states(batch * sizes.hidden_row);
       if (kSecond > 0) d.second = panels(sizes.hidden, sizes.hidden, kSecond);
       if (options.norm != nullptr) d.raw = take(batch * sizes.hidden_blocks * kLanes * G);
       if (kSecond > 0) d.kept = take(batch * sizes.hidden_blocks * kLanes * S);
@@ -103,7 +106,7 @@ class Forward {
     for (long u = 0; u < G * sizes.hidden_row; ++u) bias[u] = 0;
     if (a.b_hh == nullptr) return;
     const T* b = static_cast<const T*>(a.b_hh) + i * G * sizes.hidden;
-    for (int g = 0; g < G; ++g) widen(bias + g * sizes.hidden_row, b + g * sizes.hidden, sizes.hidden);
+    for (int g = 0; g < G; ++g) convert(bias + g * sizes.hidden_row, b + g * sizes.hidden, sizes.hidden);
   }
 
   // Both buffers start from h0: a row that joins later (packed, reverse) reads either. A row that takes part in no step
@@ -111,16 +114,20 @@ class Forward {
   void prepare_row(int i, long b) {
     Track& d = tracks[i];
     const long h_at = (i * sizes.batch + b) * sizes.proj, c_at = (i * sizes.batch + b) * sizes.hidden;
-    for (A* h : d.h) widen(h + b * sizes.proj_row, static_cast<const T*>(a.h0) + h_at, sizes.proj);
-    narrow(static_cast<T*>(a.h_n) + h_at, d.h[0] + b * sizes.proj_row, sizes.proj);
-    if (options.mask != nullptr) {
-      for (int odd = 0; odd < 2; ++odd) mask_row(d.masked[odd], d.h[odd], i, b, {0, sizes.proj_blocks});
+    for (A* h : d.h) convert(h + b * sizes.proj_row, static_cast<const T*>(a.h0) + h_at, sizes.proj);
+    convert(static_cast<T*>(a.h_n) + h_at, d.h[0] + b * sizes.proj_row, sizes.proj);
+    for (int odd = 0; odd < 2; ++odd) {
+      State* row = d.factor[odd] + b * sizes.proj_row;
+      if (apart) convert(row, d.h[odd] + b * sizes.proj_row, sizes.proj);
+      if (options.mask != nullptr) mask_row(row, d.h[odd] + b * sizes.proj_row, i, b, {0, sizes.proj_blocks});
+      Factors<T>::end_row(row, sizes.proj);
     }
+    if (d.middle != nullptr) Factors<T>::end_row(d.middle + b * sizes.hidden_row, sizes.hidden);
     if (!Cell::kCellState) return;
     for (int odd = 0; odd < 1 + (d.c[1] != d.c[0]); ++odd) {
-      widen(d.c[odd] + b * sizes.hidden_row, static_cast<const T*>(a.c0) + c_at, sizes.hidden);
+      convert(d.c[odd] + b * sizes.hidden_row, static_cast<const T*>(a.c0) + c_at, sizes.hidden);
     }
-    narrow(static_cast<T*>(a.c_n) + c_at, d.c[0] + b * sizes.hidden_row, sizes.hidden);
+    convert(static_cast<T*>(a.c_n) + c_at, d.c[0] + b * sizes.hidden_row, sizes.hidden);
   }
 
   // ------- the steps
@@ -136,7 +143,8 @@ class Forward {
 
   StepCost cost() const {
     const double weights = static_cast<double>(sizes.proj) * G * kLanes;
-    return {sizes.batch, sizes.hidden_blocks, 2 * weights, weights * sizeof(A)};
+    const double lanes = weights / Lane<Number>::kWidth;
+    return {sizes.batch, sizes.hidden_blocks, 2 * lanes, lanes * sizeof(Number)};
   }
 
   long time_of(int i, long s) const { return sizes.reverse(i) ? sizes.steps - 1 - s : s; }
@@ -187,9 +195,9 @@ class Forward {
   }
 
   // What a product multiplies, and where its results meet the gates' input parts.
-  struct Factors {
-    const Panels<A>& w;
-    Rows<A> from;
+  struct Multiplied {
+    const Panels<Number>& w;
+    Rows<State> from;
     const A* bias;
     const T* gates;  // to fetch: of row 0 at the product's first gate; null: none, or in a chunk
     const T* done;   // as in Track
@@ -198,9 +206,9 @@ class Forward {
 
   void first_product(int i, const InputStep& step, const Part& part, A* tile) {
     const Track& d = tracks[i];
-    const Factors factors{d.first, {d.masked[step.odd], sizes.proj_row},
-                          d.bias,  a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0),
-                          d.done,  sizes.hidden};
+    const Multiplied factors{d.first, {d.factor[step.odd], sizes.proj_row},
+                             d.bias,  a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0),
+                             d.done,  sizes.hidden};
     if (options.norm != nullptr) {
       return normed_product<kFirst, 0>(i, factors, step, part, tile, [&](auto lanes, long block, long b, const A* r) {
         first_cells(i, step, lanes, {block, block + 1}, {b, b + 1}, {r, 0, 0});
@@ -213,12 +221,12 @@ class Forward {
 
   void second_product(int i, const InputStep& step, const Part& part, A* tile) {
     const Track& d = tracks[i];
-    const Factors factors{d.second,
-                          {d.middle, sizes.hidden_row},
-                          d.bias + kFirst * sizes.hidden_row,
-                          a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0) + kFirst * sizes.hidden,
-                          d.done,
-                          sizes.hidden};
+    const Multiplied factors{d.second,
+                             {d.middle, sizes.hidden_row},
+                             d.bias + kFirst * sizes.hidden_row,
+                             a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0) + kFirst * sizes.hidden,
+                             d.done,
+                             sizes.hidden};
     if (options.norm != nullptr) {
       return normed_product<largest(kSecond, 1), kFirst>(
           i, factors, step, part, tile, [&](auto lanes, long block, long b, const A* r) {
@@ -232,7 +240,7 @@ class Forward {
 
   void project(int i, const InputStep& step, const Part& part, A* tile) {
     const Track& d = tracks[i];
-    const Factors factors{d.proj, {d.middle, sizes.hidden_row}, nullptr, nullptr, d.done, sizes.proj};
+    const Multiplied factors{d.proj, {d.middle, sizes.hidden_row}, nullptr, nullptr, d.done, sizes.proj};
     product<1>(factors, step, part.proj_blocks, tile, [&](auto lanes, Range blocks, Range rows, Tile<const A> r) {
       for (long block = blocks.begin; block < blocks.end; ++block, r.data += r.panel) {
         for (long b = rows.begin; b < rows.end; ++b) {
@@ -245,14 +253,14 @@ class Forward {
   // Tiles of bias + from W, or bias + done, each handed to visit(lanes, blocks, rows, tile) with tile [rows, kGates]
   // vectors a block: several blocks of one row, or one of several.
   template <int kGates, class Visit>
-  FUSEDNN_FN void product(const Factors& f, const Step& step, Range blocks, A* tile, Visit visit) {
+  FUSEDNN_FN void product(const Multiplied& f, const Step& step, Range blocks, A* tile, Visit visit) {
     for_row_groups(step.rows, [&](Range rows) {
       walk_panels<kGates>(rows.size(), blocks, step.odd, [&](long block, long count) {
         const Tile<A> c{tile, kGates * kLanes, (rows.size() * kGates + 1) * kLanes};
         for (long q = 0; q < count; ++q) start_tile<kGates>(c.data + q * c.panel, f, block + q, rows);
         if (f.done == nullptr) {
-          multiply_group<A, kGates>(rows.size(), {f.from.data + rows.begin * f.from.row, f.from.row}, f.w, block, count,
-                                    c);
+          multiply_group<Number, kGates>(
+              rows.size(), Factors<T>::rows(f.from.data + rows.begin * f.from.row, f.from.row), f.w, block, count, c);
         }
         const bool row = kGates == 1 && rows.size() == 1 && sizes.lanes(f.units, block + count - 1) == kLanes;
         const long at_once = row ? count : 1;  // blocks
@@ -270,7 +278,7 @@ class Forward {
   }
 
   template <int kGates>
-  void start_tile(A* tile, const Factors& f, long block, Range rows) const {
+  void start_tile(A* tile, const Multiplied& f, long block, Range rows) const {
     fill_bias<kGates>(tile, f.bias, block, rows.size());
     if (f.gates != nullptr) fetch_gates<kGates>(f.gates, block, rows);
     if (f.done != nullptr) add_done<kGates>(tile, f.done, f.units, block, rows);
@@ -386,7 +394,7 @@ class Forward {
         for (int k = 0; k < S; ++k) lanes.store(saved_at(i, step, at, row) + k * sizes.hidden, saved[k].v[n]);
       }
       if (kTo < G || a.w_hr != nullptr) {
-        store(d.middle + row * sizes.hidden_row + at * kLanes, h.v[n]);
+        lanes.store(d.middle + row * sizes.hidden_row + at * kLanes, h.v[n]);
       } else {
         put_h(i, step, lanes, at, row, h.v[n]);
       }
@@ -405,14 +413,22 @@ class Forward {
   FUSEDNN_FN void put_h(int i, const Step& step, Lane lanes, long block, long b, V h) const {
     T* y = static_cast<T*>(a.y) + ((step.offset + b) * sizes.tracks + i) * sizes.proj + block * kLanes;
     lanes.store(y, h);
-    store(tracks[i].h[!step.odd] + b * sizes.proj_row + block * kLanes, rounded<T>(h));
+    keep_h(i, step, lanes, block, b, h);
+  }
+
+  // For the next step.
+  template <class Lane>
+  FUSEDNN_FN void keep_h(int i, const Step& step, Lane lanes, long block, long b, V h) const {
+    const long at = b * sizes.proj_row + block * kLanes;
+    store(tracks[i].h[!step.odd] + at, rounded<T>(h));
+    if constexpr (Factors<T>::kApart) lanes.store(tracks[i].factor[!step.odd] + at, h);
   }
 
   // ------- layer norm: the whole row of a product, then its cells
 
   // visit(lanes, block, b, gates [kGates] vectors) for the thread's blocks of each row.
   template <int kGates, int kFrom, class Visit>
-  void normed_product(int i, Factors f, const Step& step, const Part& part, A* tile, Visit visit) {
+  void normed_product(int i, Multiplied f, const Step& step, const Part& part, A* tile, Visit visit) {
     const A* bias = f.bias;
     f.bias = nullptr;
     A* raw = tracks[i].raw;
@@ -461,19 +477,22 @@ class Forward {
 
   // ------- options: what follows the cells of a step, over what the thread has just written
 
-  void mask_row(A* to, const A* h, int i, long b, Range blocks) const {
+  // Of row b: h times the mask.
+  template <class From>
+  void mask_row(State* to, const From* h, int i, long b, Range blocks) const {
     const T* mask = static_cast<const T*>(options.mask) + (i * sizes.batch + b) * sizes.proj;
     for (long block = blocks.begin; block < blocks.end; ++block) {
       const Block<false> lanes{sizes.lanes(sizes.proj, block)};
-      const V v = load(h + b * sizes.proj_row + block * kLanes) * lanes.load(mask + block * kLanes);
-      store(to + b * sizes.proj_row + block * kLanes, rounded<T>(v));
+      const V v = load(h + block * kLanes) * lanes.load(mask + block * kLanes);
+      lanes.store(to + block * kLanes, rounded<T>(v));
     }
   }
 
   // What the second product takes: h, reset, in a cell whose h has the size of its units.
   void mask_middle(int i, const Step& step, const Part& part) const {
     for (long b = step.rows.begin; b < step.rows.end; ++b) {
-      mask_row(tracks[i].middle, tracks[i].middle, i, b, part.blocks);
+      State* row = tracks[i].middle + b * sizes.hidden_row;
+      mask_row(row, row, i, b, part.blocks);
     }
   }
 
@@ -488,7 +507,7 @@ class Forward {
                      [&](long block, V share, Block<false> lanes) {
                        const long at = h + block * kLanes;
                        const V mixed = share * load(d.h[step.odd] + at) + (1.f - share) * load(d.h[!step.odd] + at);
-                       store(d.h[!step.odd] + at, rounded<T>(mixed));
+                       keep_h(i, step, lanes, block, b, mixed);
                        lanes.store(static_cast<T*>(a.y) + row * sizes.proj + block * kLanes, mixed);
                      });
       }
@@ -499,13 +518,15 @@ class Forward {
         });
       }
       if (Cell::kCellState && a.states != nullptr) save_state(row, d.c[!step.odd] + c, part.blocks);
-      if (options.mask != nullptr) mask_row(d.masked[!step.odd], d.h[!step.odd], i, b, part.proj_blocks);
+      if (options.mask != nullptr) {
+        mask_row(d.factor[!step.odd] + h, d.h[!step.odd] + h, i, b, part.proj_blocks);
+      }
     }
   }
 
   void save_state(long row, const A* state, Range blocks) const {
     const Range mine = units(blocks, sizes.hidden);
-    narrow(static_cast<T*>(a.states) + row * sizes.hidden + mine.begin, state + mine.begin, mine.size());
+    convert(static_cast<T*>(a.states) + row * sizes.hidden + mine.begin, state + mine.begin, mine.size());
   }
 
   // This was the row's last step: its states go out.
@@ -513,17 +534,18 @@ class Forward {
     const Track& d = tracks[i];
     const long row = i * sizes.batch + b;
     const Range h = units(part.proj_blocks, sizes.proj), c = units(part.blocks, sizes.hidden);
-    narrow(static_cast<T*>(a.h_n) + row * sizes.proj + h.begin, d.h[!step.odd] + b * sizes.proj_row + h.begin,
-           h.size());
+    convert(static_cast<T*>(a.h_n) + row * sizes.proj + h.begin, d.h[!step.odd] + b * sizes.proj_row + h.begin,
+            h.size());
     if (!Cell::kCellState) return;
-    narrow(static_cast<T*>(a.c_n) + row * sizes.hidden + c.begin, d.c[!step.odd] + b * sizes.hidden_row + c.begin,
-           c.size());
+    convert(static_cast<T*>(a.c_n) + row * sizes.hidden + c.begin, d.c[!step.odd] + b * sizes.hidden_row + c.begin,
+            c.size());
   }
 
   static Range units(Range blocks, long size) { return Range{blocks.begin * kLanes, blocks.end * kLanes}.first(size); }
 
   const RecurrentForward& a;
   const RecurrentOptions& options;
+  const bool apart = Factors<T>::kApart || options.mask != nullptr;  // what W_hh multiplies, from h
   const bool follows = options.mask != nullptr || options.zones() || a.states != nullptr;
   const Sizes<A> sizes;
   const bool packs;  // weights; single_step.h does without

@@ -11,16 +11,19 @@ template <int G, class T>
 class InputPart {
  public:
   using A = AccOf<T>;
+  using State = typename Factors<T>::State;
+  using Number = typename Factors<T>::Number;
   static constexpr long kLanes = Lanes<A>::kCount, kRow = G * kLanes;
 
   void take(Workspace& space, const Sizes<A>& sizes, long inputs, int threads) {
     units = sizes.hidden;
-    w = take_panels<A>(space, units, inputs, G);
+    w = take_panels<Number>(space, units, inputs, G);
     x_row = Sizes<A>::padded(inputs);
     batch = sizes.batch;
     bias = take(space, w.blocks * kRow);
     data = take(space, ((threads * kChunkRows + batch) * kRow + threads * kLanes) * w.blocks);
-    copies = take(space, threads * (kChunkRows + batch) * x_row);
+    copies =
+        static_cast<State*>(space.take(sizeof(State) * static_cast<size_t>(threads * (kChunkRows + batch) * x_row)));
   }
 
   // W_ih [G*H, I], b_ih [G*H] or null.
@@ -37,7 +40,11 @@ class InputPart {
   }
 
   // Row `at` of a thread's chunk of x.
-  void copy(int thread, long at, const T* x) const { widen(copy_of(thread) + at * x_row, x, w.k); }
+  void copy(int thread, long at, const T* x) const {
+    State* to = copy_of(thread) + at * x_row;
+    convert(to, x, w.k);
+    Factors<T>::end_row(to, w.k);
+  }
 
   // The chunk of a group of threads: [blocks, rows, G] vectors.
   Tile<A> chunk(const Part& part, int row_part) const {
@@ -49,12 +56,12 @@ class InputPart {
   // Its first `rows` rows, for the thread's blocks, from the thread's copies of x.
   void multiply(const Part& part, int row_part, int thread, long rows) const {
     const Tile<A> to = chunk(part, row_part);
-    const A* x = copy_of(thread);
+    const State* x = copy_of(thread);
     walk_panels<G>(rows, part.blocks, false, [&](long block, long count) {
       for_row_groups({0, rows}, [&](Range group) {
         const Tile<A> c{to.data + block * to.panel + group.begin * kRow, kRow, to.panel};
         for (long q = 0; q < count; ++q) start(c.data + q * c.panel, bias + (block + q) * kRow, group.size());
-        multiply_group<A, G>(group.size(), {x + group.begin * x_row, x_row}, w, block, count, c);
+        multiply_group<Number, G>(group.size(), Factors<T>::rows(x + group.begin * x_row, x_row), w, block, count, c);
       });
     });
   }
@@ -66,12 +73,12 @@ class InputPart {
       for (long v = 0; v < kRow; v += kLanes) store(to + b * kRow + v, load(bias + v));
     }
   }
-  A* copy_of(int thread) const { return copies + thread * (kChunkRows + batch) * x_row; }
+  State* copy_of(int thread) const { return copies + thread * (kChunkRows + batch) * x_row; }
 
-  Panels<A> w;
-  A* bias;    // [blocks, G] vectors
-  A* data;    // [threads * kChunkRows + B] rows of all blocks
-  A* copies;  // [threads, kChunkRows + B, x_row]
+  Panels<Number> w;
+  A* bias;        // [blocks, G] vectors
+  A* data;        // [threads * kChunkRows + B] rows of all blocks
+  State* copies;  // [threads, kChunkRows + B, x_row]
   long units, batch, x_row;
 };
 

@@ -24,6 +24,7 @@ extern const Kernels baseline_float64, baseline_float32, baseline_bfloat16, base
 #if defined(__x86_64__)
 extern const Kernels avx2_float64, avx2_float32, avx2_bfloat16, avx2_float16;
 extern const Kernels avx512_float64, avx512_float32, avx512_bfloat16, avx512_float16;
+extern const Kernels avx512_bf16_bfloat16;
 #endif
 
 const Kernels& chosen_kernels(Dtype dtype);

@@ -1,29 +1,32 @@
-// Weights in the order in which the product reads them. Included after vec.h.
+// Weights in the order in which the product reads them. Included after factors.h.
 //
-// A panel belongs to one block of as many units as a vector has lanes: for each k, one vector a gate. The lanes beyond
-// the last unit are zero.
+// A panel belongs to one block of as many units as a vector has lanes: for each k, or pair of neighbours, one vector a
+// gate. What lies beyond the last unit or the last k is zero.
 
 namespace fusednn::cpu::FUSEDNN_ISA {
 
-template <class A>
+template <class N>
 struct Panels {
-  A* data;
+  static constexpr int kWidth = Lane<N>::kWidth, kLanes = Lanes<typename Lane<N>::Sum>::kCount;
+
+  N* data;
   long blocks;  // of units
-  long k;       // length of the sums
+  long k;       // length of the sums, in elements
   int gates;
   long pad = 0;  // vectors between one panel and the next
 
-  long panel_size() const { return (k * gates + pad) * Lanes<A>::kCount; }
-  A* panel(long block) const { return data + block * panel_size(); }
-  size_t bytes() const { return sizeof(A) * static_cast<size_t>(blocks * panel_size()); }
+  long depth() const { return (k + kWidth - 1) / kWidth; }  // vectors a unit and gate
+  long panel_size() const { return (depth() * gates + pad) * kLanes; }
+  N* panel(long block) const { return data + block * panel_size(); }
+  size_t bytes() const { return sizeof(N) * static_cast<size_t>(blocks * panel_size()); }
 };
 
 // Padded: products read several panels side by side, and with a power of two between them they would fall into the same
 // few sets of the cache.
-template <class A>
-Panels<A> take_panels(Workspace& space, long units, long k, int gates) {
-  Panels<A> panels{nullptr, round_up(units, Lanes<A>::kCount) / Lanes<A>::kCount, k, gates, 1};
-  panels.data = static_cast<A*>(space.take(panels.bytes()));
+template <class N>
+Panels<N> take_panels(Workspace& space, long units, long k, int gates) {
+  Panels<N> panels{nullptr, round_up(units, Panels<N>::kLanes) / Panels<N>::kLanes, k, gates, 1};
+  panels.data = static_cast<N*>(space.take(panels.bytes()));
   return panels;
 }
 
@@ -79,50 +82,43 @@ FUSEDNN_FN V sums_across(V (&rows)[N]) {
 }
 
 // For h W^T: sums run along the rows of w, which lie `row` apart; gate g of unit u is row g * units + u of w.
-template <class T>
-void pack_rows(const T* w, long row, long units, long block, const Panels<AccOf<T>>& to) {
-  using A = AccOf<T>;
-  constexpr int n = Lanes<A>::kCount;
+template <class T, class N>
+void pack_rows(const T* w, long row, long units, long block, const Panels<N>& to) {
+  constexpr int n = Panels<N>::kLanes, kWidth = Panels<N>::kWidth;
+  using V = Vec<typename Lane<N>::Sum>;
   const long u0 = block * n, count = units - u0 < n ? units - u0 : n;
   for (int g = 0; g < to.gates; ++g) {
     const T* from = w + (g * units + u0) * row;
-    for (long k0 = 0; k0 < to.k; k0 += n) {
-      const long width = to.k - k0 < n ? to.k - k0 : n;
-      Vec<A> rows[n];
+    for (long k0 = 0; k0 < to.depth(); k0 += n) {
+      V rows[n];
       for (int i = 0; i < n; ++i) {
-        if (i >= count) {
-          rows[i] = Vec<A>{};
-        } else if (width == n) {
-          rows[i] = load(from + i * row + k0);
-        } else {
-          rows[i] = Block<false>{static_cast<int>(width)}.load(from + i * row + k0);
-        }
+        rows[i] = i < count ? Lane<N>::along(from + i * row + k0 * kWidth, to.k - k0 * kWidth) : V{};
       }
       transpose(rows);
-      A* out = to.panel(block) + (k0 * to.gates + g) * n;
-      for (long i = 0; i < width; ++i) store(out + i * to.gates * n, rows[i]);
+      N* out = to.panel(block) + (k0 * to.gates + g) * n;
+      for (int i = 0; i < n && k0 + i < to.depth(); ++i) {
+        __builtin_memcpy(out + i * to.gates * n, &rows[i], sizeof rows[i]);
+      }
     }
   }
 }
 
 // For d W: sums run down the columns of w, which has `units` columns and rows that lie `row` apart. One "gate".
-template <class T>
-void pack_columns(const T* w, long row, long units, long block, const Panels<AccOf<T>>& to) {
-  using A = AccOf<T>;
-  constexpr int n = Lanes<A>::kCount;
+template <class T, class N>
+void pack_columns(const T* w, long row, long units, long block, const Panels<N>& to) {
+  constexpr int n = Panels<N>::kLanes, kWidth = Panels<N>::kWidth;
   const long u0 = block * n;
-  A* out = to.panel(block);
-  for (long k = 0; k < to.k; ++k) {
-    const T* from = w + k * row + u0;
-    store(out + k * n, units - u0 >= n ? load(from) : Block<false>{static_cast<int>(units - u0)}.load(from));
+  for (long k = 0; k < to.depth(); ++k) {
+    const auto v = Lane<N>::across(w + k * kWidth * row + u0, row, to.k - k * kWidth, units - u0);
+    __builtin_memcpy(to.panel(block) + k * n, &v, sizeof v);
   }
 }
 
 enum class Sums { kRows, kColumns };
 
 // One thread's part of the packing.
-template <class T>
-void pack(Sums sums, const T* w, long units, const Panels<AccOf<T>>& to, int thread, int threads) {
+template <class T, class N>
+void pack(Sums sums, const T* w, long units, const Panels<N>& to, int thread, int threads) {
   const Range mine = share_of(to.blocks, thread, threads);
   for (long block = mine.begin; block < mine.end; ++block) {
     if (sums == Sums::kRows) {

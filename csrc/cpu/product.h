@@ -9,18 +9,22 @@ struct Tile {
   long panel;  // distance between panels
 };
 
-template <class A>
+template <class N>
 struct Rows {
-  const A* data;
+  const N* data;
   long row;
 };
+
+template <class N>
+using SumOf = typename Lane<N>::Sum;
 
 // Accumulators in registers: kRows rows by kPanels panels of kGates vectors, over at most kSlice elements of k. A row's
 // sums run over k in the same order whatever kRows and kPanels are, so a row's bits do not depend on its neighbours.
 // kAhead: meanwhile asks L2 for k vectors from `ahead` on.
-template <class A, int kGates, int kPanels, int kRows, bool kAhead = false>
-__attribute__((noinline)) void multiply(Rows<A> a, const A* w, long w_panel, Tile<A> c, long k,
-                                        const A* ahead = nullptr) {
+template <class N, int kGates, int kPanels, int kRows, bool kAhead = false>
+__attribute__((noinline)) void multiply(Rows<N> a, const N* w, long w_panel, Tile<SumOf<N>> c, long k,
+                                        const N* ahead = nullptr) {
+  using A = SumOf<N>;
   constexpr int n = Lanes<A>::kCount, kWide = kGates * kPanels;
   Vec<A> sum[kRows][kWide];
 #pragma GCC unroll 32
@@ -32,12 +36,12 @@ __attribute__((noinline)) void multiply(Rows<A> a, const A* w, long w_panel, Til
     if constexpr (kAhead) __builtin_prefetch(ahead + p * n, 0, 2);
     Vec<A> v[kWide];
 #pragma GCC unroll 32
-    for (int j = 0; j < kWide; ++j) v[j] = load(w + j / kGates * w_panel + (p * kGates + j % kGates) * n);
+    for (int j = 0; j < kWide; ++j) v[j] = Lane<N>::read(w + j / kGates * w_panel + (p * kGates + j % kGates) * n);
 #pragma GCC unroll 32
     for (int i = 0; i < kRows; ++i) {
-      const A x = a.data[i * a.row + p];
+      const N x = a.data[i * a.row + p];
 #pragma GCC unroll 32
-      for (int j = 0; j < kWide; ++j) sum[i][j] += x * v[j];
+      for (int j = 0; j < kWide; ++j) sum[i][j] = Lane<N>::multiply_add(x, v[j], sum[i][j]);
     }
   }
 #pragma GCC unroll 32
@@ -64,34 +68,34 @@ struct Blocking {
   static constexpr int kGroup = largest(kPanels, kSinglePanels);
 };
 
-template <class A, int kGates, int kPanels, int kRows, bool kAhead>
-void multiply_rows(int rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, long k, const A* ahead) {
+template <class N, int kGates, int kPanels, int kRows, bool kAhead>
+void multiply_rows(int rows, Rows<N> a, const N* w, long w_panel, Tile<SumOf<N>> c, long k, const N* ahead) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return multiply_rows<A, kGates, kPanels, kRows - 1, kAhead>(rows, a, w, w_panel, c, k, ahead);
+    if (rows < kRows) return multiply_rows<N, kGates, kPanels, kRows - 1, kAhead>(rows, a, w, w_panel, c, k, ahead);
   }
-  multiply<A, kGates, kPanels, kRows, kAhead>(a, w, w_panel, c, k, ahead);
+  multiply<N, kGates, kPanels, kRows, kAhead>(a, w, w_panel, c, k, ahead);
 }
 
-// Elements of k summed apart before they join the total: the weights of a slice stay in L1 while the rows pass, and the
+// Lanes of k summed apart before they join the total: the weights of a slice stay in L1 while the rows pass, and the
 // rounding error grows with the slice and the number of slices, not with k (one long fp32 sum over 4 H terms lost 3
 // bits).
 constexpr long kSlice = 64;
 
 // All rows by kPanels panels, slice by slice. kAhead is for weights that outgrow L2: while the rows pass over one
 // slice, the next one arrives.
-template <class A, int kGates, int kPanels, int kRows = Blocking<kGates>::kRows, bool kAhead = false>
-void multiply_panels(long rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, long k) {
-  constexpr long kStep = kGates * Lanes<A>::kCount;
+template <class N, int kGates, int kPanels, int kRows = Blocking<kGates>::kRows, bool kAhead = false>
+void multiply_panels(long rows, Rows<N> a, const N* w, long w_panel, Tile<SumOf<N>> c, long k) {
+  constexpr long kVector = Lanes<SumOf<N>>::kCount, kStep = kGates * kVector;
   if (rows == 0) return;
   // Parts as even as can be, the larger ones first.
   const unsigned parts = static_cast<unsigned>(rows + kRows - 1) / kRows, least = static_cast<unsigned>(rows) / parts;
   const long larger = static_cast<long>(static_cast<unsigned>(rows) - least * parts) * (least + 1);
   for (long k0 = 0; k0 < k; k0 += kSlice) {
     const long length = k - k0 < kSlice ? k - k0 : kSlice;
-    const A* ahead = w + (k0 + kSlice) * kStep;
-    for (long b = 0; b < rows; ahead += length * Lanes<A>::kCount) {
+    const N* ahead = w + (k0 + kSlice) * kStep;
+    for (long b = 0; b < rows; ahead += length * kVector) {
       const int count = static_cast<int>(least) + (b < larger);
-      multiply_rows<A, kGates, kPanels, kRows, kAhead>(count, {a.data + b * a.row + k0, a.row}, w + k0 * kStep, w_panel,
+      multiply_rows<N, kGates, kPanels, kRows, kAhead>(count, {a.data + b * a.row + k0, a.row}, w + k0 * kStep, w_panel,
                                                        {c.data + b * c.row, c.row, c.panel}, length, ahead);
       b += count;
     }
@@ -101,18 +105,18 @@ void multiply_panels(long rows, Rows<A> a, const A* w, long w_panel, Tile<A> c, 
 constexpr size_t kStreamedBytes = 1536 * 1024;  // of weights, from which on a share of them does not stay in L2
 
 // `count` neighbouring panels from `block` on; count is what walk_panels gave.
-template <class A, int kGates>
-void multiply_group(long rows, Rows<A> a, const Panels<A>& w, long block, long count, Tile<A> c) {
+template <class N, int kGates>
+void multiply_group(long rows, Rows<N> a, const Panels<N>& w, long block, long count, Tile<SumOf<N>> c) {
   using S = Blocking<kGates>;
-  const A* panel = w.panel(block);
+  const N* panel = w.panel(block);
   if (rows == 1 && count == S::kSinglePanels) {
-    multiply_panels<A, kGates, S::kSinglePanels, 1>(rows, a, panel, w.panel_size(), c, w.k);
+    multiply_panels<N, kGates, S::kSinglePanels, 1>(rows, a, panel, w.panel_size(), c, w.depth());
   } else if (count == S::kPanels && rows > S::kRows && w.bytes() > kStreamedBytes) {
-    multiply_panels<A, kGates, S::kPanels, S::kRows, true>(rows, a, panel, w.panel_size(), c, w.k);
+    multiply_panels<N, kGates, S::kPanels, S::kRows, true>(rows, a, panel, w.panel_size(), c, w.depth());
   } else if (count == S::kPanels) {
-    multiply_panels<A, kGates, S::kPanels>(rows, a, panel, w.panel_size(), c, w.k);
+    multiply_panels<N, kGates, S::kPanels>(rows, a, panel, w.panel_size(), c, w.depth());
   } else {
-    multiply_panels<A, kGates, 1>(rows, a, panel, w.panel_size(), c, w.k);
+    multiply_panels<N, kGates, 1>(rows, a, panel, w.panel_size(), c, w.depth());
   }
 }
 

@@ -83,24 +83,34 @@ FUSEDNN_FN void for_row_groups(Range rows, Visit visit) {
   }
 }
 
-template <class T>
-void widen(AccOf<T>* to, const T* from, long n) {
-  constexpr long kLanes = Lanes<AccOf<T>>::kCount;
-  for (long u = 0; u < n; u += kLanes) {
-    store(to + u, n - u >= kLanes ? load(from + u) : Block<false>{static_cast<int>(n - u)}.load(from + u));
-  }
-}
-
-template <class T>
-void narrow(T* to, const AccOf<T>* from, long n) {
-  constexpr long kLanes = Lanes<AccOf<T>>::kCount;
+// n numbers from one storage type to another.
+template <class To, class From>
+void convert(To* to, const From* from, long n) {
+  constexpr long kLanes = Lanes<AccOf<To>>::kCount;
   for (long u = 0; u < n; u += kLanes) {
     if (n - u >= kLanes) {
       store(to + u, load(from + u));
     } else {
-      Block<false>{static_cast<int>(n - u)}.store(to + u, load(from + u));
+      const Block<false> rest{static_cast<int>(n - u)};
+      rest.store(to + u, rest.load(from + u));
     }
   }
 }
+
+// States in the form that products take.
+template <class T>
+struct Factors {
+  using State = typename Factor<T>::State;
+  using Number = typename Factor<T>::Number;
+  static constexpr bool kApart = sizeof(State) < sizeof(AccOf<T>);  // from those that cells take
+
+  // A row of k states that was just written: what a product reads behind it multiplies weights that are zero.
+  static FUSEDNN_FN void end_row(State* row, long k) {
+    if (k % Lane<Number>::kWidth != 0) row[k] = State{};
+  }
+  static FUSEDNN_FN Rows<Number> rows(const State* first, long row) {
+    return {reinterpret_cast<const Number*>(first), row / Lane<Number>::kWidth};
+  }
+};
 
 }  // namespace fusednn::cpu::FUSEDNN_ISA

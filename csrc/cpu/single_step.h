@@ -75,7 +75,7 @@ class ForwardStep : Forward<Cell, T> {
       const T* h0 = static_cast<const T*>(a.h0) + i * sizes.batch * sizes.proj;
       multiply(i, h0, w, Base::kFirst * sizes.hidden, sizes.proj);
     } else {
-      multiply_rows(i, tracks[i].masked[0], sizes.proj_row, w, Base::kFirst * sizes.hidden, sizes.proj);
+      multiply_rows(i, tracks[i].factor[0], sizes.proj_row, w, Base::kFirst * sizes.hidden, sizes.proj);
     }
     each_part(team, [&](const Part& part, int thread) { this->first_product(i, step, part, tile(thread)); });
     const Part all = team.part(0, 1);
@@ -108,8 +108,8 @@ class ForwardStep : Forward<Cell, T> {
     tracks[i].done = product;
   }
 
-  void multiply_rows(int i, const A* from, long from_row, const T* w, long n, long k) {
-    for (long b = 0; b < sizes.batch; ++b) narrow(narrowed + b * k, from + b * from_row, k);
+  void multiply_rows(int i, const typename Base::State* from, long from_row, const T* w, long n, long k) {
+    for (long b = 0; b < sizes.batch; ++b) convert(narrowed + b * k, from + b * from_row, k);
     multiply(i, narrowed, w, n, k);
   }
 

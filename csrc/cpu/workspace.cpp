@@ -1,6 +1,7 @@
 #include "cpu/workspace.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 namespace fusednn::cpu {
@@ -12,6 +13,7 @@ Workspace::~Workspace() {
 void Workspace::allocate() {
   block_ = std::aligned_alloc(kCacheLine, used_ + kCacheLine);
   if (block_ == nullptr) throw std::bad_alloc();
+  if (poisons_workspaces) std::memset(block_, 0xff, used_);
   used_ = 0;
 }
 

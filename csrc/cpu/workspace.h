@@ -7,6 +7,9 @@ namespace fusednn::cpu {
 
 constexpr size_t kCacheLine = 64;
 
+// For tests: scratch memory begins as NaN of every dtype, so that what is read before it is written shows.
+inline bool poisons_workspaces = false;
+
 constexpr long round_up(long n, long multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }

@@ -7,21 +7,9 @@
 // template and it might be that one: so common.h comes first, before the pragma, these units use no std template,
 // and everything below lives in the namespace FUSEDNN_ISA, is inlined always, or depends on a vector type.
 
-#include "cells/registry.h"
-#include "cells/scan.h"
-#include "cells/zoneout.h"
 // clang-format off: each needs those before it
-#include "cpu/vec.h"
-#include "cpu/several.h"
-#include "cpu/vector_math.h"
-#include "cpu/panels.h"
-#include "cpu/product.h"
-#include "cpu/sequence.h"
-#include "cpu/zoneout.h"
-#include "cpu/input_part.h"
-#include "cpu/forward.h"
-#include "cpu/backward.h"
-#include "cpu/single_step.h"
+#include "cpu/isa/recurrent.h"
+#include "cells/scan.h"
 #include "cpu/scan.h"
 #include "cpu/additive.h"
 #include "cpu/attention.h"
@@ -30,34 +18,6 @@
 // clang-format on
 
 namespace fusednn::cpu::FUSEDNN_ISA {
-
-template <class Cell, class T>
-struct Forwards {
-  using Sequence = Forward<Cell, T>;
-  using Single = ForwardStep<Cell, T>;
-};
-template <class Cell, class T>
-struct Backwards {
-  using Sequence = Backward<Cell, T>;
-  using Single = BackwardStep<Cell, T>;
-};
-
-template <template <class, class> class Job, class T, class Cell, class Args>
-void run(const Args& args) {
-  if (is_single_step(args.shape)) {
-    typename Job<Cell, T>::Single(args).run();
-  } else {
-    typename Job<Cell, T>::Sequence(args).run();
-  }
-}
-
-template <template <class, class> class Job, class T, class Args>
-void run_cell(const Args& args) {
-#define FUSEDNN_RUN(C) \
-  if (__builtin_strcmp(args.shape.cell, cells::C::kName) == 0) return run<Job, T, cells::C>(args);
-  FUSEDNN_CELLS(FUSEDNN_RUN)
-#undef FUSEDNN_RUN
-}
 
 template <class T>
 void evaluate(Function f, const void* x, void* y, long n) {

@@ -5,6 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "api.h"
 #include "cpu/dropout.h"
 #include "cpu/kernels.h"
