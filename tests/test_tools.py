@@ -214,7 +214,8 @@ def test_explain_of_a_model_finds_the_calls_inside_and_leaves_the_model_alone():
 
 def test_explain_of_a_model_that_reads_values_says_that_the_sizes_are_not_known():
     text = fusednn.explain(Tagger(reads_values=True), torch.randint(9, (3, 7)))
-    assert text.startswith("sizes      not known") and "cell       gru" in text and "(T = " not in text
+    assert text.startswith("sizes      not known: without data the model raises DataDependentOutputException")
+    assert "cell       gru" in text and "(T = " not in text
 
 
 def test_explain_of_an_attention_layer_says_who_computes_it():
@@ -244,6 +245,8 @@ def test_explain_refuses_what_the_layer_would_refuse():
         fusednn.explain(layer, x.double())
     with pytest.raises(TypeError, match="arguments of GRU: got an unexpected keyword argument 'length'"):
         fusednn.explain(layer, x, length=torch.tensor([5, 2]))
+    with pytest.raises(ValueError, match=r"MinGRU expects input"):
+        fusednn.explain(fusednn.MinGRU(4, 8), x[..., 1:])
 
 
 def test_explain_attention_names_the_path():

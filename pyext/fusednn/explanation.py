@@ -15,7 +15,7 @@ from .layers.cells import RecurrentCell
 from .layers.minimal import MinimalLayer
 from .layers.recurrent import RecurrentLayer
 from .recurrent_explanation import bound, computed
-from .without_data import NEEDS_DATA, Call, calls_inside, without_data
+from .without_data import Call, calls_inside, without_data
 
 KERNELS = {
     "compiled": "compiled C++ for this device, chosen when fusednn is imported",
@@ -48,11 +48,11 @@ def explain(target: nn.Module | Callable, *inputs: Any, **options: Any) -> str:
 
     Returns:
         Text of a few lines: choice, reason, operator calls, and the strategies not taken with the reason of each. Of a
-        model, one entry a layer.
+        model, one entry a layer, and what it raised if it does not run without data.
 
     Raises:
         TypeError: fusednn has nothing to say about the target, or the arguments are not those of the call.
-        Exception: what the target itself raises for its inputs.
+        Exception: what a layer raises for its inputs.
 
     Example:
         >>> import torch, fusednn
@@ -94,9 +94,11 @@ def _model(model: nn.Module, found: Mapping[str, nn.Module], call: Call) -> str:
         with without_data(model, call) as (twin, given):
             try:
                 calls = calls_inside(twin, given, EXPLAINED)
-            except NEEDS_DATA as error:
-                calls = {}
-                notes = [f"sizes      not known: the model does not run without data ({type(error).__name__})"]
+            except Exception as error:  # of the model's own code, which may need values, or the inputs may not fit
+                if list(found) == [""]:
+                    raise
+                calls, message = {}, f"{type(error).__name__}: {error}".splitlines()[0]
+                notes = [f"sizes      not known: without data the model raises {message}"]
             for name, (inputs, options) in calls.items():
                 module = twin.get_submodule(name)
                 if isinstance(module, MultiheadAttention):

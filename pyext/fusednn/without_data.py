@@ -9,15 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeCopyMode,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._pytree import tree_map
 
-NEEDS_DATA = (DataDependentOutputException, DynamicOutputShapeException)  # what a model raises that reads values
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
