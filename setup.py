@@ -10,12 +10,18 @@ import shutil
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
-ISOLATED = """\
+HOW = """\
+  pip install torch 'setuptools>=77' wheel pybind11 ninja && pip install --no-build-isolation ."""
+ISOLATED = f"""\
 fusednn compiles against the torch that will load it, and build isolation hides that torch. Run:
-  pip install torch setuptools wheel pybind11 ninja && pip install --no-build-isolation ."""
+{HOW}"""
+OLD = f"""\
+fusednn needs setuptools 77 or newer, and this environment has {setuptools.__version__}. Run:
+{HOW}"""
 
 SOURCES = sorted(str(p) for folder in ("csrc/cpu", "csrc/bindings") for p in Path(folder).rglob("*.cpp"))
 HEADERS = sorted(str(p) for p in Path("csrc").rglob("*.h"))
@@ -94,4 +100,6 @@ def packages() -> dict:
     return {"packages": found, "package_dir": folders}
 
 
+if int(setuptools.__version__.split(".")[0]) < 77:  # what Python 3.11 puts into a new environment; its message misleads
+    raise SystemExit(OLD)
 setup(**extension(), **packages())

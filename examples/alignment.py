@@ -46,7 +46,7 @@ def draw(source: str, written: str, alignment: Tensor, path: Path) -> None:
 def main(arguments: list[str] | None = None) -> float:
     """Train, draw one alignment, and return the share of dates that come out right."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("build/alignment.png"))
     asked = parser.parse_args(arguments)

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "pyext/fusednn"
 
 # A module may import from its own level and below.
 LEVELS = [
-    {"native", "attention_call"},
+    {"native", "attention_call", "without_data"},
     {"reference", "triton_kernels"},
     {
         "occupancy",
@@ -36,7 +36,7 @@ LEVELS = [
     },
     {"functional"},
     {"layers"},
-    {"attention_explanation", "models"},
+    {"attention_explanation", "recurrent_explanation", "models"},
     {"conversion", "comparison", "explanation", "environment", "integrations", "distributed", "onnx", "profiling"},
     {"__init__", "__main__"},
 ]

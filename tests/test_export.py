@@ -66,8 +66,28 @@ def test_recurrent_programs_take_other_lengths_and_batches(cell, strict):
         assert_same(program.module()(*call), layer(*call))
 
 
-def test_a_program_with_lengths_takes_others():
-    layer = fusednn.LSTM(3, 4, batch_first=True).eval()
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("layer", [fusednn.GRU, fusednn.LSTM, fusednn.MinGRU])
+def test_traced_layers_take_other_lengths_and_batches(layer):
+    layer = layer(3, 4, 2).eval()
+    traced = torch.jit.trace(layer, (torch.randn(5, 2, 3),))
+    for shape in ((5, 2, 3), (11, 4, 3)):
+        x = torch.randn(shape)
+        assert_same(traced(x), layer(x))
+
+
+@pytest.mark.parametrize("layer", [fusednn.MinGRU, fusednn.MinLSTM])
+def test_scanned_programs_take_other_lengths_and_batches(layer):
+    layer = layer(3, 4, 2).eval()
+    program = torch.export.export(layer, (torch.randn(5, 2, 3),), dynamic_shapes=({0: Dim("steps"), 1: Dim("rows")},))
+    for shape in ((5, 2, 3), (11, 4, 3)):
+        x = torch.randn(shape)
+        assert_same(program.module()(x), layer(x))
+
+
+@pytest.mark.parametrize("layer", [fusednn.LSTM, fusednn.MinGRU])
+def test_a_program_with_lengths_takes_others(layer):
+    layer = layer(3, 4, batch_first=True).eval()
     x, lengths = torch.randn(3, 6, 3), torch.tensor([2, 6, 4])
     program = torch.export.export(layer, (x,), {"lengths": lengths},
                                   dynamic_shapes={"input": {1: Dim("steps")}, "lengths": None})  # fmt: skip

@@ -78,9 +78,10 @@ def test_the_function_of_padded_rows_computes_what_the_layer_does(strategy):
     torch.testing.assert_close(found, gradients(*layer(x, h0, lengths=LENGTHS)))
 
 
-def test_fake_lengths_give_shapes():
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True}, {"heads": 2}], ids=str)
+def test_fake_lengths_give_shapes(options):
     with torch._subclasses.FakeTensorMode():
-        y, h_n = fusednn.GRU(3, 4)(torch.randn(6, 5, 3), lengths=torch.tensor([2, 6, 1, 3, 3]))
+        y, h_n = fusednn.GRU(3, 4, **options)(torch.randn(6, 5, 3), lengths=torch.tensor([2, 6, 1, 3, 3]))
     assert y.shape == (6, 5, 4) and h_n.shape == (1, 5, 4)
 
 

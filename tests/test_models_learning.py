@@ -119,6 +119,16 @@ def test_the_first_token_at_a_distance_is_beyond_torchs_initialisation(name):
     assert found < CHANCE if name in ("RNN", "LSTM") else found > 0.95
 
 
+@pytest.mark.parametrize("identity", [True, False], ids=["identity", "torch's"])
+def test_the_identity_carries_the_first_token_where_torchs_initialisation_does_not(identity):
+    model = models.RecurrentLM(SYMBOLS + 1, 16, 64, "RNN", nonlinearity="relu")
+    if identity:
+        models.identity_(model.layer)
+    task = partial(recall, distance=60)
+    found = accuracy(train(model, task, 300, 2e-3), task)
+    assert found > 0.95 if identity else found < CHANCE
+
+
 @pytest.mark.parametrize(("distance", "k", "learns"), [(4, 8, True), (16, 8, False), (16, 17, True)])
 def test_truncated_backpropagation_learns_nothing_beyond_its_segment(distance, k, learns):
     task = partial(recall, distance=distance)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
-from torch.testing._internal.common_modules import module_db
+from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 from torch.utils._pytree import tree_leaves, tree_map
 
 import fusednn
@@ -44,6 +44,18 @@ def samples(info, training, dtype=torch.float64, requires_grad=False):
             ours = REPLACEMENTS[info.module_cls](*args, **options).to(dtype).train(training)
             ours.load_state_dict(theirs.state_dict())
         yield theirs, ours, sample.forward_input, f"{sample.desc} {args} {options}"
+
+
+def test_mistakes_get_torchs_words(info, training):
+    """torch's own samples of mistakes: the type and the message of the error."""
+    if info.module_error_inputs_func is None:
+        pytest.skip("torch has no such samples")
+    for error in info.module_error_inputs_func(info, "cpu", torch.float32, False, training=training):
+        given, call = error.module_error_input.constructor_input, error.module_error_input.forward_input
+        with pytest.raises(error.error_type, match=error.error_regex):
+            module = REPLACEMENTS[info.module_cls](*given.args, **given.kwargs)
+            if error.error_on == ModuleErrorEnum.FORWARD_ERROR:
+                module(*call.args, **call.kwargs)
 
 
 def few(found):

@@ -39,6 +39,14 @@ def test_an_isolated_build_stops_with_two_lines_that_say_what_to_do(checkout):
     assert "build isolation" in last[0] and last[1].strip().startswith("pip install torch")
 
 
+def test_an_old_setuptools_stops_with_two_lines_that_say_what_to_do(checkout):
+    """Python 3.10 and 3.11 put one of 65 into every new environment, and `pip install setuptools` keeps it."""
+    result = run(checkout, "-q", "build", before="import setuptools; setuptools.__version__ = '65.5.0'")
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-2:]
+    assert "this environment has 65.5.0" in last[0] and "'setuptools>=77'" in last[1]
+
+
 def test_without_a_compiler_the_package_is_pure_and_says_so(checkout):
     environment = {k: v for k, v in os.environ.items() if k != "CXX"} | {"PATH": "/nonexistent"}
     result = subprocess.run(

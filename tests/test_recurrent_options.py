@@ -549,7 +549,7 @@ def test_functional_refuses_options_that_do_not_fit():
 def test_explain_names_the_options_and_who_lacks_them():
     text = fusednn.explain(fusednn.GRU(5, 12, heads=2, zoneout=0.1), torch.randn(3, 2, 5))
     assert "options    heads, zoneout" in text
-    assert "not block: " in text
+    assert "not block, cluster" in text
 
 
 def test_the_plan_refuses_what_a_strategy_lacks():

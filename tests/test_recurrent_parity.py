@@ -207,7 +207,7 @@ def test_step_by_step_equals_the_sequence(theirs, ours):
 def test_step_refuses_what_it_cannot_do(theirs, ours):
     with pytest.raises(ValueError, match="one direction"):
         ours(3, 5, bidirectional=True).step(torch.randn(2, 3))
-    with pytest.raises(ValueError, match=re.escape("[B, I]")):
+    with pytest.raises(ValueError, match=re.escape("[B, 3], got [4, 2, 3]")):
         ours(3, 5).step(torch.randn(4, 2, 3))
 
 

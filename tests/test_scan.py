@@ -154,6 +154,30 @@ def test_bad_layers_and_inputs_are_refused():
         layer.step(torch.zeros(5, 2, 3))
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_lengths_are_each_sequence_by_itself_whatever_the_padding_holds(kind, batch_first):
+    layer = LAYERS[kind](3, 4, 2, batch_first=batch_first, dtype=torch.float64)
+    lengths, time = torch.tensor([6, 0, 2], dtype=torch.uint8), 1 if batch_first else 0
+    x, h0 = torch.randn(6, 3, 3, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64)
+    x[2:, 2] = torch.nan
+    x = (x.transpose(0, 1) if batch_first else x).requires_grad_()
+    y, h_n = layer(x, h0, lengths=lengths)
+    for row, (length, of_row, steps) in enumerate(zip(lengths, y.unbind(1 - time), x.unbind(1 - time), strict=True)):
+        assert not of_row[length:].any()
+        expected = layer(steps[:length], h0[:, row])
+        torch.testing.assert_close((of_row[:length], h_n[:, row]), expected)
+    (y.sin().sum() + h_n.sum()).backward()
+    assert all(t.grad.isfinite().all() for t in (x, *layer.parameters()))
+
+
+def test_lengths_that_do_not_fit_are_refused(kind):
+    layer, x = LAYERS[kind](3, 4), torch.zeros(5, 2, 3)
+    with pytest.raises(ValueError, match="between 0 and T = 5, got 6"):
+        layer(x, lengths=torch.tensor([6, 1]))
+    with pytest.raises(ValueError, match="of a padded batch, .* got 2 dimensions"):
+        layer(x[:, 0], lengths=torch.tensor([5]))
+
+
 def test_a_layer_learns_to_remember(kind):
     """The first input of 8 decides the answer at the end."""
     torch.manual_seed(1)

@@ -181,13 +181,16 @@ def cache(*shape, dtype=torch.float32):
 ATTENTION = fusednn.MultiheadAttention(D, N, batch_first=True)
 DECODER = fusednn.TransformerDecoderLayer(D, N, 32, batch_first=True)
 MISTAKES = [
-    (r"x_t of shape \[B, embed_dim\], got 3 dimensions", lambda: ATTENTION.step(torch.zeros(B, 1, D))),
-    ("width embed_dim=16", lambda: ATTENTION.step(torch.zeros(B, 5))),
+    (r"x_t of shape \[B, 16\], got \[2, 1, 16\]", lambda: ATTENTION.step(torch.zeros(B, 1, D))),
+    (r"x_t of shape \[B, 16\], got \[2, 5\]", lambda: ATTENTION.step(torch.zeros(B, 5))),
     ("kdim=8", lambda: fusednn.MultiheadAttention(D, N, kdim=8).step(torch.zeros(B, D))),
     ("key must continue", lambda: ATTENTION.step(torch.zeros(B, D), cache(3, N, 1, D // N))),
     ("key must continue", lambda: ATTENTION.step(torch.zeros(B, D), cache(B, N, 1, D // N, dtype=torch.float64))),
     ("the first token needs memory", lambda: DECODER.step(torch.zeros(B, D))),
-    ("expected a sequence of width kdim=16", lambda: DECODER.step(torch.zeros(B, D), None, torch.zeros(B, 2, 3))),
+    (
+        r"memory must be \[B, T, 16\], got \[2, 2, 3\]",
+        lambda: DECODER.step(torch.zeros(B, D), None, torch.zeros(B, 2, 3)),
+    ),
     (r"key \[B, N, T, E\]", lambda: KeyValueCache(torch.zeros(2, 3))),
     ("the cache is empty", lambda: KeyValueCache().key),
 ]

@@ -174,12 +174,79 @@ def test_an_impossible_strategy_raises_with_the_reason():
 
 def test_explain_names_choice_cost_and_refusals():
     text = fusednn.explain(fusednn.LSTM(3, 4, num_layers=2, strategy="loop"), torch.randn(7, 2, 3))
-    assert "strategy   loop" in text and "calls      14 (T = 7)" in text and "not sequence:" in text
+    assert "strategy   loop" in text and "calls      14 (T = 7)" in text and "\nnot sequence" in text
     model = Model()
     fusednn.convert(model)
     assert fusednn.explain(model).count("strategy") == 4
     with pytest.raises(TypeError, match="fusednn.convert"):
         fusednn.explain(nn.LSTM(3, 4))
+
+
+class Tagger(nn.Module):
+    """A model that changes when it runs: statistics, and a state that it keeps."""
+
+    def __init__(self, reads_values=False):
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(9, 4), nn.BatchNorm1d(4)
+        self.first, self.second = fusednn.GRU(4, 6, batch_first=True), fusednn.MinGRU(6, 6)
+        self.attention = fusednn.TransformerEncoderLayer(6, 2, 8)
+        self.state, self.reads_values = None, reads_values
+
+    def forward(self, tokens, lengths=None):
+        if self.reads_values and int(tokens.sum()) < 0:
+            return None
+        x = self.norm(self.embedding(tokens).transpose(1, 2)).transpose(1, 2)
+        x, self.state = self.first(x, lengths=lengths)
+        return self.attention(self.second(x)[0])
+
+
+def test_explain_of_a_model_finds_the_calls_inside_and_leaves_the_model_alone():
+    model, tokens = Tagger(), torch.randint(9, (3, 7))
+    before = copy.deepcopy(model.state_dict())
+    text = fusednn.explain(model, tokens, lengths=torch.tensor([7, 1, 3]))
+    first, second, attention = text.split("\n\n")
+    assert first.startswith("first\ncell       gru") and "(T = 7)" in first
+    assert second.startswith("second\nscan       min_gru") and "kernel     " in second
+    assert attention.startswith("attention.self_attn\nattention  ") and "why" in attention
+    assert model.state is None
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+
+
+def test_explain_of_a_model_that_reads_values_says_that_the_sizes_are_not_known():
+    text = fusednn.explain(Tagger(reads_values=True), torch.randint(9, (3, 7)))
+    assert text.startswith("sizes      not known: without data the model raises DataDependentOutputException")
+    assert "cell       gru" in text and "(T = " not in text
+
+
+def test_explain_of_an_attention_layer_says_who_computes_it():
+    layer, x = fusednn.MultiheadAttention(8, 2), torch.randn(5, 3, 8)
+    assert "torch.nn's own forward" in fusednn.explain(layer, x, x, x)
+    assert "need_weights=False" in fusednn.explain(layer, x, x, x)
+    assert "torch_sdpa" in fusednn.explain(layer, x, x, x, need_weights=False)
+
+
+def test_explain_of_a_layer_with_one_kernel_names_it():
+    layer, x = fusednn.AdditiveAttention(4, 4, 8), torch.randn(2, 3, 4)
+    compiled = "cpu" in COMPILED_DEVICES
+    assert ("compiled C++" if compiled else "plain PyTorch") in fusednn.explain(layer, x, x)
+    assert "plain PyTorch" in fusednn.explain(fusednn.MinLSTM(4, 8, device="meta"))
+
+
+def test_explain_names_the_dtype_of_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "gru, bfloat16 on cpu" in fusednn.explain(fusednn.GRU(4, 8), torch.randn(5, 2, 4))
+
+
+def test_explain_refuses_what_the_layer_would_refuse():
+    layer, x = fusednn.GRU(4, 8), torch.randn(5, 2, 4)
+    with pytest.raises(ValueError, match="width 4 and torch.float32, got 3 and torch.float32"):
+        fusednn.explain(layer, x[..., 1:])
+    with pytest.raises(ValueError, match="width 4 and torch.float32, got 4 and torch.float64"):
+        fusednn.explain(layer, x.double())
+    with pytest.raises(TypeError, match="arguments of GRU: got an unexpected keyword argument 'length'"):
+        fusednn.explain(layer, x, length=torch.tensor([5, 2]))
+    with pytest.raises(ValueError, match=r"MinGRU expects input"):
+        fusednn.explain(fusednn.MinGRU(4, 8), x[..., 1:])
 
 
 def test_explain_attention_names_the_path():

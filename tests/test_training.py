@@ -158,3 +158,12 @@ def test_per_sample_gradients_by_vmap_of_grad(name):
         alone = torch.autograd.grad(loss(parameters, row), tuple(parameters.values()))
         for gradient, key in zip(alone, parameters, strict=True):
             torch.testing.assert_close(together[key][b], gradient)
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+def test_an_output_that_was_written_to_stops_backward(name):
+    """It is kept for backward; torch's RNN and GRU keep another copy on CPUs."""
+    y, _ = getattr(fusednn, name)(3, 4)(torch.randn(5, 2, 3))
+    y += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

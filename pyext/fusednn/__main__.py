@@ -10,12 +10,13 @@ from torch import nn
 
 from . import environment, functional
 from .comparison import compare
-from .explanation import describe, explain
+from .explanation import explain
 from .kernels import Sizes, every
 from .occupancy import GPUS
 from .plan import Request, plan
 from .profiling import command
 from .profiling.workload import RECURRENT, add_sizes, check, check_heads, place_of, positive, recurrent_layer
+from .recurrent_explanation import describe
 from .reference.cells import CELLS
 
 

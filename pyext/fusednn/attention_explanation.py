@@ -12,6 +12,7 @@ from torch import Tensor
 from . import functional
 from .functional.attention import choose_backend, choose_varlen_backend
 from .kernels import attention, fits_text, passports
+from .layers.attention import MultiheadAttention
 from .occupancy import gpu_like
 from .triton_kernels import TUNED
 from .triton_kernels.configurations import (
@@ -42,6 +43,20 @@ def of_lengths(*inputs: Any, **options: Any) -> str:
     """What a call of ``varlen_attention`` would run."""
     path, reason = choose_varlen_backend(*inputs, **options)
     return f"attention  {path}\nwhy        {reason}"
+
+
+def of_layer(layer: MultiheadAttention, *inputs: Any, **options: Any) -> str:
+    """What a call of ``MultiheadAttention`` would run; for tensors without data."""
+    call = inspect.signature(layer.forward).bind(*inputs, **options)
+    call.apply_defaults()
+    asked = dict(call.arguments)
+    if asked["need_weights"]:
+        why = "need_weights=True, the default, asks for the whole score matrix; need_weights=False runs fusednn's"
+        return f"attention  torch.nn's own forward\nwhy        {why}"
+    given = [asked[name] for name in ("query", "key", "value", "key_padding_mask", "attn_mask", "is_causal")]
+    if not layer.is_regular(*given):
+        return "attention  torch.nn's own forward\nwhy        nested tensors and mistakes are left to it"
+    return dense(*layer.attention_call(*given))
 
 
 def _triton_lines(query: Tensor, key: Tensor, value: Tensor, call: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .conversion import REPLACEMENTS, Conversion, convert, revert
+from .conversion import REPLACEMENTS, Conversion, check_module, convert, revert
 
 LEAST, MOST = 7, 200  # pairs of measurements
 SHORTEST = 5e-3  # seconds; shorter calls are timed several at once
@@ -96,8 +96,7 @@ def compare(model: nn.Module, *inputs: Any, seconds: float = 1.0, **options: Any
         >>> [timing.mode for timing in found.timings]
         ['inference', 'training']
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"compare() expects a torch.nn.Module and its inputs, got {type(model).__name__}")
+    check_module("compare", model)
     reverted = revert(copy.deepcopy(model))
     replaced = convert(copy.deepcopy(reverted.model))
     if not replaced.replaced:

@@ -119,7 +119,8 @@ def revert(model: nn.Module) -> Conversion:
     return report
 
 
-def _report(caller: str, model: nn.Module) -> Conversion:
+def check_module(caller: str, model: object) -> None:
+    """Raise unless what a function is given is a module."""
     if not isinstance(model, nn.Module):
         got = (
             f"the class {model.__name__}, of which it needs an instance"
@@ -127,6 +128,10 @@ def _report(caller: str, model: nn.Module) -> Conversion:
             else type(model).__name__
         )
         raise TypeError(f"{caller}() expects a torch.nn.Module, got {got}")
+
+
+def _report(caller: str, model: nn.Module) -> Conversion:
+    check_module(caller, model)
     return Conversion(model)
 
 

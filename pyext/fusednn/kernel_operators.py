@@ -14,6 +14,13 @@ from .native import COMPILED_DEVICES
 from .operators import DEVICES, LIBRARY
 
 
+def kernel_of(device: str) -> str:
+    """What such an operator runs on a device, as torch names it: ``compiled``, ``triton`` or ``reference``."""
+    if device == "cuda" and torch.version.cuda is not None and importlib.util.find_spec("triton") is not None:
+        return "triton"
+    return "compiled" if device == "cpu" and "cpu" in COMPILED_DEVICES else "reference"
+
+
 def register(
     name: str, reference: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]], module: str
 ) -> None:
@@ -62,12 +69,12 @@ def register(
             *arguments
         )
 
-    with_triton = torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
     for device in DEVICES:
-        if device == "CUDA" and with_triton:
+        kernel = kernel_of(device.lower())  # the compiled module registers forward and backward by itself
+        if kernel == "triton":
             LIBRARY.impl(name, triton("forward"), device)
             LIBRARY.impl(f"{name}_backward", triton("backward"), device)
-        elif not (device == "CPU" and "cpu" in COMPILED_DEVICES):  # there the compiled module registers both
+        elif kernel == "reference":
             LIBRARY.impl(name, reference, device)
             LIBRARY.impl(name, reference, f"Autograd{device}")
             continue

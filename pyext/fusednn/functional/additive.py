@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import additive_operators  # noqa: F401  (registers torch.ops.fusednn.additive_scores)
 from ..reference import additive as reference
+from .arguments import check_number, check_tensors
 from .recurrent import _is_transformed
 
 
@@ -32,7 +33,7 @@ def additive_attention(
         nothing gives zeros.
 
     Raises:
-        TypeError: tensors of different dtype or device, or a mask that is not bool.
+        TypeError: something that is no tensor, tensors of different dtype or device, or a mask that is not bool.
         ValueError: shapes that do not fit, or dropout_p outside 0 to 1.
 
     Source: D. Bahdanau, K. Cho, Y. Bengio, arXiv:1409.0473.
@@ -66,6 +67,7 @@ def additive_attention(
 
 
 def _check(query, key, value, weight, attn_mask, dropout_p: float) -> None:
+    check_tensors(query=query, key=key, value=value, weight=weight)
     for name, tensor in (("key", key), ("value", value), ("weight", weight)):
         if tensor.dtype != query.dtype or tensor.device != query.device:
             raise TypeError(
@@ -79,11 +81,13 @@ def _check(query, key, value, weight, attn_mask, dropout_p: float) -> None:
     if (b_k, b_v, h_k, h_w, k_v) != (b, b, h, h, k):
         raise ValueError(f"sizes of query, key, value and weight do not fit: {shapes}")
     if attn_mask is not None:
+        check_tensors(attn_mask=attn_mask)
         if attn_mask.dtype != torch.bool:
             raise TypeError(f"attn_mask must be bool, True where a query may attend, got {attn_mask.dtype}")
         try:
             attn_mask.expand(b, m, k)
         except RuntimeError as error:
             raise ValueError(f"attn_mask must broadcast to {[b, m, k]}, got {list(attn_mask.shape)}") from error
+    check_number("dropout_p", dropout_p)
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p must be between 0 and 1, got {dropout_p}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..reference.attention import is_autocast_on
+from .arguments import check_number
 
 BACKENDS = ("auto", "triton", "torch")
 ALIGNMENTS = ("top_left", "bottom_right")
@@ -205,12 +206,17 @@ def _check_optional(name: str, x: Tensor, query: Tensor, dtypes: Sequence[torch.
 def _check_values(request: Request) -> None:
     """Raise unless the options are in range."""
     scale, softcap, window = request.scale, request.softcap, request.window
+    check_number("dropout_p", request.dropout_p)
     if not 0.0 <= request.dropout_p <= 1.0:
         raise ValueError(f"dropout_p must be between 0 and 1, got {request.dropout_p}")
-    if scale is not None and isinstance(scale, Tensor):
+    if isinstance(scale, Tensor):
         raise TypeError("scale must be a number, got a tensor: multiply query by it instead, which gives it a gradient")
-    if softcap is not None and not softcap > 0.0:
-        raise ValueError(f"softcap must be greater than 0, or None for no softcap, got {softcap}")
+    if scale is not None:
+        check_number("scale", scale)
+    if softcap is not None:
+        check_number("softcap", softcap)
+        if not softcap > 0.0:
+            raise ValueError(f"softcap must be greater than 0, or None for no softcap, got {softcap}")
     if window is not None:
         if not isinstance(window, (tuple, list)) or len(window) != 2:
             raise ValueError(f"window must be (left, right), each a number of keys or None, got {window!r}")

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
 
-from .. import operators, padded_operators  # noqa: F401  (registers torch.ops.fusednn)
+from .. import operators, padded_operators  # noqa: F401  (operators registers torch.ops.fusednn)
 from ..native import EMULATED
 from ..plan import SHORT, Request, plan
 from ..reference import recurrent as reference_recurrent
 from ..reference.cells import CELLS
 from ..reference.options import NORM_EPS, PLAIN, Options
+from .arguments import check_tensors
 
 ANY_BATCH = 1 << 20  # larger than what any strategy would refuse
 _TF32 = ("step", "graph", "block", "cluster", "grid")  # strategies whose own products may use it
@@ -85,7 +86,7 @@ def recurrent(
         ``[D, B, P]`` and ``[D, B, H]`` (None for cells without a cell state). The same bits from run to run.
 
     Raises:
-        TypeError: tensors of different dtype or device.
+        TypeError: something that is no tensor, or tensors of different dtype or device.
         ValueError: shapes that do not fit, an unknown cell or strategy, or a strategy that cannot serve the request.
 
     Example:
@@ -96,6 +97,8 @@ def recurrent(
         >>> y.shape, h_n.shape
         (torch.Size([10, 4]), torch.Size([1, 2, 4]))
     """
+    if not (isinstance(x, Tensor) and isinstance(h0, Tensor) and isinstance(w_ih, Tensor) and isinstance(w_hh, Tensor)):
+        check_tensors(x=x, h0=h0, w_ih=w_ih, w_hh=w_hh)
     tensors: tuple[Any, ...] = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
     options: Options | None = None
     asked: tuple[str, ...] = ()
@@ -278,6 +281,8 @@ def _check(
 ) -> None:  # fmt: skip
     """Raise unless dtypes, devices and shapes fit together."""
     dtype, device = x.dtype, x.device
+    if not dtype.is_floating_point:
+        raise TypeError(f"x must be of a floating-point dtype, got {dtype}")
     for name, tensor in zip(_NAMES, (h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr), strict=True):
         if tensor is not None and (tensor.dtype != dtype or tensor.device != device):
             raise TypeError(
@@ -320,7 +325,7 @@ def _check(
         raise ValueError(f"x must have a multiple of B = {batch} rows, got {rows}")
     if batch_sizes is not None and (batch_sizes.device.type != "cpu" or batch_sizes.dtype != torch.int64):
         raise TypeError(f"batch_sizes must be int64 on the CPU, got {batch_sizes.dtype} on {batch_sizes.device}")
-    if batch_sizes is not None and not torch.compiler.is_compiling():
+    if batch_sizes is not None and padded_operators.are_known(batch_sizes):
         sizes = batch_sizes.tolist()
         if sum(sizes) != rows or sizes != sorted(sizes, reverse=True) or max(sizes, default=0) > batch:
             raise ValueError(

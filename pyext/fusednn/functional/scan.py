@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import scan_operators  # noqa: F401  (registers torch.ops.fusednn.scan)
 from ..reference import scan as reference
 from ..reference.scan import SCAN_CELLS
+from .arguments import check_tensors
 from .recurrent import _is_transformed
 
 
@@ -27,7 +28,7 @@ def scan(cell: str, gates: Tensor, h0: Tensor) -> Tensor:
         The states ``[T, B, H]``. The same bits from run to run.
 
     Raises:
-        TypeError: tensors of different dtype or device.
+        TypeError: something that is no tensor, or tensors of different dtype or device.
         ValueError: an unknown cell, or shapes that do not fit.
 
     Source: L. Feng et al., "Were RNNs All We Needed?", arXiv:2410.01201, with candidate g(x) = x + 1/2 from 0 on and
@@ -40,6 +41,8 @@ def scan(cell: str, gates: Tensor, h0: Tensor) -> Tensor:
     """
     if cell not in SCAN_CELLS:
         raise ValueError(f"cell must be one of {', '.join(SCAN_CELLS)}, got {cell!r}")
+    if not (isinstance(gates, Tensor) and isinstance(h0, Tensor)):
+        check_tensors(gates=gates, h0=h0)
     if gates.dtype != h0.dtype or gates.device != h0.device:
         raise TypeError(
             f"h0 must have the dtype and device of gates ({gates.dtype}, {gates.device}), got {h0.dtype}, {h0.device}"

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import additive_attention
-from .inputs import check_input
+from .inputs import check_input, check_tensor
+from .scripting import refuse_script
 
 
 class AdditiveAttention(nn.Module):
@@ -26,7 +27,8 @@ class AdditiveAttention(nn.Module):
     ``weight`` (v) ``[H]``.
 
     Raises:
-        ValueError: dropout outside 0 to 1.
+        TypeError: a size that is no int.
+        ValueError: a size below 1, or dropout outside 0 to 1.
 
     Source: D. Bahdanau, K. Cho, Y. Bengio, arXiv:1409.0473.
 
@@ -38,11 +40,18 @@ class AdditiveAttention(nn.Module):
         (torch.Size([2, 4]), torch.Size([2, 5]))
     """
 
+    __prepare_scriptable__ = refuse_script
+
     def __init__(
         self, query_size: int, key_size: int, hidden_size: int, dropout: float = 0.0,
         device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        for name, size in (("query_size", query_size), ("key_size", key_size), ("hidden_size", hidden_size)):
+            if not isinstance(size, int):
+                raise TypeError(f"{name} must be an int, got {type(size).__name__}")
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must be between 0 and 1, got {dropout}")
         self.dropout = float(dropout)
@@ -66,18 +75,29 @@ class AdditiveAttention(nn.Module):
             ``(context, weights)``: ``[B, M, Ev]`` and ``[B, M, K]``, without M for one query a row.
 
         Raises:
-            TypeError: dtypes or devices that differ, or a mask that is not bool.
+            TypeError: something that is no tensor, dtypes or devices that differ, or a mask that is not bool.
             ValueError: shapes that do not fit.
         """
         widths = self.query_projection.in_features, self.key_projection.in_features
-        for name, x, width in (("query", query, widths[0]), ("key", key, widths[1])):
+        for name, x, width, shapes, ranks in (
+            ("query", query, widths[0], "[B, M, {0}] or [B, {0}]", (2, 3)),
+            ("key", key, widths[1], "[B, K, {0}]", (3,)),
+        ):
             check_input(self, x, self.weight, name)
-            if x.shape[-1] != width:
-                raise ValueError(f"{name} must be [..., {width}], got {list(x.shape)}")
+            if x.dim() not in ranks or x.shape[-1] != width:
+                raise ValueError(f"{name} must be {shapes.format(width)}, got {list(x.shape)}")
+        if query.shape[0] != key.shape[0]:
+            raise ValueError(f"query and key must have one batch size, got {query.shape[0]} and {key.shape[0]}")
+        if value is not None:
+            check_input(self, value, self.weight, "value")
+            if value.dim() != 3 or value.shape[:2] != key.shape[:2]:
+                wanted = f"[B, K, Ev] = [{key.shape[0]}, {key.shape[1]}, Ev]"
+                raise ValueError(f"value must be {wanted}, got {list(value.shape)}")
         single = query.dim() == 2
         q = self.query_projection(query.unsqueeze(1) if single else query)
         mask = None
         if key_padding_mask is not None:
+            check_tensor(self, key_padding_mask, "key_padding_mask")
             if key_padding_mask.dtype != torch.bool:
                 raise TypeError(f"key_padding_mask must be bool, got {key_padding_mask.dtype}")
             if key_padding_mask.shape != key.shape[:2]:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ..functional.attention import scaled_dot_product_attention
 from ..reference.attention import is_autocast_on
 from .cache import KeyValueCache
+from .inputs import check_input, check_token
+from .scripting import refuse_script
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -58,6 +60,8 @@ class MultiheadAttention(nn.MultiheadAttention):
     Source: Vaswani et al. 2017, section 3.2.2.
     """
 
+    __prepare_scriptable__ = refuse_script
+
     def forward(
         self,
         query: Tensor,
@@ -88,27 +92,39 @@ class MultiheadAttention(nn.MultiheadAttention):
             AssertionError: shapes that do not fit, as in torch.
             RuntimeError: likewise, for a mask's sizes and for ``is_causal`` without ``attn_mask``.
         """
-        if need_weights or not self._is_regular(query, key, value, key_padding_mask, attn_mask, is_causal):
+        if need_weights or not self.is_regular(query, key, value, key_padding_mask, attn_mask, is_causal):
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
         batched = query.dim() == 3
         gives_nan = self._fused_in_torch(query, key, value, key_padding_mask, attn_mask)
-        q, k, v = self._project(query, key, value)  # [B, N, T, E]
-        k, v = self._append(k, v)
-        if is_causal and key_padding_mask is None:
-            mask = None  # as torch: the hint replaces the mask
-        else:
-            is_causal = False
-            mask = self._merge(attn_mask, key_padding_mask, q)
-        if mask is not None and k.shape[-2] > mask.shape[-1]:  # appended keys are seen by all
-            mask = F.pad(mask, (0, k.shape[-2] - mask.shape[-1]), value=mask.dtype == torch.bool)
-        dropout_p = self.dropout if self.training else 0.0
-        out = scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal)
+        call = self.attention_call(query, key, value, key_padding_mask, attn_mask, is_causal)
+        out, mask = scaled_dot_product_attention(*call), call[3]
         if gives_nan and mask is not None:
             out = out.masked_fill(~mask.any(-1, keepdim=True), math.nan)
         out = self._join(out, self.batch_first or not batched)
         return (out if batched else out.squeeze(0)), None
+
+    def attention_call(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        padding: Tensor | None,
+        mask: Tensor | None,
+        is_causal: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float, bool]:
+        """What ``forward`` gives to the functional form, once it knows that the inputs fit."""
+        q, k, v = self._project(query, key, value)  # [B, N, T, E]
+        k, v = self._append(k, v)
+        if is_causal and padding is None:
+            mask = None  # as torch: the hint replaces the mask
+        else:
+            is_causal = False
+            mask = self._merge(mask, padding, q)
+        if mask is not None and k.shape[-2] > mask.shape[-1]:  # appended keys are seen by all
+            mask = F.pad(mask, (0, k.shape[-2] - mask.shape[-1]), value=mask.dtype == torch.bool)
+        return q, k, v, mask, self.dropout if self.training else 0.0, is_causal
 
     def step(self, x_t: Tensor, state: KeyValueCache | None = None) -> tuple[Tensor, KeyValueCache]:
         """Let one more token attend to itself and to those before it, for streaming.
@@ -123,11 +139,11 @@ class MultiheadAttention(nn.MultiheadAttention):
             ``(y_t, state)`` with ``y_t`` ``[B, embed_dim]``. The state given stays what it was.
 
         Raises:
+            TypeError: a token or state of another kind, or of another dtype or device than the weights.
             ValueError: ``x_t`` is not ``[B, embed_dim]``, the layer takes keys or values of another width than
                 its queries, or the state belongs to other sizes.
         """
-        if x_t.dim() != 2:
-            raise ValueError(f"step() expects x_t of shape [B, embed_dim], got {x_t.dim()} dimensions")
+        check_token(self, x_t, self.embed_dim)
         time = 1 if self.batch_first else 0
         y, state = self.prefill(x_t.unsqueeze(time), state)
         return y.squeeze(time), state
@@ -143,12 +159,11 @@ class MultiheadAttention(nn.MultiheadAttention):
             ``(y, state)`` with y of the shape of x.
 
         Raises:
-            ValueError: as ``step``.
+            TypeError, ValueError: as ``step``.
         """
         if state is not None and not isinstance(state, KeyValueCache):
             raise TypeError(f"state must be what the call before returned, or None, got {type(state).__name__}")
-        if x.dim() != 3 or x.shape[-1] != self.embed_dim:
-            raise ValueError(f"expected tokens of width embed_dim={self.embed_dim}, got shape {list(x.shape)}")
+        self._check_sequence(x, self.embed_dim, "tokens")
         if self.kdim != self.embed_dim or self.vdim != self.embed_dim:
             raise ValueError(
                 f"self-attention needs keys and values as wide as queries, {self.embed_dim}; this layer was made with"
@@ -174,11 +189,14 @@ class MultiheadAttention(nn.MultiheadAttention):
 
         Args:
             memory: the sequence, ``[K, B, kdim]``, ``[B, K, kdim]`` with ``batch_first``; kdim and vdim are one width.
+
+        Raises:
+            TypeError: a memory that is no tensor, or of another dtype or device than the weights.
+            ValueError: a memory of another shape, or a layer of two widths.
         """
-        if memory.dim() != 3 or memory.shape[-1] != self.kdim or self.kdim != self.vdim:
-            raise ValueError(
-                f"expected a sequence of width kdim={self.kdim} = vdim={self.vdim}, got shape {list(memory.shape)}"
-            )
+        if self.kdim != self.vdim:
+            raise ValueError(f"one memory gives keys and values, got a layer of kdim={self.kdim} and vdim={self.vdim}")
+        self._check_sequence(memory, self.kdim, "memory")
         _, k, v = self._project(None, memory, memory)
         return KeyValueCache(*self._append(k, v))
 
@@ -191,17 +209,30 @@ class MultiheadAttention(nn.MultiheadAttention):
 
         Returns:
             The output, of the shape of the query.
+
+        Raises:
+            TypeError: a query that is no tensor, or of another dtype or device than the weights, or no cache.
+            ValueError: a query of another shape.
         """
+        if not isinstance(memory, KeyValueCache):
+            raise TypeError(f"memory must be what remember() gave, got {type(memory).__name__}")
+        self._check_sequence(query, self.embed_dim, "query")
         q, _, _ = self._project(query, None, None)
         dropout_p = self.dropout if self.training else 0.0
         return self._join(scaled_dot_product_attention(q, memory.key, memory.value, None, dropout_p), self.batch_first)
+
+    def _check_sequence(self, x: Any, width: int, name: str) -> None:
+        check_input(self, x, self.out_proj.weight, name)
+        if x.dim() != 3 or x.shape[-1] != width:
+            shape = f"[B, T, {width}]" if self.batch_first else f"[T, B, {width}]"
+            raise ValueError(f"{name} must be {shape}, got {list(x.shape)}")
 
     def _join(self, x: Tensor, batch_first: bool) -> Tensor:
         """[B, N, T, E] to the output projection of [B, T, N * E] or [T, B, N * E]."""
         x = x.transpose(1, 2) if batch_first else x.permute(2, 0, 1, 3)
         return F.linear(x.flatten(-2), self.out_proj.weight, self.out_proj.bias)
 
-    def _is_regular(self, query, key, value, padding, mask, is_causal) -> bool:
+    def is_regular(self, query, key, value, padding, mask, is_causal) -> bool:
         """Whether the inputs are what ``forward`` handles; the rest is torch's to handle or to refuse."""
         if query.is_nested or key.is_nested or value.is_nested:
             return False
@@ -276,7 +307,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         if len(given) == 2 and given[0].dtype != given[1].dtype and not torch.compiler.is_compiling():
             warnings.warn(
                 "Support for mismatched key_padding_mask and attn_mask is deprecated. Use same type for both instead.",
-                stacklevel=5,
+                stacklevel=6,
             )
         floats = [
             torch.zeros_like(x, dtype=q.dtype).masked_fill(x, -math.inf) if x.dtype == torch.bool else x for x in given

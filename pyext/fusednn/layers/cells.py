@@ -6,12 +6,15 @@ from torch import Tensor, nn
 
 from .. import plan
 from ..functional import recurrent
+from .inputs import check_device, check_kind
+from .scripting import refuse_script
 
 
 class RecurrentCell(nn.RNNCellBase):
     """One step through the same operator as a sequence, at T = 1."""
 
     strategy: str = "auto"
+    __prepare_scriptable__ = refuse_script
 
     @property
     def cell(self) -> str:
@@ -29,6 +32,8 @@ class RecurrentCell(nn.RNNCellBase):
             if state.dim() not in (1, 2):
                 which = "hidden" if count == 1 else f"hx[{i}]"
                 raise ValueError(f"{name}: Expected {which} to be 1D or 2D, got {state.dim()}D instead")
+            if state.dim() != input.dim():
+                raise RuntimeError(f"hidden{i} must be {input.dim()}D as the input is, got {state.dim()}D")
         batched = input.dim() == 2
         x = input if batched else input.unsqueeze(0)
         if states is None:
@@ -37,27 +42,36 @@ class RecurrentCell(nn.RNNCellBase):
             states = tuple(state.unsqueeze(0) for state in states)
         self._check(x, states)
         biases = (None, None) if self.bias_ih is None else (self.bias_ih.unsqueeze(0), self.bias_hh.unsqueeze(0))
-        _, h, c = recurrent(
-            self.cell,
-            x,
-            states[0].unsqueeze(0),
-            states[1].unsqueeze(0) if count == 2 else None,
-            self.weight_ih.unsqueeze(0),
-            self.weight_hh.unsqueeze(0),
-            *biases,
-            strategy=self.strategy,
-        )
+        try:
+            _, h, c = recurrent(
+                self.cell,
+                x,
+                states[0].unsqueeze(0),
+                states[1].unsqueeze(0) if count == 2 else None,
+                self.weight_ih.unsqueeze(0),
+                self.weight_hh.unsqueeze(0),
+                *biases,
+                strategy=self.strategy,
+            )
+        except TypeError:  # a dtype or device: as torch.nn raises it, at no cost before
+            check_device(x, self.weight_ih)
+            check_kind("input", x, self.weight_ih, "the weights")
+            for i, state in enumerate(states):
+                check_kind(f"hidden{i}", state, x)
+            raise
         result = (h.squeeze(0),) if c is None else (h.squeeze(0), c.squeeze(0))
         return result if batched else tuple(state.squeeze(0) for state in result)
 
     def _check(self, x: Tensor, states: tuple[Tensor, ...]) -> None:
-        """Raise as torch.nn does where sizes do not fit."""
+        """Raise as torch.nn does, in its words, where sizes do not fit."""
         if x.shape[1] != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
         for i, state in enumerate(states):
-            if tuple(state.shape) != (x.shape[0], self.hidden_size):
+            if state.shape[0] != x.shape[0]:
+                raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{i} batch size {state.shape[0]}")
+            if state.shape[1] != self.hidden_size:
                 raise RuntimeError(
-                    f"hidden{i} must have shape {[x.shape[0], self.hidden_size]}, got {list(state.shape)}"
+                    f"hidden{i} has inconsistent hidden_size: got {state.shape[1]}, expected {self.hidden_size}"
                 )
 
     def _set_strategy(self, strategy: str) -> None:

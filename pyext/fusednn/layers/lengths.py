@@ -10,6 +10,12 @@ from torch import Tensor
 from ..padded_operators import are_known
 
 
+def check_padded(input: Tensor) -> None:
+    """Raise unless an input that has lengths beside it is a batch."""
+    if input.dim() != 3:
+        raise ValueError(f"lengths are those of a padded batch, [T, B, I] or [B, T, I]; got {input.dim()} dimensions")
+
+
 def check_lengths(lengths: Any, batch: int, steps: int) -> None:
     """Raise unless ``lengths`` are integers ``[B]`` from 0 to T, as far as their values are known."""
     if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):

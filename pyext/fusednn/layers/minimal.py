@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from ..functional import scan
 from ..reference.scan import SCAN_CELLS
-from .inputs import check_input
+from .inputs import check_input, check_token, given_state
+from .lengths import check_lengths, check_padded
+from .scripting import refuse_script
 
 
 class MinimalLayer(nn.Module):
     """What MinGRU and MinLSTM share: layers of one input product and one scan each."""
 
     cell: ClassVar[str]
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
@@ -56,40 +59,60 @@ class MinimalLayer(nn.Module):
         given = {name: getattr(self, name) for name in usual}
         return text + "".join(f", {name}={value}" for name, value in given.items() if value != usual[name])
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run the layer over whole sequences.
 
         Args:
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or ``[T, I]`` unbatched.
             hx: initial state, ``[L, B, H]`` (``[L, H]`` unbatched); zeros if None.
+            lengths: of the sequences of a padded batch, in any order, ``[B]`` integers from 0 to T: the output is zero
+                beyond a length, h_n is that of each last step, and what the padding holds does not matter.
 
         Returns:
             ``(output, h_n)`` as ``torch.nn.GRU``: ``[T, B, H]`` in the layout of the input, and ``[L, B, H]``.
 
         Raises:
-            TypeError: an input that is no tensor, or of another dtype than the weights.
-            ValueError: an input or state of a wrong shape.
+            TypeError: an input or state that is no tensor, or of another dtype or device than the weights; lengths
+                that are no integers.
+            ValueError: an input or state of a wrong shape, or lengths that do not fit the input.
         """
-        check_input(self, input, self._weights(0)[0])
+        weight = self._weights(0)[0]
+        check_input(self, input, weight)
         if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
             raise ValueError(
                 f"{type(self).__name__} expects input [T, B, {self.input_size}] or [T, {self.input_size}],"
                 f" got {list(input.shape)}"
             )
+        if lengths is not None:
+            check_padded(input)
         batched = input.dim() == 3
         x = input.unsqueeze(1) if not batched else input.transpose(0, 1) if self.batch_first else input
-        sizes = (self.num_layers, x.shape[1], self.hidden_size)
+        steps, batch, _ = x.shape
+        sizes = (self.num_layers, batch, self.hidden_size)
         expected = sizes if batched else (self.num_layers, self.hidden_size)
-        if hx is not None and hx.shape != expected:
-            raise ValueError(f"{type(self).__name__} expects hx {list(expected)}, got {list(hx.shape)}")
+        hx = given_state(self, hx, False)
+        if hx is not None:
+            if hx.shape != expected:
+                raise ValueError(f"{type(self).__name__} expects hx {list(expected)}, got {list(hx.shape)}")
+            check_input(self, hx, weight, "hx")
         state = x.new_zeros(sizes) if hx is None else hx if batched else hx.unsqueeze(1)
+        ends = padding = None
+        if lengths is not None:
+            check_lengths(lengths, batch, steps)
+            ends = lengths.to(x.device, torch.int64)
+            padding = (torch.arange(steps, device=x.device)[:, None] >= ends).unsqueeze(2)  # [T, B, 1]
+            x = x.masked_fill(padding, 0)  # a step sees none behind it, but a NaN would reach the weights' gradients
         last = []
         for layer in range(self.num_layers):
             if layer and self.dropout:
                 x = nn.functional.dropout(x, self.dropout, self.training)
             gates = nn.functional.linear(x, *self._weights(layer))
-            x = scan(self.cell, gates, state[layer].to(gates.dtype))
-            last.append(x[-1] if len(x) else state[layer])
+            start = state[layer].to(gates.dtype)
+            x = scan(self.cell, gates, start)
+            last.append(start if steps == 0 else x[-1] if ends is None else _at(x, ends, start))
+        x = x if padding is None else x.masked_fill(padding, 0)
         h_n = torch.stack(last)
         if not batched:
             return x.squeeze(1), h_n.squeeze(1)
@@ -99,15 +122,21 @@ class MinimalLayer(nn.Module):
         """Advance by one time step: ``x_t`` ``[B, I]``, state ``[L, B, H]`` or None; returns ``(y_t, state)``.
 
         Raises:
+            TypeError: an input or state that is no tensor, or of another dtype or device than the weights.
             ValueError: an input or state of a wrong shape.
         """
-        if x_t.dim() != 2:
-            raise ValueError(f"step() expects x_t of shape [B, I], got {x_t.dim()} dimensions")
+        check_token(self, x_t, self.input_size)
         y, state = self.forward(x_t.unsqueeze(1 if self.batch_first else 0), state)
         return y.squeeze(1 if self.batch_first else 0), state
 
     def _weights(self, layer: int) -> tuple[Tensor, Tensor | None]:
         return getattr(self, f"weight_ih_l{layer}"), getattr(self, f"bias_ih_l{layer}") if self.bias else None
+
+
+def _at(x: Tensor, ends: Tensor, start: Tensor) -> Tensor:
+    """Of states ``[T, B, H]`` those after so many steps of each sequence, ``[B]``; after none, ``start``."""
+    found = x.gather(0, (ends - 1).clamp(min=0).view(1, -1, 1).expand(1, -1, x.shape[2])).squeeze(0)
+    return torch.where((ends > 0).unsqueeze(1), found, start)
 
 
 class MinGRU(MinimalLayer):

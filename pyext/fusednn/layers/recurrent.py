@@ -15,9 +15,10 @@ from ..functional.recurrent_layers import recurrent_layers
 from ..padded_operators import Packing
 from ..reference.cells import CELLS
 from .initialisation import Initialisation
-from .inputs import check_keywords, given_state
-from .lengths import check_lengths
+from .inputs import check_device, check_keywords, check_kind, check_token, given_state, lengths_hint
+from .lengths import check_lengths, check_padded
 from .recurrent_options import Asked, RecurrentOptions, join_heads, split_heads
+from .scripting import refuse_script
 
 Hidden = Tensor | tuple[Tensor, Tensor]
 _KEYWORDS = tuple(inspect.signature(nn.RNNBase.__init__).parameters)[2:]  # without self and mode
@@ -32,6 +33,7 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
 
     strategy: str = "auto"  # on the class, so that a torch.nn instance can take this class over
     _initialisation: Initialisation = Initialisation()  # likewise
+    __prepare_scriptable__ = refuse_script
     variants: ClassVar[dict[str, dict]] = {}  # each cell that the layer runs, with the arguments that select it
 
     def __init__(
@@ -146,7 +148,7 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
 
         Raises:
             ValueError: input of a wrong rank or dtype.
-            RuntimeError: sizes that do not fit, or T = 0.
+            RuntimeError: sizes that do not fit, or T = 0; tensors of several devices; a nested tensor.
             TypeError, ValueError: lengths that are no integers, or do not fit the input.
         """
         if not isinstance(input, Tensor):
@@ -155,10 +157,12 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             if lengths is not None:
                 raise ValueError("lengths are those of a padded batch, [T, B, I] or [B, T, I]; got a PackedSequence")
             return self._forward_packed(input, given_state(self, hx, CELLS[self.cell].has_cell_state))
-        if lengths is not None and input.dim() != 3:
-            raise ValueError(
-                f"lengths are those of a padded batch, [T, B, I] or [B, T, I]; got {input.dim()} dimensions"
+        if input.is_nested:
+            raise RuntimeError(
+                f"{self._get_name()} expects a PackedSequence or a padded batch with lengths=, got a nested tensor"
             )
+        if lengths is not None:
+            check_padded(input)
         if input.dim() not in (2, 3):
             raise ValueError(f"{self._get_name()}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
         batched = input.dim() == 3
@@ -215,12 +219,12 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             ``(y_t, state)`` with ``y_t`` ``[B, P]``.
 
         Raises:
+            TypeError: ``x_t`` is no tensor.
             ValueError: the layer is bidirectional (the future is not known), or ``x_t`` is not ``[B, I]``.
         """
         if self.bidirectional:
             raise ValueError("step() needs a layer with one direction: bidirectional=True reads the future")
-        if x_t.dim() != 2:
-            raise ValueError(f"step() expects x_t of shape [B, I], got {x_t.dim()} dimensions")
+        check_token(self, x_t, self.input_size)
         hx = given_state(self, state, CELLS[self.cell].has_cell_state)
         hx = self._initial(x_t, x_t.shape[0]) if hx is None else hx
         self.check_forward_args(x_t.unsqueeze(1 if self.batch_first else 0), hx, None)
@@ -234,7 +238,7 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         if any(state.dim() != rank for state in states):
             got = ", ".join(f"{state.dim()}-D" for state in states)
             what = "hx" if isinstance(hx, Tensor) else "hx and cx"
-            hint = "; lengths are given by name: lengths=" if got == "1-D" and not states[0].is_floating_point() else ""
+            hint = lengths_hint(hx)
             raise RuntimeError(f"For {name} input, {what} should also be {rank}-D but got {got} tensor{hint}")
 
     def _initial(self, input: Tensor, batch: int) -> Hidden:
@@ -282,6 +286,18 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
 
     def _run(
         self, x: Tensor, hx: Hidden, batch_sizes: Tensor | None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Hidden]:
+        """``_all_layers``, whose refusal of a dtype or device becomes what torch.nn raises, at no cost before it."""
+        try:
+            return self._all_layers(x, hx, batch_sizes, lengths)
+        except TypeError:
+            check_device(x, self._weight("weight_ih_l0"))
+            for i, state in enumerate(hx if isinstance(hx, tuple) else (hx,)):
+                check_kind(f"hidden[{i}]" if isinstance(hx, tuple) else "hidden", state, x)
+            raise
+
+    def _all_layers(
+        self, x: Tensor, hx: Hidden, batch_sizes: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Hidden]:
         """All layers over rows ``[N, I]``: of sequences of one length, packed with their sizes, padded with theirs."""
         h0, c0 = hx if isinstance(hx, tuple) else (hx, None)
@@ -460,6 +476,8 @@ class GRU(RecurrentLayer):
     def __init__(self, *args, reset_after: bool = True, **kwargs) -> None:
         if "proj_size" in kwargs:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if not isinstance(reset_after, bool):
+            raise ValueError(f"reset_after must be True or False, got {reset_after!r}")
         super().__init__("GRU", *args, **kwargs)
         self.reset_after = reset_after
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .attention import MultiheadAttention
 from .cache import KeyValueCache
+from .inputs import check_token
 
 
 class DecoderState(NamedTuple):
@@ -93,8 +94,10 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             ``(y_t, state)`` with ``y_t`` ``[B, d_model]``.
 
         Raises:
+            TypeError: a token or state of another kind, or of another dtype or device than the weights.
             ValueError: a token or state of a wrong shape.
         """
+        check_token(self, x_t, self.self_attn.embed_dim)
         return self._advance(x_t, state, self.self_attn.step)
 
     def prefill(self, x: Tensor, state: KeyValueCache | None = None) -> tuple[Tensor, KeyValueCache]:
@@ -108,7 +111,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             ``(y, state)`` with y of the shape of x.
 
         Raises:
-            ValueError: tokens or state of a wrong shape.
+            TypeError, ValueError: as ``step``.
         """
         return self._advance(x, state, self.self_attn.prefill)
 
@@ -175,10 +178,10 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
             ``(y_t, state)`` with ``y_t`` ``[B, d_model]``.
 
         Raises:
+            TypeError: a token, state or memory of another kind, or of another dtype or device than the weights.
             ValueError: a token or state of a wrong shape, or no memory with the first token.
         """
-        if x_t.dim() != 2:
-            raise ValueError(f"step() expects x_t of shape [B, d_model], got {x_t.dim()} dimensions")
+        check_token(self, x_t, self.self_attn.embed_dim)
         time = 1 if self.self_attn.batch_first else 0
         y, state = self.prefill(x_t.unsqueeze(time), state, memory)
         return y.squeeze(time), state
@@ -197,12 +200,15 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
             ``(y, state)`` with y of the shape of x.
 
         Raises:
-            ValueError: as ``step``.
+            TypeError, ValueError: as ``step``.
         """
         if state is None:
             if memory is None:
                 raise ValueError("the first token needs memory, the encoder's output; later ones find it in the state")
             state = DecoderState(KeyValueCache(), self.multihead_attn.remember(memory))
+        elif not isinstance(state, DecoderState):
+            hint = "; memory= is the argument behind it" if isinstance(state, Tensor) else ""
+            raise TypeError(f"state must be what the call before returned, or None, got {type(state).__name__}{hint}")
         attended, own = self.self_attn.prefill(self.norm1(x) if self.norm_first else x, state.own)
         x = x + self.dropout1(attended)
         x = x if self.norm_first else self.norm1(x)
