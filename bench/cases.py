@@ -62,6 +62,26 @@ def double(inputs: Sequence[Tensor]) -> list[Tensor]:
     return [i.double() if i.is_floating_point() else i for i in inputs]
 
 
+def on_threads(run: Callable[[], Any], threads: int) -> Callable[[], Any]:
+    """The same run on so many of torch's threads."""
+
+    def counted() -> Any:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return run()
+        finally:
+            torch.set_num_threads(before)
+
+    return counted if threads != torch.get_num_threads() else run
+
+
+def bytes_read(module: nn.Module, inputs: Sequence[Tensor]) -> int:
+    """Inputs and parameters, each once. Of an embedding's table a run reads a few rows, which don't count."""
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    return sum(t.nbytes for t in (*inputs, *(p for p in module.parameters() if id(p) not in tables)))
+
+
 def module_case(
     module: nn.Module, twin: nn.Module, inputs: Sequence[Tensor], mode: str, fields: dict[str, Any], **work: Any
 ) -> Case:
@@ -78,6 +98,7 @@ def module_case(
         truth=runner(truth, double(inputs), mode),
         forward=(lambda: module(*forward_inputs)) if mode == "training" else None,
         known=[*module.parameters(), *forward_inputs],
+        reads=bytes_read(module, inputs),
         **work,
     )
 

@@ -1,0 +1,53 @@
+"""The most memory that a run takes, its scratch included: resident pages on a CPU, the allocator's bytes on a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESET_PEAK = "5"  # proc(5): VmHWM becomes VmRSS
+
+
+def _status(field: str) -> int | None:
+    """A field of the kernel's in bytes, or None where there is none."""
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    found = next((line.split()[1] for line in lines if line.startswith(f"{field}:")), None)
+    return None if found is None else int(found) * 1024
+
+
+def peak_growth(run: Callable[[], Any], device: torch.device) -> int | None:
+    """Bytes by which memory in use rose at most during one run above what was in use before; None where a system does
+    not tell. ``run`` must leave nothing behind.
+
+    On a CPU these are pages that the process holds, so that memory of compiled kernels counts, which torch does not see;
+    good to some hundred KiB.
+    """
+    run()  # what only a first run takes: pools, threads, packed weights
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with contextlib.suppress(OSError, AttributeError):  # where the C library is not glibc, freed pages may stay
+        ctypes.CDLL(None).malloc_trim(0)
+    before = _status("VmRSS")
+    try:
+        CLEAR.write_text(RESET_PEAK)
+    except OSError:
+        return None
+    run()
+    peak = _status("VmHWM")
+    return None if before is None or peak is None else max(0, peak - before)
