@@ -35,8 +35,8 @@ def require_right_case(case: Case) -> None:
 
 def memory(
     lengths: Sequence[int], make: Callable[[int], Case], device: torch.device
-) -> dict[str, list[float | None]]:
-    """MiB by length: kept for backward, and at most in use above inputs and parameters."""
+) -> dict[str, list[Any]]:
+    """MiB by length: kept for backward, and at most in use above inputs and parameters, in each of some runs."""
     saved, peaks = [], []
     for T in lengths:
         case = make(T)
@@ -52,8 +52,8 @@ def memory(
             for leaf in case.known:
                 leaf.grad = None
 
-        peak = peak_growth(run, device)
-        peaks.append(None if peak is None else peak / MIB)
+        grown = peak_growth(run, device)
+        peaks.append(grown and [growth / MIB for growth in grown])
     return {"saved_mib": saved, "peak_mib": peaks}
 
 

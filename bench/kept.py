@@ -102,6 +102,12 @@ def folder_of(results: dict[str, Any]) -> Path:
     return RESULTS / slug(results["machine_info"]["device_name"])
 
 
+def last_run(machine_info: dict[str, Any], root: Path = ROOT) -> dict[str, Any] | None:
+    """The run of a machine that was kept last, for a report to compare with, or None."""
+    path = root / folder_of({"machine_info": machine_info}) / "results.json"
+    return load(path) if path.exists() else None
+
+
 def learnt(machine_info: dict[str, Any], root: Path = ROOT) -> dict[str, Any] | None:
     """What tier learning has measured on a machine and was kept, or None."""
     path = root / folder_of({"machine_info": machine_info}) / LEARNING.stored_as

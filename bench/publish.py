@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.kept import BEGIN, END, ROOT, SUITES, folder_of, replaced
+from bench.lines import LEFT
 from bench.progress import time_text
 from bench.query import Cells
 from bench.report.tables import Table
@@ -129,6 +130,8 @@ def main(argv: list[str] | None = None) -> int:
     if source is None:
         raise SystemExit("README.md names no results file between its markers")
     results = load(source)
+    if any(row["kind"] == LEFT for row in results["not_measured"]):
+        raise SystemExit(f"{source.as_posix()} is one shard of a run: --bench-resume goes on")
     if not given.readme_only:
         target = ROOT / folder_of(results)
         target.mkdir(parents=True, exist_ok=True)

@@ -25,22 +25,30 @@ def _status(field: str) -> int | None:
     return None if found is None else int(found) * 1024
 
 
-def peak_growth(run: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes by which memory in use rose at most during one run above what was in use before; None where a system does
-    not tell. ``run`` must leave nothing behind.
+def peak_growth(run: Callable[[], Any], device: torch.device, times: int = 2) -> list[int] | None:
+    """Bytes by which memory in use rose at most during each of some runs above what was in use before; None where a
+    system does not tell. ``run`` must leave nothing behind.
 
     On a CPU these are pages that the process holds, so that memory of compiled kernels counts, which torch does not see;
-    good to some hundred KiB.
+    good to about 1 MiB.
     """
     run()  # what only a first run takes: pools, threads, packed weights
+    once = _on_gpu if device.type == "cuda" else _on_cpu
+    found = [once(run, device) for _ in range(times)]
+    return None if None in found else [growth for growth in found if growth is not None]
+
+
+def _on_gpu(run: Callable[[], Any], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _on_cpu(run: Callable[[], Any], _: torch.device) -> int | None:
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
     with contextlib.suppress(OSError, AttributeError):  # where the C library is not glibc, freed pages may stay
         ctypes.CDLL(None).malloc_trim(0)
     before = _status("VmRSS")

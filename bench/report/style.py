@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,13 @@ def inline(svg: str, name: str, title: str) -> str:
     svg = re.sub(r"font: ([^;\"]*?)('[^\"]*|sans-serif)(?=[;\"])", r"font: \1 sans-serif", svg)
     svg = re.sub(r"(\d)\.(\d{2})\d+", r"\1.\2", svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+
+
+def disturbed_note(cells: Iterable[dict[str, Any]]) -> str:
+    """A sentence where some of the cells were measured under foreign load."""
+    cells = list(cells)
+    n = sum(1 for c in cells if c["extra_info"].get("disturbed"))
+    return f" {n} of {len(cells)} points were disturbed by foreign load." if n else ""
 
 
 def log_axes(ax: Axes, x: str, y: str, xs: list[float] | None = None) -> None:
