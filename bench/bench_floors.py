@@ -1,7 +1,7 @@
 """What nothing on this machine can go below or above: the cost of starting work, of meeting, and the peaks.
 
-The peaks are those that every other cell of the run is a share of (``pct_peak_flops``, ``pct_peak_bw``): measured here, in
-the same run, and never taken from a data sheet.
+The peaks are those that every other cell of the run is a share of (``pct_peak_flops``, ``pct_peak_bw``): measured here,
+in the same run, and never taken from a data sheet.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ ROWS: tuple[Row, ...] = (
     Row(5, "every rung: the least slope", Rule(low=1), f.least_launch_slope()),
     *(Row(5, f"LSTM, {rung}", Rule(low=1), f.launch_slope("LSTM", rung))
       for rung in ("reference", "loop", "sequence", TORCH)),
-    *(Row(6, f"gap fraction, LSTM, B = 1, {rung}", Rule(low=0.5, strict=True), f.gap(rung)) for rung in ("loop", TORCH)),
+    *(Row(6, f"gap fraction, LSTM, B = 1, {rung}", Rule(low=0.5, strict=True), f.gap(rung))
+      for rung in ("loop", TORCH)),
     *(Row(7, f"LSTM, B = 1, {impl}", Rule(high=1.1), f.core_speedup(impl)) for impl in (OURS, TORCH)),
     Row(8, "dL/dx at distance k", Rule(high=-0.06), f.gradient_slope("RNN")),
     Row(8, "norm of the parameters' gradient", Rule(high=-0.06), f.parameter_slope()),

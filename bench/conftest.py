@@ -233,7 +233,9 @@ class Run:
         text = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
         terminalreporter.write_line(f"cells: {text}; {disturbed} disturbed by foreign load")
         if self.left:
-            terminalreporter.write_line(f"{len(self.left)} cells are left: the same command with --bench-resume goes on")
+            terminalreporter.write_line(
+                f"{len(self.left)} cells are left: the same command with --bench-resume goes on"
+            )
         terminalreporter.write_line(f"report: {os.path.relpath(self.out / 'index.html')}")
 
     @pytest.hookimpl(tryfirst=True)

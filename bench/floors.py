@@ -1,4 +1,4 @@
-"""The programs in bench/drivers that measure what lies below a recurrence: a launch, a barrier, a meeting of threads."""
+"""The programs in bench/drivers that measure what lies below a recurrence: launches, barriers, meetings of threads."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 DROP = 0.9  # share of the highest clock of the run below which rounds don't count
-# Bits of nvmlClocksEventReasons in nvml.h. An idle GPU, clocks that somebody has set, and a display are no reasons here.
+# Bits of nvmlClocksEventReasons in nvml.h. An idle GPU, clocks that somebody has set, and a display are no reasons.
 POWER_CAP = "power cap"  # what sustained products meet on any GPU: it counts where the clock drops
 REASONS = {
     0x04: POWER_CAP,

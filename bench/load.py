@@ -137,9 +137,7 @@ class Judge:
     def _close(self) -> None:
         stride = -(-len(self._pending) // KEEP)  # thousands of short rounds say no more than an even sample of them
         reading = self.gpu.read() if self.gpu else None
-        window = Window(
-            self._pending[::stride], self.watch.read(), self._hosts[::stride], sum(self._pending), reading
-        )
+        window = Window(self._pending[::stride], self.watch.read(), self._hosts[::stride], sum(self._pending), reading)
         held_back = self.gpu is not None and self.gpu.disturbs(reading)
         (self.rejected if window.foreign > self.threshold or held_back else self.kept).append(window)
         self._pending, self._hosts = [], []

@@ -18,7 +18,9 @@ def peak(cells: Cells, test: str, field: str, **fields: Any) -> float | None:
 
 def peak_tflops(cells: Cells, info: dict[str, Any]) -> float | None:
     """Of a matrix product in a cell's dtype on its number of threads."""
-    return peak(cells, "test_matrix_product", "tflops", dtype=info.get("dtype"), threads_torch=info.get("threads_torch"))
+    return peak(
+        cells, "test_matrix_product", "tflops", dtype=info.get("dtype"), threads_torch=info.get("threads_torch")
+    )
 
 
 def peak_gbps(cells: Cells, info: dict[str, Any]) -> float | None:

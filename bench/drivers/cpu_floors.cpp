@@ -15,9 +15,9 @@ namespace {
 using fusednn::cpu::Barrier;
 using fusednn::cpu::run_team;
 
-constexpr int kUnits = 100;         // teams or meetings between two looks at the clock
-constexpr int kRepetitions = 101;   // fewer on a machine whose cores others use, but three at least
-constexpr double kSeconds = 0.5;    // that each floor may take
+constexpr int kUnits = 100;        // teams or meetings between two looks at the clock
+constexpr int kRepetitions = 101;  // fewer on a machine whose cores others use, but three at least
+constexpr double kSeconds = 0.5;   // that each floor may take
 
 double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

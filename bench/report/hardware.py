@@ -15,7 +15,6 @@ from bench.query import Cells
 from bench.report.style import INK, Picture, colour, disturbed_note, draw, log_axes
 from bench.report.tables import number
 
-
 MARKERS = {"torch.nn": "s", "sdpa-flash": "s", "sdpa-math": "^"}  # fusednn's are circles
 
 
@@ -37,8 +36,14 @@ def roofline(cells: Cells) -> Picture | None:
         for i in infos:
             kind = i["cell"].split()[0]
             label = f"{kind}, {i['impl']}"
-            ax.plot(i["flops"] / i["bytes_min"], i["tflops"] * 1e3, MARKERS.get(i["impl"], "o"), color=colour(kind),
-                    fillstyle="none" if i["mode"] == "training" else "full", label=None if label in seen else label)
+            ax.plot(
+                i["flops"] / i["bytes_min"],
+                i["tflops"] * 1e3,
+                MARKERS.get(i["impl"], "o"),
+                color=colour(kind),
+                fillstyle="none" if i["mode"] == "training" else "full",
+                label=None if label in seen else label,
+            )
             seen.add(label)
         intensities = [i["flops"] / i["bytes_min"] for i in infos]
         xs = [min(*intensities, ridge) / 2, ridge, max(*intensities, ridge) * 2]
@@ -50,8 +55,8 @@ def roofline(cells: Cells) -> Picture | None:
         figure.legend(*ax.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
 
     return draw("roofline", "How much of the machine is used",
-                "The line is what a matrix product and a copy reached on this machine in the same run. Filled inference, "
-                "hollow forward and backward. Bytes are each weight, input, result and gradient once: what stays in a "
+                "The line is what a matrix product and a copy reached on this machine in the same run. Filled "
+                "inference, hollow forward and backward. Bytes are each weight, input, result and gradient once: what stays in a "
                 "cache may lie above the slope. The steps of a recurrence are small products one after the other, and "
                 "stay below the roof for that." + disturbed_note(found), plot, (7.6, 4.6))  # fmt: skip
 
@@ -74,8 +79,8 @@ def occupancy_and_speed(cells: Cells) -> Picture | None:
         ax.set_xlabel("achieved occupancy, % of a multiprocessor's warps")
         ax.set_ylabel("% of the measured peak FLOP/s")
 
-    return draw("occupancy-throughput", "Occupancy is not speed", "Achieved occupancy by Nsight Compute, a mean over the "
-                "launches weighted by time, against the share of the peak of a matrix product in the same run."
+    return draw("occupancy-throughput", "Occupancy is not speed", "Achieved occupancy by Nsight Compute, a mean over "
+                "the launches weighted by time, against the share of the peak of a matrix product in the same run."
                 + disturbed_note(found), plot)  # fmt: skip
 
 

@@ -65,15 +65,18 @@ def render(results: dict[str, Any], out: Path, before: dict[str, Any] | None = N
     missing = tables.not_measured(results)
     found = (
         tables.floors(cells), tables.shares(cells), *crossover_tables(cells), tables.learning(results),
-        tables.comparison(results, before), tables.nsight(results), tables.occupancy(cells), *tables.passports(cells), missing,
+        tables.comparison(results, before), tables.nsight(results), tables.occupancy(cells), *tables.passports(cells),
+        missing,
     )  # fmt: skip
     others = [table for table in found if table.rows]
     folder = out / "tables"
     folder.mkdir(exist_ok=True)
     for table in (claims, *others, *times):
         (folder / f"{table.name}.md").write_text(table.markdown(), encoding="utf-8")
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=lambda name: name == "page.html", undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=lambda name: name == "page.html", undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters.update(number=number, interval=interval, slug=lambda text: text.replace(" ", "-").lower())
     infos = [c["extra_info"] for c in cells.all]
     shown = {

@@ -274,9 +274,12 @@ def memory(cells: Cells) -> Picture | None:
             low, high = ax.get_ylim()
             ax.set_ylim(low, high * 12)
 
-    return draw("memory", "Training memory", "Left: distinct storages that autograd keeps for backward, counted. Right: "
-                "the most that forward and backward have in use at once, scratch of kernels included. Weights and inputs "
-                "are in neither. Recurrent: B = 8, H = 128; attention: B = 1, 2 heads of 64.", plot, (9.2, 4.6))  # fmt: skip
+    caption = (
+        "Left: distinct storages that autograd keeps for backward, counted. Right: the most that forward and backward have "
+        "in use at once, scratch of kernels included. Weights and inputs are in neither. Recurrent: B = 8, H = 128; "
+        "attention: B = 1, 2 heads of 64."
+    )
+    return draw("memory", "Training memory", caption, plot, (9.2, 4.6))
 
 
 def gradients(cells: Cells) -> Picture | None:

@@ -1,15 +1,20 @@
-"""The most memory that a run takes, its scratch included: resident pages on a CPU, the allocator's bytes on a GPU."""
+"""What training holds: bytes kept for backward, counted, and the most in use at once, scratch of kernels included."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from bench.check import require_right, worst_error
+from bench.count import SavedBytes
+from bench.measure import MIB, Case
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # proc(5): VmHWM becomes VmRSS
@@ -29,8 +34,8 @@ def peak_growth(run: Callable[[], Any], device: torch.device, times: int = 2) ->
     """Bytes by which memory in use rose at most during each of some runs above what was in use before; None where a
     system does not tell. ``run`` must leave nothing behind.
 
-    On a CPU these are pages that the process holds, so that memory of compiled kernels counts, which torch does not see;
-    good to about 1 MiB.
+    On a CPU these are pages that the process holds, so that memory of compiled kernels counts, which torch does not
+    see; good to about 1 MiB.
     """
     run()  # what only a first run takes: pools, threads, packed weights
     once = _on_gpu if device.type == "cuda" else _on_cpu
@@ -59,3 +64,31 @@ def _on_cpu(run: Callable[[], Any], _: torch.device) -> int | None:
     run()
     peak = _status("VmHWM")
     return None if before is None or peak is None else max(0, peak - before)
+
+
+def require_right_case(case: Case) -> None:
+    """The memory of a wrong result is of no interest either."""
+    assert case.results and case.torchs and case.truth
+    require_right(worst_error(case.results(), case.torchs(), case.truth()))
+
+
+def against_length(lengths: Sequence[int], make: Callable[[int], Case], device: torch.device) -> dict[str, list[Any]]:
+    """MiB by length: kept for backward, and at most in use above inputs and parameters, in each of some runs."""
+    saved, peaks = [], []
+    for T in lengths:
+        case = make(T)
+        if lengths[0] == T:
+            require_right_case(case)
+        assert case.forward is not None
+        saved.append(SavedBytes(case.known).measure(case.forward) / MIB)
+
+        def run(case: Case = case) -> None:
+            assert case.forward is not None
+            result = case.forward()
+            (result if isinstance(result, Tensor) else result[0]).square().mean().backward()
+            for leaf in case.known:
+                leaf.grad = None
+
+        grown = peak_growth(run, device)
+        peaks.append(grown and [growth / MIB for growth in grown])
+    return {"saved_mib": saved, "peak_mib": peaks}
