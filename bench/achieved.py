@@ -1,9 +1,10 @@
 """Join what Nsight Compute counted to the cells of a results file: ``python -m bench.achieved RESULTS FOLDER...``.
 
-A FOLDER is that of ``python -m fusednn profile --tool ncu --out FOLDER -- TARGET``. Where the target is a benchmark's id
-its cell gets the counters: occupancy, busy multiprocessors and busy tensor cores as means over the launches, weighted by
-their times; registers, shared memory, grid and limiter of the kernel that took the most time. Every launch is a row of
-the report's table, which other targets, a layer and its sizes, get too. Claims are judged and the report drawn anew.
+A FOLDER is that of ``python -m fusednn profile --tool ncu --out FOLDER -- TARGET``. Where the target is a benchmark's
+id, its cell gets the counters: occupancy, busy multiprocessors and busy tensor cores as means over the launches,
+weighted by their times; registers, shared memory, grid and limiter of the kernel that took the most time. Every launch
+is a row of the report's table, which other targets, a layer and its sizes, get too. Claims are judged and the report
+drawn anew.
 """
 
 from __future__ import annotations

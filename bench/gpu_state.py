@@ -1,6 +1,7 @@
 """What a GPU's clock does while we measure: its frequency, and why the driver holds it back. From NVML.
 
-Needs the package ``nvidia-ml-py``; without it, or where the driver refuses, nothing is known and nothing is rejected.
+Needs the package ``nvidia-ml-py`` (extra ``profile``); without it, or where the driver refuses, nothing is known and
+nothing is rejected.
 """
 
 from __future__ import annotations

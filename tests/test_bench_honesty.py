@@ -153,6 +153,11 @@ def test_help_lists_our_options_and_selection_is_pytests():
     assert [line for line in printed.splitlines() if "::" in line] == [
         f"bench/bench_launch.py::test_ladder[T{T}-LSTM-loop]" for T in (4, 16)
     ]
+    status, printed = run("bench", "--collect-only", "-q")
+    asked = re.findall(r"bench/bench_\S+\]", (ROOT / "bench/gpu_suite.sh").read_text())
+    assert len(asked) == 3  # the cells that Nsight Compute looks at
+    for name in asked:
+        assert name.replace("$model", "LSTM").replace("$impl", "fusednn") in printed.splitlines()
     status, printed = run("bench", "--collect-only", "-q", "-m", "cost and not tiers", "--bench-tier", "smoke")
     names = {line.split("::")[0] for line in printed.splitlines() if "::" in line}
     assert names == {"bench/bench_floors.py", "bench/bench_occupancy.py"}

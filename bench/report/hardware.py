@@ -56,9 +56,9 @@ def roofline(cells: Cells) -> Picture | None:
 
     return draw("roofline", "How much of the machine is used",
                 "The line is what a matrix product and a copy reached on this machine in the same run. Filled "
-                "inference, hollow forward and backward. Bytes are each weight, input, result and gradient once: what stays in a "
-                "cache may lie above the slope. The steps of a recurrence are small products one after the other, and "
-                "stay below the roof for that." + disturbed_note(found), plot, (7.6, 4.6))  # fmt: skip
+                "inference, hollow forward and backward. Bytes are each weight, input, result and gradient once: what "
+                "stays in a cache may lie above the slope. The steps of a recurrence are small products one after the "
+                "other, and stay below the roof for that." + disturbed_note(found), plot, (7.6, 4.6))  # fmt: skip
 
 
 def occupancy_and_speed(cells: Cells) -> Picture | None:

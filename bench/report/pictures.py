@@ -275,9 +275,9 @@ def memory(cells: Cells) -> Picture | None:
             ax.set_ylim(low, high * 12)
 
     caption = (
-        "Left: distinct storages that autograd keeps for backward, counted. Right: the most that forward and backward have "
-        "in use at once, scratch of kernels included. Weights and inputs are in neither. Recurrent: B = 8, H = 128; "
-        "attention: B = 1, 2 heads of 64."
+        "Left: distinct storages that autograd keeps for backward, counted. Right: the most that forward and backward "
+        "have in use at once, scratch of kernels included. Weights and inputs are in neither. Recurrent: B = 8, "
+        "H = 128; attention: B = 1, 2 heads of 64."
     )
     return draw("memory", "Training memory", caption, plot, (9.2, 4.6))
 
