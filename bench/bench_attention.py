@@ -37,6 +37,7 @@ def attention_case(
         return run
 
     run, attend = runner(impl, qkv), attention(impl, device)
+    layers.probe_attention(attend, *qkv)
     fields = {"impl": impl, "cell": "attention causal" if causal else "attention", "B": B, "T": T, "N": N, "E": E,
               "mode": mode, "dtype": "float32"}  # fmt: skip
     return Case(

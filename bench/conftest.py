@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -137,6 +138,9 @@ class Run:
             return float(mark.args[0]) if mark else 1.0
 
         if not self.config.option.collectonly:
+            # Each cell collects garbage before it is timed: 0.2 s where that looks at all of torch, scipy and pytest.
+            gc.collect()
+            gc.freeze()
             seconds = self.config.getoption("--bench-seconds")
             self.ends = None if seconds is None else time.monotonic() + seconds
             self.bar = progress.Bar({item.nodeid: cost_of(item) for item in session.items})
@@ -198,6 +202,7 @@ class Run:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        gc.unfreeze()
         if self.bar is not None:
             self.bar.close()
         if self.lines is None or not self.lines.lines:

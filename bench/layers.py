@@ -119,6 +119,18 @@ def probe(layer: nn.Module, *inputs: Tensor) -> None:
         pytest.skip(str(error))
 
 
+def probe_attention(attend: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """Skip where torch's pinned backend takes no such input: fp32 has no flash attention on a GPU."""
+    try:
+        with torch.no_grad():
+            attend(*inputs)
+    except RuntimeError as error:
+        if "No available kernel" not in str(error):
+            raise
+        dtype = str(inputs[0].dtype).removeprefix("torch.")
+        pytest.skip(f"torch has no such kernel for {dtype} here")
+
+
 def pinned(backend: SDPBackend, call: Callable[..., Any]) -> Callable[..., Any]:
     """The same call, in which torch's attention has one backend."""
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import achieved, count, floors, gpu_state, load, memory, results
+from bench import achieved, count, floors, gpu_state, layers, load, memory, results
 from bench.cases import bytes_read, recurrent_case
 from bench.claims import judge_all
 from bench.fields import record
@@ -326,3 +326,18 @@ def test_claims_on_utilisation_follow_the_counters(tmp_path):
 def test_no_launch_or_no_time_gives_no_counters():
     assert achieved.summary([]) == {}
     assert achieved.summary([{"time_us": None}]) == {}
+
+
+def test_a_backend_without_such_a_kernel_is_skipped_and_another_error_is_none():
+    q = torch.zeros(1, 1, 2, 8)
+
+    def refuses(*_):
+        raise RuntimeError("No available kernel. Aborting execution.")
+
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(pytest.skip.Exception, match="no such kernel for float32"):
+        layers.probe_attention(refuses, q, q, q)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        layers.probe_attention(fails, q, q, q)
