@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from bench import layers
-from bench.bench_attention import attention_case
-from bench.cases import recurrent_case
+from bench.cases import attention_case, recurrent_case
 from bench.measure import Case, Measure
 from bench.memory import against_length
 from bench.tiers import cost, tiers

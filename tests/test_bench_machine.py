@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import achieved, count, floors, gpu_state, layers, load, memory, results
-from bench.cases import bytes_read, recurrent_case
+from bench import achieved, check, count, floors, gpu_state, layers, load, memory, results
+from bench.cases import attention_case, bytes_read, recurrent_case
 from bench.claims import judge_all
 from bench.fields import record
 from bench.query import Cells
@@ -341,3 +341,28 @@ def test_a_backend_without_such_a_kernel_is_skipped_and_another_error_is_none():
         layers.probe_attention(refuses, q, q, q)
     with pytest.raises(RuntimeError, match="out of memory"):
         layers.probe_attention(fails, q, q, q)
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_cases_in_bfloat16_are_right_and_say_so(mode):
+    sizes = {"B": 2, "T": 5, "mode": mode, "device": CPU, "dtype": torch.bfloat16}
+    for case in (recurrent_case("torch.nn", "GRU", H=4, **sizes), attention_case("sdpa-math", N=2, E=8, **sizes)):
+        assert case.fields["dtype"] == "bfloat16" and case.results and case.torchs and case.truth
+        found = case.results()
+        assert all(t.dtype == torch.bfloat16 for t in found)
+        check.require_right(check.worst_error(found, case.torchs(), case.truth()))
+
+
+def test_flash_attn_takes_time_before_heads(monkeypatch):
+    def attend(q, k, v, causal):
+        assert causal and q.shape == (2, 5, 3, 8)
+        return torch.nn.functional.scaled_dot_product_attention(
+            *(t.transpose(1, 2) for t in (q, k, v)), is_causal=causal
+        ).transpose(1, 2)
+
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=attend, __spec__=object()))
+    q, k, v = (torch.randn(2, 3, 5, 8) for _ in range(3))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(layers.attention("flash-attn", torch.device("cuda"))(q, k, v, is_causal=True), expected)
+    with pytest.raises(pytest.skip.Exception, match="needs a CUDA device"):
+        layers.attention("flash-attn", CPU)
