@@ -43,13 +43,15 @@ def gpus() -> tuple[str, ...]:
 
 
 def occupancies(name: str) -> list[tuple[str | int | float, ...]]:
-    """Of each kernel on a GPU: name, threads, registers, shared bytes, spills, blocks, warps, share, limiter."""
+    """Of each kernel on a GPU: name, threads, registers, shared bytes, spills, blocks, warps, share, limiter, and what
+    one more block needs."""
     gpu, rows = occupancy.GPUS[name], []
     for kernel in kernels.every():
         code, fits = kernel.on(gpu), kernel.occupancy(gpu)
         if code is not None and fits is not None:
             used = (code.threads, code.registers, code.shared + code.dynamic, code.spills)
-            rows.append((kernel.name, *used, fits.blocks, fits.warps, fits.share, fits.limiter))
+            rows.append((kernel.name, *used, fits.blocks, fits.warps, fits.share, fits.limiter,
+                         kernel.one_more(gpu)))  # fmt: skip
     return rows
 
 

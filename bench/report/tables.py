@@ -89,6 +89,8 @@ def occupancy(cells: Cells) -> Table:
         for row in fact["rows"]:
             f = dict(zip(fact["columns"], row, strict=True))
             text = f"{f['blocks']} x {f['threads']}, {100 * f['occupancy']:.3g} %, {f['limiter']}"
+            if f.get("one more"):
+                text += f" (one more: {f['one more']})"
             rows.setdefault(f["kernel"], {})[gpu] = text
     body = [(name, *(texts.get(gpu, "") for gpu in facts)) for name, texts in rows.items()]
     return Table("occupancy-by-gpu", "CUDA and Triton kernels by GPU: blocks x threads, share of the warps, limiter",
