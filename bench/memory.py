@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from bench.measure import MIB, Case
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # proc(5): VmHWM becomes VmRSS
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+WARM = 2  # runs that only first ones take from: pools, threads, packed weights, blocks that were free before
+MOST = 32 << 20  # mallopt(3): where a threshold that adapts stops on 64 bits
 
 
 def _status(field: str) -> int | None:
@@ -37,9 +40,11 @@ def peak_growth(run: Callable[[], Any], device: torch.device, times: int = 2) ->
     On a CPU these are pages that the process holds, so that memory of compiled kernels counts, which torch does not
     see; good to about 1 MiB.
     """
-    run()  # what only a first run takes: pools, threads, packed weights
     once = _on_gpu if device.type == "cuda" else _on_cpu
-    found = [once(run, device) for _ in range(times)]
+    with contextlib.nullcontext() if device.type == "cuda" else pages_given_back():
+        for _ in range(WARM):
+            run()
+        found = [once(run, device) for _ in range(times)]
     return None if None in found else [growth for growth in found if growth is not None]
 
 
@@ -54,8 +59,7 @@ def _on_gpu(run: Callable[[], Any], device: torch.device) -> int:
 
 def _on_cpu(run: Callable[[], Any], _: torch.device) -> int | None:
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # where the C library is not glibc, freed pages may stay
-        ctypes.CDLL(None).malloc_trim(0)
+    trim()
     before = _status("VmRSS")
     try:
         CLEAR.write_text(RESET_PEAK)
@@ -64,6 +68,32 @@ def _on_cpu(run: Callable[[], Any], _: torch.device) -> int | None:
     run()
     peak = _status("VmHWM")
     return None if before is None or peak is None else max(0, peak - before)
+
+
+def trim() -> None:
+    """Give free pages back to the system, where the C library is glibc."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def pages_given_back() -> Iterator[None]:
+    """Freed blocks go back to the system at once: else what glibc keeps of them counts beside what comes next.
+
+    Behind it the thresholds are where they end by themselves in a process that has freed large blocks.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    except (OSError, AttributeError):  # another C library
+        yield
+        return
+    trim()
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_THRESHOLD, MOST)
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * MOST)
 
 
 def require_right_case(case: Case) -> None:

@@ -142,22 +142,33 @@ def test_a_killed_run_resumes_by_shards_and_measures_nothing_twice(tmp_path):
     assert lines(tmp_path)[: len(before)] == before
 
 
-def test_help_lists_our_options_and_selection_is_pytests():
+def test_help_lists_our_options():
     status, printed = run("bench", "--help")
-    assert status == 0
+    assert status == 0 and "how much to measure" in printed
     for option in ("tier", "device", "out", "resume", "seconds", "no-report", "profile"):
         assert f"--bench-{option}" in printed
-    assert "how much to measure" in printed
 
-    status, printed = run("bench", "--collect-only", "-q", "-k", "ladder and LSTM and loop", "--bench-tier", "smoke")
-    assert [line for line in printed.splitlines() if "::" in line] == [
-        f"bench/bench_launch.py::test_ladder[T{T}-LSTM-loop]" for T in (4, 16)
+
+def collected(*arguments):
+    status, printed = run(*arguments, "--collect-only", "-q")
+    assert status == 0, printed
+    return [line for line in printed.splitlines() if "::" in line]
+
+
+def test_selection_is_pytests():
+    asked = ("-k", "(ladder and LSTM and loop) or bench_floors", "-m", "cost and not slow", "--bench-tier", "smoke")
+    ladder = [f"bench/bench_launch.py::test_ladder[T{T}-LSTM-loop]" for T in (4, 16)]
+    found = collected("bench", *asked)
+    assert [name for name in found if "bench_floors" not in name] == ladder and len(found) > len(ladder)
+
+
+def test_the_cells_that_the_gpu_suite_profiles_exist():
+    text = (ROOT / "bench/gpu_suite.sh").read_text()
+    asked = [
+        name.replace("$model", model).replace("$impl", impl)
+        for name in re.findall(r"bench/bench_\S+\]", text)
+        for model in ("LSTM", "transformer")
+        for impl in ("fusednn", "torch.nn")
     ]
-    status, printed = run("bench", "--collect-only", "-q")
-    asked = re.findall(r"bench/bench_\S+\]", (ROOT / "bench/gpu_suite.sh").read_text())
-    assert len(asked) == 3  # the cells that Nsight Compute looks at
-    for name in asked:
-        assert name.replace("$model", "LSTM").replace("$impl", "fusednn") in printed.splitlines()
-    status, printed = run("bench", "--collect-only", "-q", "-m", "cost and not tiers", "--bench-tier", "smoke")
-    names = {line.split("::")[0] for line in printed.splitlines() if "::" in line}
-    assert names == {"bench/bench_floors.py", "bench/bench_occupancy.py"}
+    assert len(set(asked)) == 5
+    assert set(collected(*dict.fromkeys(asked))) == set(asked)

@@ -126,7 +126,7 @@ def test_the_most_memory_in_use_is_that_of_the_largest_moment():
 
     found = memory.peak_growth(run, CPU)
     assert found is not None and len(found) == 2
-    assert all(15 << 20 <= growth <= 18 << 20 for growth in found)
+    assert all(15 << 20 <= growth <= 18 << 20 for growth in found), found
 
 
 def test_a_system_that_does_not_tell_gives_none(monkeypatch, tmp_path):

@@ -132,7 +132,7 @@ def test_smoke_tier_end_to_end(tmp_path):
     occupancy = got["facts"]["bench/bench_occupancy.py::test_theoretical[H200]"]
     assert all(row[occupancy["columns"].index("blocks")] > 0 for row in occupancy["rows"])
     assert "step_forward&lt;Lstm, Bf16, false&gt;" in (tmp_path / "index.html").read_text()
-    assert got["facts"]["bench/bench_memory.py::test_recurrent[LSTM, fusednn-(16, 32)]"]["saved_mib"][0] > 0
+    assert got["facts"]["bench/bench_memory.py::test_recurrent[(16, 32)-LSTM, fusednn]"]["saved_mib"][0] > 0
     tests = {b["fullname"].split("[")[0].removeprefix("bench/") for b in got["benchmarks"]}
     assert {
         "bench_floors.py::test_copy",
