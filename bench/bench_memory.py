@@ -5,15 +5,15 @@ Counted and read from the system, not timed. Lengths are long ones, where what d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from bench import layers
-from bench.cases import attention_case, recurrent_case
-from bench.measure import Case, Measure
-from bench.memory import against_length
+from bench.measure import Measure
+from bench.memory import Peaks, saved
 from bench.tiers import cost, tiers
 
 RECURRENT = {"smoke": ((16, 32),), "standard": ((256, 512, 1024),), "full": ((256, 512, 1024, 2048),)}
@@ -22,30 +22,29 @@ LAYERS = tuple(f"{cell}, {impl}" for impl in (layers.OURS, layers.TORCH) for cel
 MAIN = tuple(name for name in LAYERS if layers.OURS in name or "LSTM" in name)
 
 
+@pytest.fixture(scope="module")
+def peaks(device: torch.device) -> Iterator[Peaks]:
+    with Peaks(device) as process:
+        yield process
+
+
+def record(measure: Measure, peaks: Peaks, kind: str, lengths: tuple[int, ...], impl: str, **fields: Any) -> None:
+    """One system over its lengths."""
+    measure.benchmark.group = "memory"
+    asked = {"impl": impl, **{name: value for name, value in fields.items() if kind == "recurrent" or name != "cell"}}
+    found = {"saved_mib": saved(kind, lengths, measure.device, **asked), "peak_mib": peaks(kind, lengths, **asked)}
+    measure.fact({"lengths": lengths, "impl": impl, **fields, **found}, impl=impl, **fields)
+
+
 @tiers(lengths=RECURRENT, layer={"smoke": (f"LSTM, {layers.OURS}",), "standard": MAIN, "full": LAYERS})
 @cost(1.0)
-def test_recurrent(measure: Measure, device: torch.device, layer: str, lengths: tuple[int, ...]) -> None:
-    measure.benchmark.group = "memory"
+def test_recurrent(measure: Measure, peaks: Peaks, layer: str, lengths: tuple[int, ...]) -> None:
     cell, impl = layer.split(", ")
-    sizes: dict[str, Any] = {"B": 8, "H": 128}
-
-    def make(T: int) -> Case:
-        return recurrent_case(impl, cell, T=T, mode="training", device=device, **sizes)
-
-    found = against_length(lengths, make, device)
-    measure.fact({"lengths": lengths, "cell": cell, "impl": impl, **sizes, **found}, impl=impl, cell=cell, **sizes)
+    record(measure, peaks, "recurrent", lengths, impl, cell=cell, B=8, H=128)
 
 
 @tiers(lengths=ATTENTION)
 @pytest.mark.parametrize("impl", (*layers.ATTENTION, *layers.CUDA_ONLY))
 @cost(1.5)
-def test_attention(measure: Measure, device: torch.device, impl: str, lengths: tuple[int, ...]) -> None:
-    measure.benchmark.group = "memory"
-    sizes: dict[str, Any] = {"B": 1, "N": 2, "E": 64}
-
-    def make(T: int) -> Case:
-        return attention_case(impl, T=T, mode="training", device=device, **sizes)
-
-    found = against_length(lengths, make, device)
-    measure.fact({"lengths": lengths, "cell": "attention", "impl": impl, **sizes, **found},
-                 impl=impl, cell="attention", **sizes)  # fmt: skip
+def test_attention(measure: Measure, peaks: Peaks, impl: str, lengths: tuple[int, ...]) -> None:
+    record(measure, peaks, "attention", lengths, impl, cell="attention", B=1, N=2, E=64)
