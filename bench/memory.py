@@ -92,7 +92,7 @@ def peaks(kind: str, lengths: Sequence[int], device: torch.device, **sizes: Any)
                 leaf.grad = None
 
         grown = peak_growth(run, device)
-        found.append(grown and [growth / MIB for growth in grown])
+        found.append(None if grown is None else [growth / MIB for growth in grown])
     return found
 
 

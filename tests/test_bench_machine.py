@@ -19,7 +19,7 @@ from bench.cases import attention_case, bytes_read, recurrent_case
 from bench.claims import judge_all
 from bench.fields import record
 from bench.query import Cells
-from bench.report import hardware, tables
+from bench.report import hardware, pictures, tables
 from bench.verdict import CONTRADICTED, NOT_MEASURED, SUPPORTED
 from test_bench_report import MACHINE
 from test_bench_trust import FakeWatch, run
@@ -167,6 +167,12 @@ def memory_fact(test, power, **which):
 
 def verdict(found, id, row):
     return next(c for c in found["claims"] if (c["id"], c["row"]) == (id, row))
+
+
+def test_picture_of_memory_needs_no_peak_that_is_known():
+    unknown = memory_fact("test_attention", 1, cell="attention", impl="sdpa-flash")
+    unknown["series"]["peak_mib"] = [None, [0.0, 0.0], None]
+    assert "sdpa-flash" in getattr(pictures.memory(Cells(assembled([unknown]))), "svg", "")
 
 
 @pytest.mark.parametrize("name", ["saved bytes", "peak bytes"])

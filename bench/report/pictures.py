@@ -264,8 +264,8 @@ def memory(cells: Cells) -> Picture | None:
                      "linestyle": "-" if ours else "--" if f["impl"] == "sdpa-flash" else ":"}  # fmt: skip
             peaks = [min(p) if p else math.nan for p in f["peak_mib"]]
             for ax, values in ((left, f["saved_mib"]), (right, peaks)):
-                p = exponent({float(x): [y] for x, y in zip(f["lengths"], values, strict=True) if y > 0})
-                label = f"{f['cell']}, {f['impl']}  $T^{{{p.value:.2f}}}$"
+                known = {float(x): [y] for x, y in zip(f["lengths"], values, strict=True) if y > 0}
+                label = f"{f['cell']}, {f['impl']}{fitted(known, 0)}"
                 ax.plot(f["lengths"], values, label=label, **style)
         for ax, title in ((left, "MiB kept for backward"), (right, "MiB in use at most")):
             log_axes(ax, "T", "", sorted({float(x) for f in facts for x in f["lengths"]}))
