@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import layers
-from bench.cases import recurrent_case
+from bench.cases import on_threads, recurrent_case
 from bench.measure import Measure
 from bench.tiers import cost, tiers
 
@@ -24,16 +24,5 @@ def test_one_sequence(measure: Measure, device: torch.device, impl: str, H: int)
     if every < 2:
         pytest.skip("this machine has one core for torch")
     case = recurrent_case(impl, "LSTM", B=1, T=100, H=H, mode="inference", device=device)
-
-    def on(threads: int):
-        def run():
-            torch.set_num_threads(threads)
-            try:
-                return case.run()
-            finally:
-                torch.set_num_threads(every)
-
-        return run
-
-    one, all_of_them = replace(case, run=on(1)), replace(case, run=on(every))
-    measure.pair(one, all_of_them, basis=f"1 thread / {every} threads")
+    one = replace(case, run=on_threads(case.run, 1), fields={**case.fields, "threads_torch": 1})
+    measure.pair(one, case, basis=f"1 thread / {every} threads")

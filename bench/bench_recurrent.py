@@ -54,3 +54,17 @@ def test_scan(measure: Measure, device: torch.device, mode: str, cell: str, impl
     measure.benchmark.group = f"recurrent scan {mode}"
     B, H = (2, 16) if measure.tier.name == "smoke" else (8, 256)
     measure(recurrent_case(impl, cell, B=B, T=T, H=H, mode=mode, device=device))
+
+
+@tiers(T={"standard": (200,), "full": (200, 1000)})
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("cell", layers.CELLS)
+@pytest.mark.parametrize("mode", ("inference", "training"))
+@cost(0.1)
+def test_half(measure: Measure, device: torch.device, mode: str, cell: str, impl: str, T: int) -> None:
+    """In bfloat16 at the seeds' shape, against cuDNN."""
+    measure.benchmark.group = f"recurrent bfloat16 {mode}"
+    if device.type == "cpu":
+        pytest.skip("every cell on a CPU is in float32")
+    sizes = {"B": 32, "T": T, "H": 512, "mode": mode, "device": device}
+    measure(recurrent_case(impl, cell, dtype=torch.bfloat16, **sizes))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.query import Cells, Unavailable
-from bench.stats import Estimate, exact, line_slope, mean, median
+from bench.stats import Estimate, exact, exponent, line_slope, mean, median
 
 LONG = 50  # exponents in T are fitted from here on: below, fixed costs show
 
@@ -198,10 +198,73 @@ def tanh_median() -> Getter:
     return figure
 
 
-def saved_exponent(test: str, **fields: Any) -> Getter:
+def memory_exponent(test: str, field: str, **which: Any) -> Getter:
+    """Of ``saved_mib`` or ``peak_mib`` in T, from the one system of bench_memory.py with these fields."""
+
     def figure(cells: Cells) -> Figure:
-        got = cells.count_exponent(test, "T", "saved_mib", mode="training", **fields)
-        return Figure(got, "exponent", f"bytes kept for backward, counted, {_t_range(cells, test, **fields)}")
+        name = f"bench_memory.py::{test}"
+        facts = (f for f in cells.facts(name).values() if all(f[k] == v for k, v in which.items()))
+        found = next(facts, None)
+        if found is None:
+            raise Unavailable(cells.why_missing(name, {}))
+        if None in found[field]:
+            raise Unavailable("this system does not tell the most memory that was in use")
+        counted = field == "saved_mib"
+        runs = ([v] if counted else v for v in found[field])
+        points = dict(zip(map(float, found["lengths"]), runs, strict=True))
+        if any(v <= 0 for values in points.values() for v in values):
+            raise Unavailable(f"too little memory to tell in tier {cells.tier}")
+        got = exponent(points)
+        what = "bytes kept for backward, counted" if counted else "most in use above weights and input, two runs"
+        return Figure(got, "exponent", f"training, {what}, T = {', '.join(str(T) for T in found['lengths'])}")
+
+    return figure
+
+
+def _longest(cells: Cells, test: str, **fields: Any) -> dict[str, Any]:
+    """The undisturbed cell of the greatest T."""
+    return max(cells.quiet(test, **fields), key=lambda c: c["extra_info"]["T"])
+
+
+def gap(rung: str) -> Getter:
+    """Share of a sequence's time in which no kernel runs."""
+
+    def figure(cells: Cells) -> Figure:
+        if cells.device == "cpu":
+            raise Unavailable("needs a GPU: the gap is between stream and device time")
+        cell = _longest(cells, "bench_launch.py::test_ladder", cell="LSTM", impl=rung)
+        i = cell["extra_info"]
+        return Figure(_gap(cell), "share of time", f"B = {i['B']}, H = {i['H']}, T = {i['T']}, kernels by CUPTI")
+
+    return figure
+
+
+def _gap(cell: dict[str, Any]) -> Estimate:
+    """With the interval of the median of the rounds."""
+    share, times = cell["extra_info"].get("gap_fraction"), median(cell["stats"]["data"])
+    if share is None:
+        raise Unavailable("the profiler gave no times of kernels")
+    busy = (1 - share) * times.value
+    return Estimate(share, 1 - busy / times.low, 1 - busy / times.high)
+
+
+def utilisation(field: str, model: str) -> Getter:
+    """Percent of a GPU that one of the seeds' models, of torch.nn, keeps in use."""
+
+    def figure(cells: Cells) -> Figure:
+        if cells.device == "cpu":
+            raise Unavailable("needs a GPU and its counters")
+        cell = _longest(cells, "bench_models.py::test_seed_model", cell=f"seed {model}", impl="torch.nn")
+        i = cell["extra_info"]
+        basis = f"inference, B = {i['B']}, T = {i['T']}"
+        if field == "gap_fraction":
+            idle = _gap(cell)
+            busy = Estimate(100 * (1 - idle.value), 100 * (1 - idle.high), 100 * (1 - idle.low))
+            return Figure(busy, "%", f"{basis}, time in which a kernel ran")
+        if i.get(field) is None:
+            raise Unavailable("not measured: bench/gpu_suite.sh has a shard for Nsight Compute and one for the floors")
+        source = "share of the matrix product's" if field == "pct_peak_flops" else i["occupancy_source"]
+        return Figure(exact(i[field]), "%", f"{basis}, {source}")
 
     return figure
 

@@ -54,14 +54,6 @@ class Row:
     figure: Callable[[Cells], Figure]
 
 
-def _missing(reason: str) -> Callable[[Cells], Figure]:
-    def figure(_: Cells) -> Figure:
-        raise Unavailable(reason)
-
-    return figure
-
-
-GPU = "needs a GPU and its counters"
 EXACT_1, EXACT_2 = Rule(0.85, 1.15), Rule(1.85, 2.15)
 OURS, TORCH = "fusednn", "torch.nn"
 LEARNS = Rule(low=90)  # points of accuracy
@@ -78,13 +70,15 @@ ROWS: tuple[Row, ...] = (
       for mode in ("inference", "training") for impl in (OURS, TORCH)),
     *(Row(3, f"seeds' transformer, {impl}", Rule(-0.1, 0.1), f.seed_model_exponent("transformer", impl))
       for impl in (OURS, TORCH)),
-    *(Row(4, what, None, _missing(GPU))
-      for what in ("kernel busy", "SM active", "warps active", "share of peak FLOP/s")),
+    *(Row(4, f"{words}, seeds' {model}", rule, f.utilisation(field, model))
+      for words, field in (("kernel busy", "gap_fraction"), ("SM active", "sm_active_pct"),
+                           ("warps active", "occupancy_achieved"), ("share of peak FLOP/s", "pct_peak_flops"))
+      for model, rule in (("LSTM", Rule(20, 30)), ("transformer", Rule(80, 95)))),
     Row(5, "every rung: the least slope", Rule(low=1), f.least_launch_slope()),
     *(Row(5, f"LSTM, {rung}", Rule(low=1), f.launch_slope("LSTM", rung))
       for rung in ("reference", "loop", "sequence", TORCH)),
-    Row(6, "gap fraction at B <= 4", Rule(low=0.5, strict=True), _missing("needs a GPU: the gap is between stream and "
-                                                                        "device time")),
+    *(Row(6, f"gap fraction, LSTM, B = 1, {rung}", Rule(low=0.5, strict=True), f.gap(rung))
+      for rung in ("loop", TORCH)),
     *(Row(7, f"LSTM, B = 1, {impl}", Rule(high=1.1), f.core_speedup(impl)) for impl in (OURS, TORCH)),
     Row(8, "dL/dx at distance k", Rule(high=-0.06), f.gradient_slope("RNN")),
     Row(8, "norm of the parameters' gradient", Rule(high=-0.06), f.parameter_slope()),
@@ -107,12 +101,12 @@ ROWS: tuple[Row, ...] = (
     Row(13, "LSTM next to the subject", Rule(80, 90), learning.agreement("LSTM", 1, 1)),
     Row(13, "LSTM at a distance of 10 and more", Rule(55, 65), learning.agreement("LSTM", 10, 1000)),
     Row(13, "transformer, where it is worst", Rule(90, 100), learning.worst_agreement("transformer")),
-    Row(14, "RNN: exponent of saved bytes", EXACT_1, f.saved_exponent("bench_recurrent.py::test_time", cell="RNN",
-                                                                     impl=OURS)),
-    Row(14, "attention, plain: exponent of saved bytes", EXACT_2,
-        f.saved_exponent("bench_attention.py::test_time", impl="sdpa-math")),
-    Row(14, "attention, fused: exponent of saved bytes", EXACT_2,
-        f.saved_exponent("bench_attention.py::test_time", impl="sdpa-flash")),
+    *(Row(14, f"{words}: exponent of {name}", rule, f.memory_exponent(test, field, **which))
+      for words, rule, test, which in (
+          *((cell, EXACT_1, "test_recurrent", {"cell": cell, "impl": OURS}) for cell in ("RNN", "LSTM", "GRU")),
+          ("attention, plain", EXACT_2, "test_attention", {"impl": "sdpa-math"}),
+          ("attention, fused", EXACT_2, "test_attention", {"impl": "sdpa-flash"}))
+      for name, field in (("saved bytes", "saved_mib"), ("peak bytes", "peak_mib"))),
     *(Row(14, f"largest batch under a fixed budget, {impl}", Rule(2, 4), f.largest_batch(impl))
       for impl in (OURS, TORCH)),
     *(Row(15, f"training at T = 512, equal parameters, {impl}", Rule(3, 4), f.long_training(impl))

@@ -22,6 +22,7 @@ from bench.results import load
 from bench.stats import Estimate, median
 
 SAME, FAST, SLOW, AMBIGUOUS, CHANGED = "SAME", "FAST", "SLOW", "AMBIGUOUS", "CHANGED"
+STATUSES = (CHANGED, SLOW, AMBIGUOUS, FAST, SAME)  # what asks for a look comes first
 COUNTED = (
     "launches",
     "aten_ops",
@@ -116,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         table.add_row(c.fullname.removeprefix("bench/").replace("[", "\\["), time_text(c.before.value),
                       time_text(c.after.value), f"{c.ratio:.2f}", c.status, c.note)  # fmt: skip
     console.print(table)
-    tally = {s: sum(1 for c in found if c.status == s) for s in (SAME, FAST, SLOW, AMBIGUOUS, CHANGED)}
+    tally = {s: sum(1 for c in found if c.status == s) for s in reversed(STATUSES)}
     console.print(", ".join(f"{n} {s}" for s, n in tally.items()))
     return 1 if tally[SLOW] or tally[CHANGED] else 0
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,7 +16,8 @@ import torch
 from bench import clock, machine, progress
 from bench.check import WrongResult
 from bench.fields import record
-from bench.lines import Lines
+from bench.gpu_state import gpu_state
+from bench.lines import Lines, left_over
 from bench.load import Patience
 from bench.measure import Measure
 from bench.profiled import Profiled
@@ -29,6 +32,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--bench-device", default=None, help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     group.addoption("--bench-out", default="build/report", help="folder of the record and the report")
     group.addoption("--bench-resume", action="store_true", help="keep what an earlier, killed run has measured")
+    group.addoption(
+        "--bench-seconds", type=float, default=None, metavar="S",
+        help="begin no further cell after S seconds; --bench-resume then goes on with the rest",
+    )  # fmt: skip
     group.addoption("--bench-no-report", action="store_true", help="write results.json only")
     group.addoption(
         "--bench-profile", action="store_true", help="run for a profiler to look at; time and record nothing"
@@ -81,7 +88,8 @@ def _seed() -> None:
 @pytest.fixture
 def measure(benchmark: Any, tier: Tier, device: torch.device, request: pytest.FixtureRequest) -> Iterator[Measure]:
     kind = Profiled if request.config.getoption("--bench-profile") else Measure
-    made = kind(benchmark, tier, device, _run(request.config).patience)
+    run = _run(request.config)
+    made = kind(benchmark, tier, device, run.patience, gpu=run.gpu)
     request.node.bench_measure = made
     yield made
 
@@ -100,10 +108,12 @@ class Run:
         self.device = device
         self.tier: Tier = TIERS[str(config.getoption("--bench-tier"))]
         self.patience = Patience(self.tier.patience)
+        self.gpu = gpu_state(device)
         self.out = config.rootpath / str(config.getoption("--bench-out"))
         self.lines: Lines | None = None
         self.bar: progress.Bar | None = None
-        self.texts: dict[str, str] = {}
+        self.ends: float | None = None
+        self.left: list[str] = []
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         # A tier without values leaves pytest's placeholder for an empty parameter set behind: drop it.
@@ -128,7 +138,20 @@ class Run:
             return float(mark.args[0]) if mark else 1.0
 
         if not self.config.option.collectonly:
+            # Each cell collects garbage before it is timed: 0.2 s where that looks at all of torch, scipy and pytest.
+            gc.collect()
+            gc.freeze()
+            seconds = self.config.getoption("--bench-seconds")
+            self.ends = None if seconds is None else time.monotonic() + seconds
             self.bar = progress.Bar({item.nodeid: cost_of(item) for item in session.items})
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        """Leaves a cell to a later shard where the time of this one is over."""
+        if self.ends is None or time.monotonic() < self.ends:
+            return None
+        self.left.append(item.nodeid)
+        return True
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         if report.when == "call" and report.outcome == "passed" and self.config.option.verbose < 0:
@@ -179,16 +202,17 @@ class Run:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        gc.unfreeze()
         if self.bar is not None:
             self.bar.close()
         if self.lines is None or not self.lines.lines:
             return
-        from bench.kept import learnt
+        from bench.kept import last_run, learnt
         from bench.results import assemble, write
 
         facts = machine.facts(self.device)
         results = assemble(
-            list(self.lines.lines.values()),
+            [*self.lines.lines.values(), *map(left_over, self.left)],
             machine_info=facts,
             tier=self.tier.as_dict(),
             commit=self._commit(),
@@ -199,7 +223,7 @@ class Run:
         if not self.config.getoption("--bench-no-report"):
             from bench.report import render
 
-            render(results, self.out)
+            render(results, self.out, last_run(facts))
         session.config._benchmarksession.quiet = self.config.option.verbose < 0  # type: ignore[attr-defined]
 
     def _commit(self) -> dict[str, Any]:
@@ -213,6 +237,10 @@ class Run:
         disturbed = sum(1 for r in self.lines.lines.values() if r["bench"]["extra_info"].get("disturbed"))
         text = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
         terminalreporter.write_line(f"cells: {text}; {disturbed} disturbed by foreign load")
+        if self.left:
+            terminalreporter.write_line(
+                f"{len(self.left)} cells are left: the same command with --bench-resume goes on"
+            )
         terminalreporter.write_line(f"report: {os.path.relpath(self.out / 'index.html')}")
 
     @pytest.hookimpl(tryfirst=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,11 +24,15 @@ class _Counter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Launches:
-    """Operator calls of one run. ``launches`` leaves out views, which move no data."""
+    """Operator calls of one run. ``launches`` leaves out views, which move no data.
+
+    ``busy`` is for how many seconds a kernel ran on the device; None on a CPU, where work is not queued.
+    """
 
     aten_ops: int
     launches: int
     source: str
+    busy: float | None = None
 
 
 def count_launches(run: Callable[[], Any], device: torch.device) -> Launches:
@@ -38,10 +43,21 @@ def count_launches(run: Callable[[], Any], device: torch.device) -> Launches:
     work = sum(1 for call in counter.calls if not getattr(call, "is_view", False))
     if device.type != "cuda":
         return Launches(calls, work, "TorchDispatchMode")
-    return Launches(calls, _cuda_kernels(run), "torch.profiler")
+    kernels = _cuda_kernels(run)
+    return Launches(calls, len(kernels), "torch.profiler", 1e-6 * covered(kernels))
 
 
-def _cuda_kernels(run: Callable[[], Any]) -> int:
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """The length of the union of spans: kernels that run side by side keep a device busy once."""
+    total, reached = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _cuda_kernels(run: Callable[[], Any]) -> list[tuple[float, float]]:
+    """Start and end of each kernel of one run, in microseconds."""
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -50,7 +66,8 @@ def _cuda_kernels(run: Callable[[], Any]) -> int:
         run()
         torch.cuda.synchronize()
     events = p.events() or []
-    return sum(1 for e in events if e.device_type == DeviceType.CUDA and not e.name.startswith(("Memcpy", "Memset")))
+    kernels = (e for e in events if e.device_type == DeviceType.CUDA and not e.name.startswith(("Memcpy", "Memset")))
+    return [(e.time_range.start, e.time_range.end) for e in kernels]
 
 
 @dataclass

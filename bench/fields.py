@@ -18,6 +18,9 @@ MEMORY = ("peak_mem_mib", "saved_mib", "state_bytes")
 TRUST = ("max_err", "err_budget", "foreign_cpus", "rejected_rounds", "disturbed", "skip_reason")
 MODEL = ("params", "ratio", "ratio_low", "ratio_high", "other", "held_out_bits", "unigram_bits", "train_bytes")
 GRADIENT = ("slope", "slope_low", "slope_high", "slope_of")
+TEXTS = ("impl", "cell", "basis", "dtype", "mode", "device", "clock", "l2", "launch_source", "occupancy_limiter",
+         "occupancy_source", "throttle", "skip_reason", "other", "slope_of")  # fmt: skip
+FLAGS = ("disturbed",)
 FIELDS = (*IDENTITY, *TIMES, *COUNTS, *KERNEL, *MEMORY, *TRUST, *MODEL, *GRADIENT)
 
 

@@ -6,9 +6,10 @@
 #   tests      Python and C++ tests on the GPU
 #   sanitizer  compute-sanitizer (memcheck, racecheck, initcheck, synccheck) over the C++ tests
 #   floors     what a launch, a barrier and a trip of data cost at least, one JSON object a line
-#   ladder     pytest bench: the rungs, the layers against torch.nn (cuDNN), occupancy
-#   duels      pytest bench: recurrence against attention, the models, claims; goes on where ladder stopped
-#   ncu        Nsight Compute on launches of every rung and of attention: time, occupancy, throughput
+#   ladder     pytest bench: floors and peaks, the rungs, the layers against torch.nn (cuDNN), occupancy
+#   duels      pytest bench: all the rest; goes on where the last shard stopped, so call it again while cells are left
+#   ncu        Nsight Compute on cells of these results, and on launches of every rung and of attention: time, occupancy,
+#              throughput; what it counted joins the results, claims are judged and the report is drawn anew
 #
 # Needs python3 with torch (CUDA) and what `pip install -e .[bench,test,profile]` brings (transformers apart), nvcc, cmake and
 # ninja; no network.
@@ -64,12 +65,14 @@ floors() {
   grep '^{' "$OUT/floors.log" > "$OUT/floors.jsonl"
 }
 
+# A shard begins no cell after its seconds; the limit is for a cell that hangs.
 ladder() {
-  step ladder 500 python3 -m pytest bench -k "launch or recurrent or occupancy" --bench-resume --bench-out "$OUT/report"
+  step ladder 540 python3 -m pytest bench -k "floors or launch or recurrent or occupancy" --bench-seconds 400 \
+    --bench-resume --bench-out "$OUT/report"
 }
 
 duels() {
-  step duels 520 python3 -m pytest bench --bench-resume --bench-out "$OUT/report"
+  step duels 540 python3 -m pytest bench --bench-seconds 400 --bench-resume --bench-out "$OUT/report"
 }
 
 # ncu NAME TARGET...: counters of a few launches, as a table in OUT/ncu.txt and as CSV in OUT/NAME.csv.
@@ -80,10 +83,18 @@ ncu_of() {
   timeout 60 python3 -m fusednn profile --tool ncu --launches 4 --out "build/gpu/$name" -- "$@" >> "$OUT/ncu.txt" 2>&1 \
     || failed+=("ncu $name")
   cp "build/gpu/$name/ncu-0.csv" "$OUT/ncu-$name.csv" 2> /dev/null || true
+  folders+=("build/gpu/$name")
 }
 
 ncu_() {
-  local one="--repeat 1 --time 16"
+  local one="--repeat 1 --time 16" folders=()
+  for model in LSTM transformer; do # claim 4
+    ncu_of "seed-$model" "bench/bench_models.py::test_seed_model[T200-$model-torch.nn]"
+  done
+  for impl in fusednn torch.nn; do
+    ncu_of "layer-$impl" "bench/bench_recurrent.py::test_time[T200-inference-LSTM-$impl]"
+  done
+  ncu_of attention-layer "bench/bench_attention.py::test_time[T1024-inference-fusednn-triton]"
   for dtype in bfloat16 float32; do
     for strategy in gemm step graph cluster grid; do
       # shellcheck disable=SC2086
@@ -95,6 +106,7 @@ ncu_() {
   for hidden in 512 1024; do # eight heads of 64 and of 128
     ncu_of "attention-$hidden" attention --repeat 1 --batch 4 --time 4096 --hidden $hidden --dtype bfloat16 --training
   done
+  step achieved 120 python3 -m bench.achieved "$OUT/report/results.json" "${folders[@]}"
   (cd "$OUT" && tar czf ncu.tar.gz ncu-*.csv && rm -f ncu-*.csv)
 }
 

@@ -12,8 +12,11 @@ from bench import learning_figures as learning
 from bench import users
 from bench.crossover import CROSSOVER
 from bench.machine import slug
-from bench.report import crossover_map
+from bench.query import Cells
+from bench.report import crossover_map, stamp
+from bench.report.pictures import draw_all
 from bench.results import incomplete, load
+from bench.schema import problems
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path("bench/results")
@@ -65,13 +68,16 @@ class Suite:
         return replaced(now, f"{BEGIN}\n{self.text(self.stored(root))}{END}")
 
     def check(self, root: Path = ROOT) -> str | None:
-        """What is wrong with the page, or None."""
+        """What is wrong with the page or its pictures, or None."""
+        if reason := old_pictures(self.stored_as, self.pictures, root):
+            return reason
         if self.page is None or self.paged(root) == (root / self.page).read_text(encoding="utf-8"):
             return None
         return f"{self.page.as_posix()} differs from its results; run: python -m bench.publish --readme-only"
 
     def write(self, root: Path = ROOT) -> None:
-        """Bring the page up to date."""
+        """Bring the page and its pictures up to date."""
+        redraw(self.stored_as, self.pictures, root)
         if self.page is not None:
             (root / self.page).write_text(self.paged(root), encoding="utf-8")
             print(f"{self.page.as_posix()} written")
@@ -79,13 +85,11 @@ class Suite:
     def keep(self, report: Path, root: Path = ROOT) -> None:
         """Keep a run's results and pictures, and bring the page up to date; refuses what is not a whole run."""
         results = load(report / "results.json")
-        if reason := self.refusal(results):
+        if reason := self.refusal(results) or "; ".join(problems(results)[:5]):
             raise SystemExit(f"{(report / 'results.json').as_posix()} is not kept: {reason}")
         target = folder_of(results) / self.stored_as
         (root / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(report / "results.json", root / target)
-        for picture in self.pictures:
-            shutil.copy(report / picture, (root / target).parent / picture)
         print(f"kept in {target.as_posix()}")
         self.write(root)
 
@@ -97,9 +101,35 @@ MAP = Suite(CROSSOVER, "bench_crossover.py", ("sequence", "decode"), Path("docs/
 SUITES = (USERS, LEARNING, MAP)
 
 
+def redraw(stored_as: str, names: Iterable[str], root: Path = ROOT) -> None:
+    """Draw the pictures of every machine's results that are not of these results."""
+    for source in sorted((root / RESULTS).glob(f"*/{stored_as}")):
+        missing = [name for name in names if not stamp.is_of(source.parent / name, source)]
+        drawn = {f"{p.name}.png": p.png for p in draw_all(Cells(load(source)))} if missing else {}
+        for name in missing:
+            if name in drawn:
+                stamp.keep(source.parent / name, drawn[name], source)
+
+
+def old_pictures(stored_as: str, names: Iterable[str], root: Path = ROOT) -> str | None:
+    """Which of the pictures were drawn from other results, or None."""
+    sources = sorted((root / RESULTS).glob(f"*/{stored_as}"))
+    old = [
+        source.parent / name for source in sources for name in names if not stamp.is_of(source.parent / name, source)
+    ]
+    words = ", ".join(path.relative_to(root).as_posix() for path in old)
+    return f"{words}: not drawn from {stored_as}; run: python -m bench.publish --readme-only" if old else None
+
+
 def folder_of(results: dict[str, Any]) -> Path:
     """Where this machine's results live, relative to the repository."""
     return RESULTS / slug(results["machine_info"]["device_name"])
+
+
+def last_run(machine_info: dict[str, Any], root: Path = ROOT) -> dict[str, Any] | None:
+    """The run of a machine that was kept last, for a report to compare with, or None."""
+    path = root / folder_of({"machine_info": machine_info}) / "results.json"
+    return load(path) if path.exists() else None
 
 
 def learnt(machine_info: dict[str, Any], root: Path = ROOT) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -42,13 +43,15 @@ def gpus() -> tuple[str, ...]:
 
 
 def occupancies(name: str) -> list[tuple[str | int | float, ...]]:
-    """Of each kernel on a GPU: name, threads, registers, shared bytes, spills, blocks, warps, share, limiter."""
+    """Of each kernel on a GPU: name, threads, registers, shared bytes, spills, blocks, warps, share, limiter, and what
+    one more block needs."""
     gpu, rows = occupancy.GPUS[name], []
     for kernel in kernels.every():
         code, fits = kernel.on(gpu), kernel.occupancy(gpu)
         if code is not None and fits is not None:
             used = (code.threads, code.registers, code.shared + code.dynamic, code.spills)
-            rows.append((kernel.name, *used, fits.blocks, fits.warps, fits.share, fits.limiter))
+            rows.append((kernel.name, *used, fits.blocks, fits.warps, fits.share, fits.limiter,
+                         kernel.one_more(gpu)))  # fmt: skip
     return rows
 
 
@@ -119,6 +122,18 @@ def probe(layer: nn.Module, *inputs: Tensor) -> None:
         pytest.skip(str(error))
 
 
+def probe_attention(attend: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """Skip where torch's pinned backend takes no such input: fp32 has no flash attention on a GPU."""
+    try:
+        with torch.no_grad():
+            attend(*inputs)
+    except RuntimeError as error:
+        if "No available kernel" not in str(error):
+            raise
+        dtype = str(inputs[0].dtype).removeprefix("torch.")
+        pytest.skip(f"torch has no such kernel for {dtype} here")
+
+
 def pinned(backend: SDPBackend, call: Callable[..., Any]) -> Callable[..., Any]:
     """The same call, in which torch's attention has one backend."""
 
@@ -152,13 +167,24 @@ CUDA_ONLY: dict[str, Callable[..., Tensor]] = {
 }
 
 
+FLASH_ATTN = "flash-attn"  # the package; 16 bits only
+
+
+def _flash_attn(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
+    """Its function takes and gives ``[B, T, N, E]``."""
+    function = importlib.import_module("flash_attn").flash_attn_func
+    return function(*(t.transpose(1, 2) for t in (q, k, v)), causal=is_causal).transpose(1, 2)
+
+
 def attention(impl: str, device: torch.device) -> Callable[..., Tensor]:
     """An attention function ``f(q, k, v, is_causal=...)`` on ``[B, N, T, E]``; skips where it can't run."""
-    if impl in CUDA_ONLY and device.type != "cuda":
+    if impl in (*CUDA_ONLY, FLASH_ATTN) and device.type != "cuda":
         pytest.skip(f"{impl} needs a CUDA device")
+    if impl == FLASH_ATTN and importlib.util.find_spec("flash_attn") is None:
+        pytest.skip("the package flash-attn is not installed")
     if impl.startswith("fusednn") and not hasattr(getattr(fusednn, "functional", None), "scaled_dot_product_attention"):
         pytest.skip(MISSING or "fusednn has no scaled_dot_product_attention yet")
-    return {**ATTENTION, **CUDA_ONLY}[impl]
+    return {**ATTENTION, **CUDA_ONLY, FLASH_ATTN: _flash_attn}[impl]
 
 
 def modified(query: Tensor, key: Tensor, value: Tensor, **modifiers: Any) -> Tensor:

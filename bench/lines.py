@@ -7,8 +7,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+from bench.fields import record
+
 DONE = ("measured", "fact")  # what a resumed run keeps
 KINDS = (*DONE, "skipped", "wrong", "failed")
+LEFT = "left"  # for a later shard: stands in the results of this one, and not on disk
+
+
+def left_over(fullname: str) -> dict[str, Any]:
+    """The row of a cell that this shard had no time for."""
+    bench = {"fullname": fullname, "extra_info": record(skip_reason="left to a later shard: --bench-resume goes on")}
+    return {"kind": LEFT, "fullname": fullname, "bench": bench, "series": {}}
 
 
 def clean(value: Any) -> Any:

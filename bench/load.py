@@ -5,7 +5,8 @@ figure is (busy time of the machine - time of our own processes) / wall time, in
 children, and its ancestors: the shell, make or the editor that shows our progress works for us.
 
 The kernel counts busy time in ticks of 10 ms, so one round of a millisecond can't be judged. Rounds are therefore
-collected into windows of at least `WINDOW` seconds, and a window is kept or rejected as a whole.
+collected into windows of at least `WINDOW` seconds, and a window is kept or rejected as a whole. On a GPU a window also
+goes where the clock dropped or the driver held it back (`bench.gpu_state`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import time
 from dataclasses import dataclass, field
 
 import psutil
+
+from bench.gpu_state import GpuState, Reading
 
 THRESHOLD = 0.1  # CPUs taken by others above which a window is rejected
 WINDOW = 0.25  # seconds; ticks are 10 ms, so the figure is good to about 0.05 CPU
@@ -84,6 +87,7 @@ class Window:
     foreign: float
     hosts: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    gpu: Reading | None = None
 
 
 @dataclass
@@ -101,6 +105,7 @@ class Judge:
     threshold: float = THRESHOLD
     window: float = WINDOW
     watch: Watch = field(default_factory=Watch)
+    gpu: GpuState | None = None
     kept: list[Window] = field(default_factory=list)
     rejected: list[Window] = field(default_factory=list)
     _pending: list[float] = field(default_factory=list)
@@ -131,8 +136,10 @@ class Judge:
 
     def _close(self) -> None:
         stride = -(-len(self._pending) // KEEP)  # thousands of short rounds say no more than an even sample of them
-        window = Window(self._pending[::stride], self.watch.read(), self._hosts[::stride], sum(self._pending))
-        (self.kept if window.foreign <= self.threshold else self.rejected).append(window)
+        reading = self.gpu.read() if self.gpu else None
+        window = Window(self._pending[::stride], self.watch.read(), self._hosts[::stride], sum(self._pending), reading)
+        held_back = self.gpu is not None and self.gpu.disturbs(reading)
+        (self.rejected if window.foreign > self.threshold or held_back else self.kept).append(window)
         self._pending, self._hosts = [], []
 
     @property
@@ -164,7 +171,13 @@ class Judge:
         rounds = [d for w in chosen for d in w.durations]
         weight = sum(w.seconds for w in chosen)
         foreign = sum(w.foreign * w.seconds for w in chosen) / weight if weight else 0.0
-        return Verdict(rounds, [h for w in chosen for h in w.hosts], foreign, rejected, disturbed)
+        readings = [w.gpu for w in chosen if w.gpu is not None]
+        reasons = sorted({reason for r in readings for reason in r.reasons})
+        return Verdict(
+            rounds, [h for w in chosen for h in w.hosts], foreign, rejected, disturbed,
+            sm_mhz=min((r.mhz for r in readings), default=None),
+            throttle=(", ".join(reasons) or "none") if readings else None,
+        )  # fmt: skip
 
 
 @dataclass
@@ -186,10 +199,12 @@ class Patience:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge let through."""
+    """What a judge let through. ``sm_mhz`` is the lowest clock of its windows; None without a GPU's readings."""
 
     durations: list[float]
     hosts: list[float]
     foreign_cpus: float
     rejected_rounds: int
     disturbed: bool
+    sm_mhz: int | None = None
+    throttle: str | None = None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bench import check, clock, count
 from bench.fields import record
+from bench.gpu_state import GpuState
 from bench.load import Judge, Patience, Verdict, Watch
 from bench.stats import paired_ratio
 from bench.tiers import Tier
@@ -30,6 +31,7 @@ class Case:
 
     ``run`` is one timed execution. ``results``, ``torchs`` and ``truth`` give the tensors to compare: ours, torch's own
     in the same dtype, and the truth in fp64. ``forward`` is the part whose saved tensors count as training memory.
+    ``reads`` are the bytes that come in: with those of the results, the least that must move.
     """
 
     run: Callable[[], Any]
@@ -41,6 +43,7 @@ class Case:
     known: Sequence[Tensor] = ()
     flops: int | None = None
     bytes_min: int | None = None
+    reads: int | None = None
     tokens: int | None = None
     series: dict[str, Any] = field(default_factory=dict)
 
@@ -50,16 +53,18 @@ class Measure:
 
     def __init__(
         self, benchmark: Any, tier: Tier, device: torch.device, patience: Patience | None = None,
-        watch: Watch | None = None,
+        watch: Watch | None = None, gpu: GpuState | None = None,
     ) -> None:  # fmt: skip
         self.benchmark = benchmark
         self.tier = tier
         self.device = device
         self.watch = watch or Watch()
+        self.gpu = gpu
         self.patience = patience or Patience(tier.patience)
         self.series: dict[str, Any] = {}
         self.info: dict[str, Any] = {}
         self.is_fact = False
+        self._busy: float | None = None
 
     def __call__(self, case: Case, *, counts: bool = True) -> Verdict:
         """Check, count and time ``case``; returns the rounds that count."""
@@ -115,12 +120,15 @@ class Measure:
     def _judge(self, share: int = 1) -> Judge:
         t = self.tier
         limit = self.patience.limit(t.limit, least=max(t.seconds, t.window) + t.window)
-        return Judge(t.rounds, t.seconds * share, limit * share, window=t.window, watch=self.watch)
+        return Judge(t.rounds, t.seconds * share, limit * share, window=t.window, watch=self.watch, gpu=self.gpu)
 
     def _checked(self, case: Case) -> check.Error | None:
         if case.results is None or case.torchs is None or case.truth is None:
             return None
-        return check.worst_error(case.results(), case.torchs(), case.truth())
+        results = case.results()
+        if case.reads is not None:
+            case.bytes_min = case.reads + sum(t.nbytes for t in results)
+        return check.worst_error(results, case.torchs(), case.truth())
 
     def _prepare(self, case: Case) -> None:
         fields = {"device": self.device.type, "threads_torch": torch.get_num_threads(), "seed": 0, **case.fields}
@@ -134,6 +142,7 @@ class Measure:
 
     def _count(self, case: Case) -> None:
         launches = count.count_launches(case.run, self.device)
+        self._busy = launches.busy
         steps = case.fields.get("T")
         self.info.update(launches=launches.launches, aten_ops=launches.aten_ops, launch_source=launches.source,
                          launches_per_step=launches.launches / steps if steps else None)  # fmt: skip
@@ -174,9 +183,12 @@ class Measure:
         steps, tokens = case.fields.get("T"), case.tokens
         self.info.update(
             clock=clock.clock_name(),
+            l2="warm",  # the same tensors every round
             foreign_cpus=verdict.foreign_cpus,
             rejected_rounds=verdict.rejected_rounds,
             disturbed=verdict.disturbed,
+            sm_mhz=verdict.sm_mhz,
+            throttle=verdict.throttle,
             us_per_step=seconds / steps * 1e6 if steps else None,
             us_per_token=seconds / tokens * 1e6 if tokens else None,
             tokens_per_s=tokens / seconds if tokens else None,
@@ -185,6 +197,9 @@ class Measure:
             bytes_min=case.bytes_min,
             gbps=case.bytes_min / seconds * 1e-9 if case.bytes_min else None,
         )
+        if self._busy is not None:
+            self.info["gap_fraction"] = 1 - self._busy / seconds
+            self.info["launch_us_per_step"] = (seconds - self._busy) / steps * 1e6 if steps else None
         if host and steps and verdict.hosts:
             self.info["host_us_per_step"] = sorted(verdict.hosts)[len(verdict.hosts) // 2] / steps * 1e6
         self._set(self.info)

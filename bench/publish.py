@@ -1,9 +1,9 @@
 """Keep a machine's results: ``python -m bench.publish [build/report]``.
 
-Copies the results file and the pictures to ``bench/results/<device>/`` and writes the README's table and picture
-between its markers. ``--users``, ``--learning`` and ``--crossover FOLDER`` keep the results of a suite with a tier of
-its own instead (`bench.kept`), and write its page. ``--check`` writes nothing and fails where a page differs from its
-results.
+Copies the results file to ``bench/results/<device>/``, draws the pictures from it, and writes the README's table and
+picture between its markers. ``--users``, ``--learning`` and ``--crossover FOLDER`` keep the results of a suite with a
+tier of its own instead (`bench.kept`), and write its page. ``--check`` writes nothing and fails where a page or a
+picture differs from its results.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bench.kept import BEGIN, END, ROOT, SUITES, folder_of, replaced
+from bench.kept import BEGIN, END, ROOT, SUITES, folder_of, old_pictures, redraw, replaced
+from bench.lines import LEFT
 from bench.progress import time_text
 from bench.query import Cells
 from bench.report.tables import Table
 from bench.results import load
+from bench.schema import problems
 from bench.stats import median
 
+RESULTS_FILE = "results.json"
 PICTURES = ("ladder.png", "duel.png", "language-models.png")
 
 
@@ -117,7 +120,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(argv)
     if given.check:
-        wrong = [reason for reason in (check(), *(suite.check() for suite in SUITES)) if reason]
+        wrong = [
+            reason
+            for reason in (check(), old_pictures(RESULTS_FILE, PICTURES), *(suite.check() for suite in SUITES))
+            if reason
+        ]
         print("\n".join(wrong) or "README.md and the pages agree with their results")
         return 1 if wrong else 0
     runs = [(suite, folder) for suite in SUITES if (folder := getattr(given, suite.name))]
@@ -129,14 +136,16 @@ def main(argv: list[str] | None = None) -> int:
     if source is None:
         raise SystemExit("README.md names no results file between its markers")
     results = load(source)
+    if wrong := problems(results):
+        raise SystemExit(f"{source.as_posix()}: {'; '.join(wrong[:5])}")
+    if any(row["kind"] == LEFT for row in results["not_measured"]):
+        raise SystemExit(f"{source.as_posix()} is one shard of a run: --bench-resume goes on")
     if not given.readme_only:
         target = ROOT / folder_of(results)
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target / "results.json")
-        for name in PICTURES:
-            if (given.report / name).exists():
-                shutil.copy(given.report / name, target / name)
         print(f"kept in {folder_of(results).as_posix()}")
+    redraw(RESULTS_FILE, PICTURES)
     readme = ROOT / "README.md"
     readme.write_text(replaced(readme.read_text(encoding="utf-8"), block(results)), encoding="utf-8")
     print("README.md written")

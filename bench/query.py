@@ -101,5 +101,10 @@ class Cells:
             if f"{test}[" in name
         }
 
+    def facts_of(self, test: str) -> list[dict[str, Any]]:
+        """The same of a test with or without parameters, without them."""
+        facts = self.results.get("facts", {})
+        return [series for name, series in facts.items() if name.split("[", 1)[0].endswith(test)]
+
     def series(self, cell: dict[str, Any]) -> dict[str, Any]:
         return self.results["series"].get(cell["fullname"], {})

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import peaks
 from bench.claims import judge_all
 from bench.lines import DONE, clean
 
@@ -49,6 +50,7 @@ def assemble(
         "facts": {row["fullname"]: row["series"] for row in rows if row["kind"] == "fact"},
         "series": {row["fullname"]: row["series"] for row in measured if row["series"]},
     }
+    peaks.fill(results)
     results["claims"] = judge_all(results, learnt)
     return clean(results)
 

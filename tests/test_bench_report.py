@@ -8,11 +8,12 @@ import re
 
 import pytest
 
-from bench import claims, compare, publish, results
+from bench import claims, compare, kept, publish, results
 from bench.claims import CLAIMS, ROWS, judge_all
 from bench.fields import record
 from bench.lines import Lines
 from bench.report import render
+from bench.schema import problems
 from bench.verdict import CONTRADICTED, MIXED, NOT_MEASURED, SUPPORTED, VERDICTS
 
 MACHINE = {"device": "cpu", "device_name": "Test CPU (R) 3000", "cpu_model": "Test CPU", "cpu_count": 2,
@@ -95,7 +96,7 @@ def test_verdicts_come_from_the_figures(found):
     assert claim(found, 5, "LSTM, sequence")["verdict"] == CONTRADICTED
     assert claim(found, 5, "every rung: the least slope")["measured"] == pytest.approx(0)
     assert claim(found, 2, "as posed, inference, fusednn")["verdict"] == MIXED  # 1.98 to 2.02 against 2 to 4
-    assert claim(found, 4, "SM active")["reason"] == "needs a GPU and its counters"
+    assert claim(found, 4, "SM active, seeds' LSTM")["reason"] == "needs a GPU and its counters"
 
 
 def test_disturbed_cells_carry_no_verdict(found):
@@ -243,3 +244,67 @@ def test_rows_of_the_table_name_their_rule():
         judged = claims.judge_row(r, claims.Cells(results.assemble([], MACHINE, {"name": "smoke", "seeds": 1}, {}, "")))
         assert judged["verdict"] == NOT_MEASURED
         assert judged["reason"]
+
+
+@pytest.mark.parametrize("file", sorted(publish.ROOT.glob("bench/results/*/*.json")), ids=lambda f: f"{f.parent.name}")
+def test_kept_results_are_what_a_results_file_must_be(file):
+    assert problems(json.loads(file.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda r: r.pop("claims"), "claims: expected list"),
+        (lambda r: r["benchmarks"][0]["stats"]["data"].append(float("nan")), "rounds that are no times"),
+        (lambda r: r["benchmarks"][0]["extra_info"].update(colour="red"), "colour is not a field"),
+        (lambda r: r["benchmarks"][0]["extra_info"].update(tflops="3"), "tflops: expected a number"),
+        (lambda r: r["benchmarks"][0]["extra_info"].update(occupancy_achieved=120.0), "120.0 %"),
+        (lambda r: r["benchmarks"][0]["extra_info"].update(max_err=2.0, err_budget=1.0), "in spite of a wrong result"),
+        (lambda r: r["benchmarks"].append(r["benchmarks"][0]), "twice"),
+        (lambda r: r["not_measured"][0]["extra_info"].update(skip_reason=None), "no reason"),
+        (lambda r: r["claims"][0].update(verdict="TRUE"), "verdict 'TRUE'"),
+        (lambda r: claim(r, 1, "LSTM, fusednn").update(interval=[5.0, 6.0]), "outside its interval"),
+        (lambda r: r["commit_info"].update(id="/home/somebody"), "a path of somebody's machine"),
+    ],
+)
+def test_a_spoilt_results_file_is_refused(found, spoil, said):
+    found["machine_info"] = {**found["machine_info"], "system": "Linux"}
+    assert problems(found) == []
+    spoil(found)
+    assert any(said in wrong for wrong in problems(found))
+
+
+def test_kept_pictures_are_of_their_results():
+    assert kept.old_pictures(publish.RESULTS_FILE, publish.PICTURES) is None
+
+
+def test_a_picture_of_other_results_is_told_and_drawn_anew(found, tmp_path):
+    source = tmp_path / kept.folder_of(found) / "results.json"
+    results.write(found, source)
+    kept.redraw("results.json", ["ladder.png"], tmp_path)
+    assert kept.old_pictures("results.json", ["ladder.png"], tmp_path) is None
+    found["datetime"] = "2026-01-03T03:04:05+00:00"
+    results.write(found, source)
+    assert "ladder.png: not drawn from results.json" in (
+        kept.old_pictures("results.json", ["ladder.png"], tmp_path) or ""
+    )
+
+
+def test_page_compares_with_the_kept_run_what_asks_for_a_look_first(found, tmp_path):
+    before = slowed(found, 0.5)
+    before["datetime"] = "2026-01-01T00:00:00+00:00"
+    before["benchmarks"][1]["extra_info"]["launches"] += 1
+    page = render(found, tmp_path, before).read_text()
+    assert "Against the kept run of 2026-01-01: 1 CHANGED, 1 SLOW" in page
+    lines = (tmp_path / "tables" / "comparison.md").read_text().splitlines()
+    assert [line.split(" | ")[4] for line in lines[2:]] == ["CHANGED", "SLOW"]
+    before["machine_info"] = {**before["machine_info"], "device_name": "another"}
+    assert "Against the kept run" not in render(found, tmp_path, before).read_text()
+
+
+def test_report_in_markdown_has_every_picture_and_table(found, tmp_path):
+    render(found, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert all(f"({path.name})" in text for path in tmp_path.glob("*.png"))
+    assert all(f"(tables/{path.name})" in text for path in (tmp_path / "tables").glob("*.md"))
+    assert "&" not in text.replace("&middot;", "")

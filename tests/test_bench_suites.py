@@ -16,6 +16,7 @@ from bench.count import parameter_count
 from bench.models import EncoderStack, Factory, SeedLSTM, SeedTransformer, byte_lm, recurrent_stack
 from bench.models.byte_lm import KINDS
 from bench.models.stacks import EQUAL_LAYERS, equal_flops_ff
+from bench.schema import problems
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parent.parent
@@ -131,10 +132,18 @@ def test_smoke_tier_end_to_end(tmp_path):
     occupancy = got["facts"]["bench/bench_occupancy.py::test_theoretical[H200]"]
     assert all(row[occupancy["columns"].index("blocks")] > 0 for row in occupancy["rows"])
     assert "step_forward&lt;Lstm, Bf16, false&gt;" in (tmp_path / "index.html").read_text()
+    assert got["facts"]["bench/bench_memory.py::test_recurrent[(16, 32)-LSTM, fusednn]"]["saved_mib"][0] > 0
     tests = {b["fullname"].split("[")[0].removeprefix("bench/") for b in got["benchmarks"]}
-    assert {"bench_launch.py::test_ladder", "bench_duel.py::test_stacks", "bench_models.py::test_byte_lm"} <= tests
+    assert {
+        "bench_floors.py::test_copy",
+        "bench_launch.py::test_ladder",
+        "bench_duel.py::test_stacks",
+        "bench_models.py::test_byte_lm",
+    } <= tests
     assert {r["kind"] for r in got["not_measured"]} <= {"skipped"}
     assert all(r["extra_info"]["skip_reason"] for r in got["not_measured"])
+    floors = [b for b in got["benchmarks"] if "bench_floors.py" in b["fullname"]]
+    assert problems(got) == []
     for b in got["benchmarks"]:
         info = b["extra_info"]
         assert b["stats"]["median"] > 0
@@ -144,7 +153,9 @@ def test_smoke_tier_end_to_end(tmp_path):
             assert info["max_err"] <= info["err_budget"]
         if info["device"] == "cpu":
             assert info["sm_active_pct"] is None
-            assert info["peak_mem_mib"] is None
+            assert info["peak_mem_mib"] is None and info["gap_fraction"] is None and info["sm_mhz"] is None
+        if info["tflops"] is not None and not any(c["extra_info"]["disturbed"] for c in floors):
+            assert info["pct_peak_flops"] > 0
     ladder = {(b["extra_info"]["cell"], b["extra_info"]["impl"], b["extra_info"]["T"]): b["extra_info"]["launches"]
               for b in got["benchmarks"] if "test_ladder" in b["fullname"]}  # fmt: skip
     for cell in ("RNN", "LSTM", "GRU"):
@@ -154,61 +165,3 @@ def test_smoke_tier_end_to_end(tmp_path):
         assert ladder["LSTM", "loop", 16] - ladder["LSTM", "loop", 4] == 12
     assert str(ROOT) not in (tmp_path / "results.json").read_text()
     assert str(ROOT) not in (tmp_path / "index.html").read_text()
-
-
-SUITE = """
-import time
-import pytest
-import torch
-from bench.measure import Case
-from bench.tiers import tiers
-
-@tiers(name={"smoke": ("first", "second", "slowed", "wrong")})
-def test_made_up(measure, name):
-    truth = torch.ones(3, dtype=torch.float64)
-    def run():
-        time.sleep(0.06 if name == "slowed" else 0.02)
-        return [torch.ones(3) * (1.001 if name == "wrong" else 1)]
-    measure(Case(run, {"impl": "x", "T": 4, "dtype": "float32"}, run, lambda: [truth.float()], lambda: [truth]))
-"""
-
-
-@pytest.fixture(scope="module")
-def made_up(tmp_path_factory):
-    """One made-up suite, run under our conftest: exit status and results."""
-    folder = tmp_path_factory.mktemp("suite")
-    (folder / "bench_made_up.py").write_text(SUITE)
-    out = folder / "out"
-    done = run(
-        *("-p", "bench.conftest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), str(folder)),
-        *("--bench-tier", "smoke", "--bench-out", str(out), "--bench-no-report"),
-    )
-    return done, json.loads((out / "results.json").read_text())
-
-
-def only(results, name):
-    """The results with one case, under a name that all cases share."""
-    found = [dict(b, fullname="made_up") for b in results["benchmarks"] if name in b["fullname"]]
-    for b in found:  # a shared machine may have disturbed these; the question here is the comparison
-        b["extra_info"]["disturbed"] = False
-    return {**results, "benchmarks": found}
-
-
-def test_a_kernel_slowed_on_purpose_is_slow_and_twice_the_same_is_same(made_up):
-    from bench.compare import SAME, SLOW, compare
-
-    _, got = made_up
-    assert compare(only(got, "first"), only(got, "slowed"))[0].status == SLOW
-    assert compare(only(got, "first"), only(got, "second"), tolerance=0.5)[0].status == SAME
-
-
-def test_a_wrong_kernel_gets_no_time_and_fails_the_run(made_up):
-    done, got = made_up
-    assert done.returncode == 1
-    assert not any("wrong" in b["fullname"] for b in got["benchmarks"])
-    (row,) = got["not_measured"]
-    assert row["kind"] == "wrong"
-    info = row["extra_info"]
-    assert info["max_err"] > info["err_budget"]
-    assert "wrong result" in info["skip_reason"]
-    assert info["us_per_step"] is None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
+import sys
 
 import pytest
 import torch
 
 import numerics
-from bench import check, clock, count, load
+from bench import check, clock, count, load, progress
 from bench.fields import FIELDS, record
 
 
@@ -177,3 +179,17 @@ def test_long_rounds_on_a_quiet_machine_get_their_three():
     got = run(load.Judge(rounds=7, seconds=0, limit=3, watch=watch), watch, lambda n: 1.0, seconds=2.5)
     assert got.disturbed
     assert watch.now <= 10
+
+
+def test_time_left_follows_the_pace_so_far(monkeypatch):
+    now, said = [100.0], io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "__stdout__", said)
+    bar = progress.Bar({"bench/bench_a.py::test_x": 1.0, "bench/bench_a.py::test_y": 30.0})
+    assert bar.left == 31.0  # as planned
+    now[0] += 2.0  # twice as long as planned
+    bar.step("bench/bench_a.py::test_x", "3 ms")
+    assert bar.left == 60.0
+    assert said.getvalue() == "[  1/2] bench_a.py::test_x  3 ms  (1:00 left)\n"
+    bar.step("bench/bench_a.py::test_y", "skipped")
+    assert bar.left == 0.0

@@ -12,7 +12,7 @@ import pytest
 
 from fusednn.__main__ import main
 from fusednn.kernels import every, kernels, passports
-from fusednn.occupancy import CAPABILITIES, GPUS, REGISTERS, SHARED_RESERVED, WARP, gpu_like, occupancy
+from fusednn.occupancy import CAPABILITIES, GPUS, REGISTERS, SHARED_RESERVED, WARP, gpu_like, occupancy, one_more
 
 SOURCE = r"""
 #include <cstddef>
@@ -106,6 +106,31 @@ def test_the_limiter_is_the_resource_that_allows_no_further_block(kernel, limite
     assert found.warps == found.blocks * threads // WARP
 
 
+@pytest.mark.parametrize("gpu", [GPUS["H200"], GPUS["RTX 4090"]], ids=lambda gpu: gpu.name)
+def test_what_one_more_block_needs_is_enough_and_the_most(gpu):
+    draw = random.Random(1)
+    seen = set()
+    for _ in range(150):
+        threads, registers = draw.choice([32, 96, 128, 256, 512]), draw.randint(16, 255)
+        shared = draw.choice([0, draw.randint(0, 99_000)])
+        blocks = occupancy(gpu, threads, registers, shared).blocks
+        needs = one_more(gpu, threads, registers, shared)
+        most = {"registers": registers, "shared": shared}
+        for need in needs.split(", ") if "<=" in needs else ():
+            resource, _, value = need.split()
+            most[resource] = int(value)
+        seen.add(tuple(sorted(name for name in most if f"{name} <=" in needs)))
+        if needs == "fewer threads":
+            assert occupancy(gpu, threads, 0, 0).blocks == blocks
+            continue
+        assert occupancy(gpu, threads, *most.values()).blocks > blocks
+        for name in most:
+            if f"{name} <=" in needs:
+                more = {**most, name: most[name] + 1}
+                assert occupancy(gpu, threads, *more.values()).blocks == blocks
+    assert {(), ("registers",), ("shared",)} <= seen
+
+
 def test_a_kernel_that_does_not_fit_has_no_blocks():
     assert occupancy(GPUS["A10"], 256, 32, 150_000).blocks == 0
     assert occupancy(GPUS["H200"], 1024, 128, 0).limiter == "registers"
@@ -141,11 +166,11 @@ def test_the_command_line_prints_occupancy(capsys):
     kernel = kernels()["step_forward<Lstm, Bf16, false>"]
     fits = kernel.occupancy(GPUS["H200"])
     assert head.startswith("kernel ") and row.startswith(kernel.name)
-    assert row.endswith(fits.limiter) and f"{100 * fits.share:.3g}%" in row
+    assert row.endswith(f"{fits.limiter}   {kernel.one_more(GPUS['H200'])}") and f"{100 * fits.share:.3g}%" in row
     assert main(["occupancy", "attention_forward<fp16, 128>"]) == 0
     attention = passports()[1]["attention_forward<fp16, 128>"]
     fits = attention.occupancy(GPUS["H200"])
     row = next(line for line in capsys.readouterr().out.splitlines() if "H200" in line)
-    assert row.startswith(attention.name) and f"{100 * fits.share:.3g}%" in row and row.endswith(fits.limiter)
+    assert row.startswith(attention.name) and f"{100 * fits.share:.3g}%" in row and f" {fits.limiter} " in row
     assert main(["occupancy", "no such kernel"]) == 2
     assert "no kernel's name contains 'no such kernel'" in capsys.readouterr().err

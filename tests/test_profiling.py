@@ -5,6 +5,7 @@ The reports below are made to the formats that Nsight Compute 2025 and Nsight Sy
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -132,6 +133,7 @@ def test_compute_records_then_reads_and_prints_a_row_a_launch(tool, tmp_path, ca
     assert main(["profile", "--tool", "ncu", "--kernel", "step", "--out", str(tmp_path), "--", "gru"]) == 0
     said = capsys.readouterr().out
     assert "step_forward<Lstm, Bf16>" in said and "12.3%" in said and "registers" in said
+    assert json.loads((tmp_path / "target.json").read_text()) == ["gru"]
     log = (tmp_path / "log.txt").read_text()
     assert "--nvtx-include fusednn@measured/ --kernel-name regex:step" in log
 

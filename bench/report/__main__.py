@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from bench.claims import judge_all
-from bench.kept import learnt
+from bench.kept import last_run, learnt
 from bench.report.page import render
 from bench.results import load, write
 
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     if given.judge:
         results["claims"] = judge_all(results, learnt(results["machine_info"]))
         write(results, given.results)
-    print(render(results, given.out or given.results.parent))
+    print(render(results, given.out or given.results.parent, last_run(results["machine_info"])))
     return 0
 
 

@@ -50,8 +50,11 @@ def headline(cells: Cells) -> list[tuple[str, str, str]]:
     return out
 
 
-def render(results: dict[str, Any], out: Path) -> Path:
-    """Write index.html, the PNGs and the Markdown tables into ``out``; returns the page."""
+def render(results: dict[str, Any], out: Path, before: dict[str, Any] | None = None) -> Path:
+    """Write index.html, the PNGs, the Markdown tables and report.md into ``out``; returns the page.
+
+    ``before`` is a kept run to compare with.
+    """
     out.mkdir(parents=True, exist_ok=True)
     cells = Cells(results)
     drawn = pictures.draw_all(cells)
@@ -61,33 +64,38 @@ def render(results: dict[str, Any], out: Path) -> Path:
     times = tables.timings(cells)
     missing = tables.not_measured(results)
     found = (
-        *crossover_tables(cells), tables.learning(results), tables.occupancy(cells), *tables.passports(cells), missing,
+        tables.floors(cells), tables.shares(cells), *crossover_tables(cells), tables.learning(results),
+        tables.comparison(results, before), tables.nsight(results), tables.occupancy(cells), *tables.passports(cells),
+        missing,
     )  # fmt: skip
     others = [table for table in found if table.rows]
     folder = out / "tables"
     folder.mkdir(exist_ok=True)
     for table in (claims, *others, *times):
         (folder / f"{table.name}.md").write_text(table.markdown(), encoding="utf-8")
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=lambda name: name == "page.html", undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters.update(number=number, interval=interval, slug=lambda text: text.replace(" ", "-").lower())
     infos = [c["extra_info"] for c in cells.all]
-    html = environment.get_template("page.html").render(
-        results=results,
-        machine=results["machine_info"],
-        pictures=[(p, Markup(p.svg)) for p in drawn],
-        headline=headline(cells),
-        counts={verdict: Counter(c["verdict"] for c in results["claims"])[verdict] for verdict in VERDICTS},
-        claims=grouped(results["claims"]),
-        tables=times + others,
-        missing=missing,
-        disturbed=sum(1 for i in infos if i.get("disturbed")),
-        rejected=sum(i.get("rejected_rounds") or 0 for i in infos),
-        rounds=sum(c["stats"]["rounds"] for c in cells.all),
-        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-    )
+    shown = {
+        "results": results,
+        "machine": results["machine_info"],
+        "pictures": [(p, Markup(p.svg)) for p in drawn],
+        "headline": headline(cells),
+        "counts": {verdict: Counter(c["verdict"] for c in results["claims"])[verdict] for verdict in VERDICTS},
+        "claims": grouped(results["claims"]),
+        "tables": times + others,
+        "missing": missing,
+        "disturbed": sum(1 for i in infos if i.get("disturbed")),
+        "rejected": sum(i.get("rejected_rounds") or 0 for i in infos),
+        "rounds": sum(c["stats"]["rounds"] for c in cells.all),
+        "css": Markup((HERE / "page.css").read_text(encoding="utf-8")),
+    }
     page = out / "index.html"
-    page.write_text(html, encoding="utf-8")
+    for template, path in (("page.html", page), ("page.md", out / "report.md")):
+        path.write_text(environment.get_template(template).render(shown), encoding="utf-8")
     if not (out / "results.json").exists():
         write(results, out / "results.json")
     return page

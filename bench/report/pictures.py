@@ -6,7 +6,6 @@ To add one, write a function from `Cells` to `Picture | None` and put it into `P
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,7 +14,8 @@ from matplotlib.figure import Figure
 
 from bench.query import Cells
 from bench.report.crossover_map import crossover_map
-from bench.report.style import FAINT, INK, Picture, colour, draw, log_axes
+from bench.report.hardware import occupancy, occupancy_and_speed, roofline
+from bench.report.style import FAINT, INK, Picture, colour, disturbed_note, draw, log_axes
 from bench.stats import crossover, exponent, line_slope, median
 
 Line = dict[float, list[float]]
@@ -29,13 +29,6 @@ def group(cells: Iterable[dict[str, Any]], by: str, over: str = "T") -> dict[str
         if info.get(over) is not None:
             lines[str(info[by])][float(info[over])] = cell["stats"]["data"]
     return {name: dict(sorted(line.items())) for name, line in lines.items()}
-
-
-def disturbed_note(cells: Iterable[dict[str, Any]]) -> str:
-    """A sentence where some of the cells were measured under foreign load."""
-    cells = list(cells)
-    n = sum(1 for c in cells if c["extra_info"].get("disturbed"))
-    return f" {n} of {len(cells)} points were disturbed by foreign load." if n else ""
 
 
 def short(value: float) -> str:
@@ -70,28 +63,31 @@ def launch_ladder(cells: Cells) -> Picture | None:
     kinds = list(dict.fromkeys(c["extra_info"]["cell"] for c in shown))
     rungs = list(dict.fromkeys(c["extra_info"]["impl"] for c in shown))
     table = {(c["extra_info"]["cell"], c["extra_info"]["impl"]): c["extra_info"] for c in shown}
+    word = "operator calls" if cells.device == "cpu" else "kernels"
+    panels = [("launches", f"{word} a sequence"), ("us_per_step", "us a step")]
+    if any(i.get("gap_fraction") is not None for i in table.values()):
+        panels.append(("gap_fraction", "share of time without a kernel"))
 
     def plot(figure: Figure) -> None:
-        left, right = figure.subplots(1, 2)
-        panels = ((left, "launches", "operator calls a sequence"), (right, "us_per_step", "us a step"))
-        for ax, field, label in panels:
+        axes = figure.subplots(1, len(panels))
+        for ax, (field, label) in zip(axes, panels, strict=True):
             for row, rung in enumerate(rungs):
                 for k, kind in enumerate(kinds):
                     value = table.get((kind, rung), {}).get(field)
                     if value is None:
                         continue
-                    at = k + (row - (len(rungs) - 1) / 2) * 0.2
-                    bar = ax.bar(at, value, 0.18, color=colour(rung), label=rung if k == 0 else None)
+                    at = k + (row - (len(rungs) - 1) / 2) * 0.8 / len(rungs)
+                    bar = ax.bar(at, value, 0.72 / len(rungs), color=colour(rung), label=rung if k == 0 else None)
                     ax.bar_label(bar, fmt=short, fontsize=7, rotation=90, padding=3, color=INK)
-            ax.set_yscale("log")
-            ax.set_ylim(top=ax.get_ylim()[1] * 6)
+            if field != "gap_fraction":
+                ax.set_yscale("log")
+                ax.set_ylim(top=ax.get_ylim()[1] * 6)
             ax.set_xticks(range(len(kinds)), kinds)
             ax.grid(axis="x", visible=False)
             ax.set_title(label)
-        handles, labels = left.get_legend_handles_labels()
+        handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(rungs))
 
-    word = "operator calls" if cells.device == "cpu" else "kernels"
     caption = (f"The same recurrence (B = 1, H = 64, T = {longest}, inference) on every rung of the ladder: {word} "
                "counted, and the time of a step. What shrinks from left to right is the cost of starting work, not "
                "the work." + disturbed_note(shown))  # fmt: skip
@@ -255,33 +251,35 @@ def step_cost(cells: Cells) -> Picture | None:
 
 
 def memory(cells: Cells) -> Picture | None:
-    """Bytes kept for backward against T."""
-    lines: dict[str, dict[float, float]] = defaultdict(dict)
-    for test in ("bench_recurrent.py::test_time", "bench_attention.py::test_time"):
-        for c in cells.select(test, mode="training"):
-            i = c["extra_info"]
-            what = "attention" if i["cell"].startswith("attention") else i["cell"]
-            name = f"{what}, {i['impl']}"
-            if i["saved_mib"] and (i["impl"] != "torch.nn" or i["cell"] == "LSTM"):
-                lines[name][float(i["T"])] = i["saved_mib"]
-    lines = {n: dict(sorted(line.items())) for n, line in lines.items() if len(line) > 1}
-    if not lines:
+    """Bytes kept for backward, and the most in use at once, against T."""
+    facts = [*cells.facts_of("bench_memory.py::test_recurrent"), *cells.facts_of("bench_memory.py::test_attention")]
+    if not facts:
         return None
 
     def plot(figure: Figure) -> None:
-        ax = figure.subplots()
-        for name, line in lines.items():
-            p = exponent({x: [y] for x, y in line.items()}).value
-            what, impl = name.split(", ")
-            ours = impl.startswith("fusednn")
-            ax.plot(list(line), list(line.values()), marker="o" if ours else "x", color=colour(what),
-                    linestyle="-" if ours else "--" if impl == "sdpa-flash" else ":",
-                    label=f"{name}  $T^{{{p:.2f}}}$")  # fmt: skip
-        log_axes(ax, "T", "MiB kept for backward", sorted({x for line in lines.values() for x in line}))
-        figure.legend(*ax.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
+        left, right = figure.subplots(1, 2)
+        for f in facts:
+            ours = f["impl"].startswith("fusednn")
+            style = {"marker": "o" if ours else "x", "color": colour(f["cell"]),
+                     "linestyle": "-" if ours else "--" if f["impl"] == "sdpa-flash" else ":"}  # fmt: skip
+            peaks = [min(p) if p else math.nan for p in f["peak_mib"]]
+            for ax, values in ((left, f["saved_mib"]), (right, peaks)):
+                known = {float(x): [y] for x, y in zip(f["lengths"], values, strict=True) if y > 0}
+                label = f"{f['cell']}, {f['impl']}{fitted(known, 0)}"
+                ax.plot(f["lengths"], values, label=label, **style)
+        for ax, title in ((left, "MiB kept for backward"), (right, "MiB in use at most")):
+            log_axes(ax, "T", "", sorted({float(x) for f in facts for x in f["lengths"]}))
+            ax.set_title(title)
+            ax.legend(fontsize=7)
+            low, high = ax.get_ylim()
+            ax.set_ylim(low, high * 12)
 
-    return draw("memory", "Training memory", "Distinct storages that autograd keeps for backward, parameters and "
-                "inputs not counted. Recurrent: B = 8, H = 256; attention: B = 1, 8 heads of 64.", plot)  # fmt: skip
+    caption = (
+        "Left: distinct storages that autograd keeps for backward, counted. Right: the most that forward and backward "
+        "have in use at once, scratch of kernels included. Weights and inputs are in neither. Recurrent: B = 8, "
+        "H = 128; attention: B = 1, 2 heads of 64."
+    )
+    return draw("memory", "Training memory", caption, plot, (9.2, 4.6))
 
 
 def gradients(cells: Cells) -> Picture | None:
@@ -340,67 +338,9 @@ def language_models(cells: Cells) -> Picture | None:
                 + disturbed_note(found), plot, (7.6, 4.0))  # fmt: skip
 
 
-Shares = dict[str, dict[str, tuple[float, str]]]  # by row, by column: share of the warps, and the limiter
-
-
-def _shares(rows: Iterable[dict[str, Any]]) -> tuple[Shares, Shares]:
-    """The kernels of one step by cell, and those of attention in 16 bits by head size."""
-    steps, attention = defaultdict(dict), defaultdict(dict)
-    for f in rows:
-        fits = f["occupancy"], f["limiter"]
-        found = re.fullmatch(r"(step|gemm)_(forward|backward)<(\w+), (\w+), false>", f["kernel"])
-        if found and not f["kernel"].endswith(("Float64, false>", "double, false>")):
-            rung, way, cell, form = found.groups()
-            steps[cell][f"{rung}\n{way}\n{form.lower() if rung == 'step' else 'any dtype'}"] = fits
-        found = re.fullmatch(r"attention_(forward|key_value|query)<[bf]*p*16, (\d+)(, causal)?>", f["kernel"])
-        if found:
-            attention[found[1].replace("_", " and ")][f"E = {found[2]}\n{'causal' if found[3] else ''}"] = fits
-    return steps, attention
-
-
-def _heat(ax: Any, shares: Shares, columns: list[str]) -> None:
-    """A cell a kernel, darker the more of the warps are resident."""
-    values = [[row.get(column, (math.nan, ""))[0] for column in columns] for row in shares.values()]
-    ax.imshow(values, cmap="Blues", vmin=0, vmax=1.6, aspect="auto")
-    for y, row in enumerate(shares.values()):
-        for x, column in enumerate(columns):
-            if column in row:
-                text = f"{100 * row[column][0]:.3g} %\n{row[column][1]}"
-                ax.text(x, y, text, ha="center", va="center", fontsize=7, color="#1b1f25")
-    ax.set_xticks(range(len(columns)), columns, fontsize=8)
-    ax.set_yticks(range(len(shares)), list(shares))
-    ax.grid(visible=False)
-
-
-def occupancy(cells: Cells) -> Picture | None:
-    """The kernels of one step and of attention on one GPU: the share of its warps that a multiprocessor can hold."""
-    facts = cells.facts("bench_occupancy.py::test_theoretical")
-    if not facts:
-        return None
-    gpu = "H200" if "H200" in facts else next(iter(facts))
-    rows = [dict(zip(facts[gpu]["columns"], row, strict=True)) for row in facts[gpu]["rows"]]
-    panels = [shares for shares in _shares(rows) if shares]
-    if not panels:
-        return None
-
-    def plot(figure: Figure) -> None:
-        axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[len(shares) for shares in panels])
-        for ax, shares, title in zip(axes[:, 0], panels, ("one step", "attention"), strict=False):
-            columns = {column: None for row in shares.values() for column in row}
-            _heat(ax, shares, sorted(columns) if shares is panels[0] else list(columns))
-            ax.set_title(title)
-
-    return draw("occupancy", "Occupancy of the CUDA and Triton kernels",
-                f"Theoretical, on one multiprocessor of an {gpu}, from registers and shared memory of the compiled "
-                "code: the share of its warps that can be resident, and what stops one more. Kernels of step hold "
-                "their part of the product in registers, those of attention (16 bits) their tiles in shared memory, so "
-                "few warps fit: attention keeps the tensor cores busy by what it has in flight, not by many warps. The "
-                "table below has every kernel and GPU.", plot, (9.6, 5.8))  # fmt: skip
-
-
 PICTURES: tuple[Callable[[Cells], Picture | None], ...] = (
     launch_ladder, launches_against_length, ladder_time, duel, seed_models, recurrent_time, step_cost, attention_time,
-    language_models, gradients, memory, occupancy, crossover_map,
+    language_models, gradients, memory, roofline, occupancy_and_speed, occupancy, crossover_map,
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ COLOURS = {
 }  # fmt: skip
 SPARE = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#999999")
 SIZE = (6.4, 3.9)
+PIXELS = 108  # of the page, an inch of a picture
 
 
 def colour(name: str) -> str:
@@ -71,11 +72,12 @@ def draw(
             figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         finally:
             plt.close(figure)
-    return Picture(name, title, caption, inline(svg.getvalue(), name, title), png.getvalue())
+    return Picture(name, title, caption, inline(svg.getvalue(), name, title, size[0]), png.getvalue())
 
 
-def inline(svg: str, name: str, title: str) -> str:
-    """An SVG document as an element of a page: own ids, no fixed size, colours by CSS variable."""
+def inline(svg: str, name: str, title: str, inches: float) -> str:
+    """An SVG document as an element of a page: own ids, as wide as the page allows or until its letters have the size
+    that they have in every picture, colours by CSS variable."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
@@ -87,7 +89,15 @@ def inline(svg: str, name: str, title: str) -> str:
         svg = svg.replace(literal, f"var({variable})")
     svg = re.sub(r"font: ([^;\"]*?)('[^\"]*|sans-serif)(?=[;\"])", r"font: \1 sans-serif", svg)
     svg = re.sub(r"(\d)\.(\d{2})\d+", r"\1.\2", svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    widest = f"--widest: {PIXELS * inches:.0f}px"
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" style="{widest}" ', 1)
+
+
+def disturbed_note(cells: Iterable[dict[str, Any]]) -> str:
+    """A sentence where some of the cells were measured under foreign load."""
+    cells = list(cells)
+    n = sum(1 for c in cells if c["extra_info"].get("disturbed"))
+    return f" {n} of {len(cells)} points were disturbed by foreign load." if n else ""
 
 
 def log_axes(ax: Axes, x: str, y: str, xs: list[float] | None = None) -> None:

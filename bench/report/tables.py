@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.compare import SAME, STATUSES, NotComparable, compare
 from bench.progress import time_text
 from bench.query import Cells
 from bench.stats import median
@@ -87,10 +89,62 @@ def occupancy(cells: Cells) -> Table:
         for row in fact["rows"]:
             f = dict(zip(fact["columns"], row, strict=True))
             text = f"{f['blocks']} x {f['threads']}, {100 * f['occupancy']:.3g} %, {f['limiter']}"
+            if f.get("one more"):
+                text += f" (one more: {f['one more']})"
             rows.setdefault(f["kernel"], {})[gpu] = text
     body = [(name, *(texts.get(gpu, "") for gpu in facts)) for name, texts in rows.items()]
     return Table("occupancy-by-gpu", "CUDA and Triton kernels by GPU: blocks x threads, share of the warps, limiter",
                  ("kernel", *facts), body)  # fmt: skip
+
+
+def floors(cells: Cells) -> Table:
+    """What this machine cannot go below or above: calls, meetings and launches in us, products and copies a second."""
+    rows = []
+    for cell in (c for c in cells.all if "bench_floors.py::" in c["fullname"]):
+        i = cell["extra_info"]
+        figures = (("us_per_step", 1.0, "us a call"), ("tflops", 1e3, "GFLOP/s"), ("gbps", 1.0, "GB/s"))
+        field, scale, unit = next((f for f in figures if i.get(f[0]) is not None), figures[0])
+        value = None if i.get(field) is None else i[field] * scale
+        who = f"{i['dtype']}, {i['threads_torch']} threads" if i["device"] == "cpu" else i["dtype"]
+        rows.append((i["cell"], who, number(value), unit, "disturbed" if i["disturbed"] else ""))
+    for fact in cells.facts_of("bench_floors.py::test_drivers"):
+        for f in fact["floors"]:
+            extra = ", ".join(f"{f[name]} {name}" for name in ("threads", "blocks", "cycles") if name in f)
+            quartiles = f"quartiles {number(f['low'])} to {number(f['high'])}"
+            rows.append((f["floor"].replace("_", " "), extra, number(f["us"]), "us", quartiles))
+    return Table("floors", "Floors and peaks of this machine", ("what", "of", "measured", "unit", "note"), rows)
+
+
+def shares(cells: Cells) -> Table:
+    """What each cell reached of the peaks, beside what Nsight Compute counted where there was a GPU."""
+    rows = []
+    for cell in cells.all:
+        i = cell["extra_info"]
+        if i.get("pct_peak_flops") is None or "bench_floors.py::" in cell["fullname"]:
+            continue
+        percents = ("pct_peak_flops", "pct_peak_bw", "occupancy_achieved", "occupancy_theoretical", "sm_active_pct",
+                    "tensor_active_pct")  # fmt: skip
+        name = cell["fullname"].removeprefix("bench/bench_").replace(".py::test_", " ")
+        rows.append((name, number(i["tflops"] * 1e3), *(number(i.get(p)) for p in percents),
+                     i.get("occupancy_limiter") or ""))  # fmt: skip
+    head = ("cell", "GFLOP/s", "% of peak FLOP/s", "% of peak bandwidth", "occupancy achieved, %", "of at most, %",
+            "SM busy, %", "tensor cores busy, %", "limited by")  # fmt: skip
+    rows.sort(key=lambda row: -float(row[2].replace(",", "")))
+    return drop_empty(Table("shares", "Share of this machine's measured peaks", head, rows))
+
+
+def nsight(results: dict[str, Any]) -> Table:
+    """Nsight Compute's launches, a row each."""
+    rows = []
+    for target, launches in results.get("nsight", {}).items():
+        for k in launches:
+            figures = (k["time_us"], k["threads"], k["regs"], k["shared"], k["waves"], k["occupancy_achieved"],
+                       k["occupancy_theoretical"], k["sm_active_pct"], k["tensor_active_pct"])  # fmt: skip
+            name = k["kernel"].removeprefix("void ").split("(")[0]
+            rows.append((target.removeprefix("bench/"), name, *map(number, figures), k["occupancy_limiter"] or ""))
+    head = ("profiled", "kernel", "us", "threads", "registers", "shared bytes", "waves", "occupancy achieved, %",
+            "of at most, %", "SM busy, %", "tensor cores busy, %", "limited by")  # fmt: skip
+    return Table("nsight", "Launches under Nsight Compute", head, rows)
 
 
 def passports(cells: Cells) -> list[Table]:
@@ -114,6 +168,24 @@ def learning(results: dict[str, Any]) -> Table:
                          f"{fact['steps']} x {fact['rows']}", str(fact["rate"]), ", ".join(found)))  # fmt: skip
     head = ("task", "system", "seeds", "parameters", "steps x rows", "rate", "accuracy, or bits a byte: mean (range)")
     return Table("learning", "What small models learn", head, rows)
+
+
+def comparison(results: dict[str, Any], before: dict[str, Any] | None) -> Table:
+    """What differs from a kept run of the same machine and tier: of times in this order SLOW, AMBIGUOUS, FAST."""
+    head = ("cell", "before", "now", "ratio", "status", "note")
+    try:
+        found = compare(before, results) if before and before["datetime"] != results["datetime"] else []
+    except NotComparable:
+        found = []
+    tally = Counter(c.status for c in found)
+    rows = [
+        (c.fullname.removeprefix("bench/"), time_text(c.before.value), time_text(c.after.value), number(c.ratio),
+         c.status, c.note)
+        for c in sorted(found, key=lambda c: (STATUSES.index(c.status), -c.ratio)) if c.status != SAME
+    ]  # fmt: skip
+    words = ", ".join(f"{n} {status}" for status, n in sorted(tally.items(), key=lambda t: STATUSES.index(t[0])))
+    when = before["datetime"][:10] if before else ""
+    return Table("comparison", f"Against the kept run of {when}: {words}", head, rows)
 
 
 def drop_empty(table: Table) -> Table:

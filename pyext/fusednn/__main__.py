@@ -94,14 +94,26 @@ def _occupancy(options: argparse.Namespace) -> str:
     if not chosen:
         raise ValueError(f"no kernel's name contains {options.kernel!r}; fusednn occupancy lists all")
     rows: list[tuple[str, ...]] = [
-        ("kernel", "GPU", "threads", "registers", "shared bytes", "blocks", "warps", "occupancy", "limited by")
+        (
+            "kernel",
+            "GPU",
+            "threads",
+            "registers",
+            "shared bytes",
+            "blocks",
+            "warps",
+            "occupancy",
+            "limited by",
+            "one more block needs",
+        )
     ]
     for kernel in chosen:
         for gpu in (GPUS[name] for name in options.gpu or GPUS):
             code, fits = kernel.on(gpu), kernel.occupancy(gpu)
             if code is not None and fits is not None:
                 facts = (code.threads, code.registers, code.shared + code.dynamic, fits.blocks, fits.warps)
-                rows.append((kernel.name, gpu.name, *map(str, facts), f"{100 * fits.share:.3g}%", fits.limiter))
+                why = (f"{100 * fits.share:.3g}%", fits.limiter, kernel.one_more(gpu))
+                rows.append((kernel.name, gpu.name, *map(str, facts), *why))
     return command.in_columns(rows)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import native
-from .occupancy import Gpu, Occupancy, occupancy
+from .occupancy import Gpu, Occupancy, occupancy, one_more
 from .triton_kernels.configurations import HEAD_SIZES
 
 TABLE = Path(__file__).parent / "machine_code.json"
@@ -84,6 +84,11 @@ class Kernel:
             return None
         shared = code.shared + (code.dynamic if dynamic is None else dynamic)
         return occupancy(gpu, code.threads if threads is None else threads, code.registers, shared)
+
+    def one_more(self, gpu: Gpu) -> str:
+        """What one more block of it on a multiprocessor would need; nothing where it was not compiled for the GPU."""
+        code = self.on(gpu)
+        return "" if code is None else one_more(gpu, code.threads, code.registers, code.shared + code.dynamic)
 
 
 @dataclass(frozen=True)

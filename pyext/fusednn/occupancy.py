@@ -6,6 +6,7 @@ capabilities that fusednn's kernels are compiled for; a test compares them with 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 WARP = 32  # threads
@@ -120,6 +121,42 @@ def occupancy(gpu: Gpu, threads: int, registers: int, shared: int) -> Occupancy:
     limiter = min(allowed, key=lambda name: allowed[name])
     blocks = allowed[limiter]
     return Occupancy(blocks, blocks * warps, blocks * warps / limits.warps, limiter)
+
+
+def one_more(gpu: Gpu, threads: int, registers: int, shared: int) -> str:
+    """What one more block on a multiprocessor would need of a kernel, with as many threads.
+
+    Args:
+        gpu: one of ``GPUS``.
+        threads: of a block.
+        registers: of a thread.
+        shared: bytes of a block, static and dynamic.
+
+    Returns:
+        Such as ``registers <= 80``, ``shared <= 57344`` or both; ``fewer threads`` where warps or blocks are what
+        limits.
+
+    Raises:
+        ValueError: as `occupancy`.
+
+    Example:
+        >>> one_more(GPUS["H200"], 256, 96, 0)
+        'registers <= 80'
+    """
+    wanted = occupancy(gpu, threads, registers, shared).blocks + 1
+
+    def most(limit: int, fits: Callable[[int], bool]) -> int | None:
+        """The most of one resource that lets in the wanted blocks where the other is no matter."""
+        return next((n for n in range(limit, -1, -1) if fits(n)), None)
+
+    fewer = most(registers, lambda n: occupancy(gpu, threads, n, 0).blocks >= wanted)
+    grains = most(_up(shared, SHARED_GRAIN) // SHARED_GRAIN,
+                  lambda n: occupancy(gpu, threads, 0, min(shared, n * SHARED_GRAIN)).blocks >= wanted)  # fmt: skip
+    if fewer is None or grains is None:
+        return "fewer threads"
+    less = min(shared, grains * SHARED_GRAIN)
+    needs = [f"registers <= {fewer}"] * (fewer < registers) + [f"shared <= {less}"] * (less < shared)
+    return ", ".join(needs)
 
 
 def gpu_like(name: str) -> Gpu | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -67,6 +68,7 @@ def profile(options: argparse.Namespace) -> str:
     outputs = [_run(command, tool, asked.out / "log.txt") for command in commands][1:]
     for number, output in enumerate(outputs):
         (asked.out / f"{tool.name}-{number}.csv").write_text(output)
+    (asked.out / "target.json").write_text(json.dumps(words) + "\n")
     parts = [in_columns(rows, str.rjust) for rows in tool.tables(asked, outputs)]
     return "\n\n".join([*parts, f"report     {tool.opens(asked)}"])
 
