@@ -24,6 +24,7 @@ struct Round {
   int parts;
   int chunks;  // of k
   int run;     // of them, those of one warp; the last warps may have fewer
+  unsigned bytes;
 };
 
 struct Geometry {
@@ -34,11 +35,12 @@ struct Geometry {
   int blocks, tiles, slices, columns;  // blocks that own units; unit tiles of a block; warps of a tile; of a group
   int rounds;
   Round round[2];
-  int message;  // chunks of the longest message
+  int message;       // chunks of the longest message
+  int buffer;        // 16-byte pieces from message n to message n + 1 of a column
+  u32 tile_inverse;  // 2^31 / unit_tiles, rounded up
   int fetched;  // `grid`: of the longest run
   // In a tensor [N, D, values, H], or of layers [L, N, values, H]: D or 1, and from track to track 1 or N.
-  int tracks_of_row;
-  int64_t track_rows;
+  int tracks_of_row, track_rows;
 
   // Offsets in shared memory, in pieces of 16 bytes.
   int sums, sums_of_turn, kept, bias, bias_below, staged, staged_of_warp, barriers, rest[2];
@@ -69,6 +71,7 @@ struct Seat {
   int item_bits;           // of a tile's four sums a lane finishes 1 << item_bits, so that several warps share them:
   int finishers;           // the first ones, by number of slice
   int items;               // that this lane finishes, each a unit of a row; 0: its warp finishes none
+  int first_element;       // which of the four sums of a lane the first item is
 
   FUSEDNN_DEVICE explicit Seat(const Geometry& z)
       : lane(static_cast<int>(lane_of_warp())),
@@ -86,10 +89,11 @@ struct Seat {
         above(track + 1 < z.layers),
         item_bits(z.slices >= 4 ? 0 : 3 - z.slices),
         finishers(kMostItems >> item_bits),
-        items(works && slice < finishers ? 1 << item_bits : 0) {}
+        items(works && slice < finishers ? 1 << item_bits : 0),
+        first_element(slice << item_bits) {}
 
-  // Which of the four sums of a lane the i-th item is; that says its unit and row (mma.h).
-  FUSEDNN_DEVICE int element(int i) const { return slice * items + i; }
+  // That of the i-th item, which says its unit and row (mma.h).
+  FUSEDNN_DEVICE int element(int i) const { return first_element + i; }
   FUSEDNN_DEVICE int unit(int i) const { return unit_tile * kTileUnits + element(i) / 2 * 8 + g; }
   FUSEDNN_DEVICE int row(int i) const { return 2 * t + element(i) % 2; }
 };

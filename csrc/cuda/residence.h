@@ -19,6 +19,7 @@ struct Stays {
   using T = typename Form::T;
   static FUSEDNN_DEVICE Bytes16 weights(Bytes16 w) { return w; }
   static FUSEDNN_DEVICE T state(float x) { return narrow<T>(x); }
+  static FUSEDNN_DEVICE T sent(T x) { return x; }  // the same of a value of T
   static FUSEDNN_DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma(T{}, d, a, b0, b1); }
 };
 template <>
@@ -28,12 +29,14 @@ struct Stays<Tf32> {
     return w;
   }
   static FUSEDNN_DEVICE float state(float x) { return bits_as<float>(to_tf32(x)); }
+  static FUSEDNN_DEVICE float sent(float x) { return state(x); }
   static FUSEDNN_DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_tf32(d, a, b0, b1); }
 };
 template <>
 struct Stays<Float32> {
   static FUSEDNN_DEVICE Bytes16 weights(Bytes16 w) { return w; }
   static FUSEDNN_DEVICE float state(float x) { return x; }
+  static FUSEDNN_DEVICE float sent(float x) { return x; }
 };
 
 template <class Form>

@@ -1,7 +1,9 @@
 // What forward and backward of a persistent kernel share: rows and their states, and the rounds of a step.
 #pragma once
 
+#include "cuda/approximate.h"
 #include "cuda/exchange.h"
+#include "cuda/side_by_side.h"
 #include "cuda/zoneout.h"
 
 namespace fusednn::cuda {
@@ -22,6 +24,10 @@ struct Step {
   int column, time, steps;
 };
 
+// A launch is bare that has one layer, no options, no lengths and one column. Its loop over the steps is compiled on its
+// own, because what the others ask at every step adds up to a third of its instructions. Functions with kBare take true
+// there.
+
 // What a layer asks for beside its cell, uniform over a launch.
 struct Asked {
   bool any;          // or states that forward is to keep
@@ -41,26 +47,37 @@ class Walk : public Exchange<Form> {
   // ------- rows
 
   FUSEDNN_DEVICE int first_row(int column) const { return (group * z.columns + column) * kColumnRows; }
-  FUSEDNN_DEVICE int length(int row) const { return z.lengths == nullptr ? z.steps : z.lengths[row]; }
+  template <bool kBare>
+  FUSEDNN_DEVICE int length(int row) const {
+    return kBare || z.lengths == nullptr ? z.steps : z.lengths[row];
+  }
   // Of a column's first row, which is its longest; 0 beyond the batch.
+  template <bool kBare>
   FUSEDNN_DEVICE int steps_of(int column) const {
     const int row = first_row(column);
-    return row < z.batch ? length(row) : 0;
+    return row < z.batch ? length<kBare>(row) : 0;
+  }
+  FUSEDNN_DEVICE bool bare(const Asked& asked) const {
+    return z.layers == 1 && !asked.any && z.lengths == nullptr && z.columns == 1;
   }
 
   // The i-th item in a column: a unit of a row. Those beyond the layer or the batch have length -1.
   struct Item {
     int unit, row, length;
   };
+  template <bool kBare = false>
   FUSEDNN_DEVICE Item item(int column, int i) const {
     Item it{Base::unit(i), first_row(column) + Base::row(i), -1};
-    if (it.unit < z.hidden && it.row < z.batch) it.length = length(it.row);
+    if (it.unit < z.hidden && it.row < z.batch) it.length = length<kBare>(it.row);
     return it;
   }
-  // Where it lies in a tensor [N, D, values, H], of layers [L, N, values, H], and in one of states.
+  // Where it lies in a tensor [N, D, values, H], of layers [L, N, values, H], and in one of states. All rows of a tensor
+  // can be counted with an int (geometry.cu).
+  template <bool kBare>
   FUSEDNN_DEVICE long place(const Item& it, int time, int values) const {
-    const long before = z.offsets == nullptr ? static_cast<long>(time) * z.batch : static_cast<long>(z.offsets[time]);
-    return ((before + it.row) * z.tracks_of_row + track * z.track_rows) * values * z.hidden + it.unit;
+    const int before = kBare || z.offsets == nullptr ? time * z.batch : static_cast<int>(z.offsets[time]);
+    const int line = (before + it.row) * z.tracks_of_row + track * z.track_rows;
+    return static_cast<long>(line) * (values * z.hidden) + it.unit;
   }
   FUSEDNN_DEVICE long state_place(const Item& it) const {
     return (static_cast<long>(track) * z.batch + it.row) * z.hidden + it.unit;
@@ -68,8 +85,8 @@ class Walk : public Exchange<Form> {
 
   // A value of an item that stays from step to step.
   FUSEDNN_DEVICE float& kept(int which, int column, int i) const {
-    float* values = reinterpret_cast<float*>(shared + z.kept);
-    return values[((which * z.columns + column) * z.tiles + tile) * 128 + element(i) * 32 + lane];
+    float* values = reinterpret_cast<float*>(shared + z.kept) + tile * 128 + element(i) * 32 + lane;
+    return values[(which * z.columns + column) * z.tiles * 128];
   }
 
   // ------- options
@@ -101,9 +118,10 @@ class Walk : public Exchange<Form> {
   // The product with message n. Its sums lie in shared memory afterwards, where sum_of finds them. Sums of two rounds
   // alternate: a warp may be here again while another one still reads.
   template <int kTiles, int kKept>
-  FUSEDNN_DEVICE void multiply(const Residence<Form, kTiles, kKept>& weights, u32 n, int column, int round) {
+  FUSEDNN_DEVICE void multiply(const Residence<Form, kTiles, kKept>& weights, u32 n,
+                               const typename Base::Channel& channel, int round) {
     turn_ ^= 1;
-    if (works) leave(weights, Base::receive(n, column, z.round[round]), sums(turn_));
+    if (works) leave(weights, Base::receive(n, channel, z.round[round]), sums(turn_));
     block_sync();
   }
 
@@ -114,30 +132,48 @@ class Walk : public Exchange<Form> {
     if (works) leave(weights, Base::receive_below(n, column, z.round[1]), sums(turn_ ^ 1) + z.sums_below);
   }
 
-  // Of all warps of the tile, in their order: row tile q's sum for the i-th item.
+  // Of all warps of the tile, in their order: each row tile's sum for the i-th item.
   template <int kTiles>
-  FUSEDNN_DEVICE float sum_of(int q, int i, int behind = 0) const {
-    const float* first = sums(turn_) + behind + (tile * z.slices * kTiles + q) * 128 + element(i) * 32 + lane;
-    float sum = 0;
-#pragma unroll
-    for (int s = 0; s < kMostWarps; ++s) {
-      if (s < z.slices) sum += first[s * kTiles * 128];
-    }
-    return sum;
+  FUSEDNN_DEVICE void gather(int i, float (&sum)[kTiles], int behind = 0) const {
+    const float* first = sums(turn_) + behind + ((warp - slice) * 4 + element(i)) * kTiles * 32;
+    if (z.slices == 8) return add_up<8>(first, sum);  // all their loads together
+    if (z.slices == 4) return add_up<4>(first, sum);
+    if (z.slices == 2) return add_up<2>(first, sum);
+    add_up<1>(first, sum);
   }
 
-  // body(inputs, i) for each item of this lane, kItemsAtOnce at a time; the inputs of the next ones, load(first item),
-  // are on their way meanwhile. `now`: those of the first ones.
-  template <class Inputs, class Load, class Body>
-  FUSEDNN_DEVICE void finish(Inputs now, Load load, Body body) const {
+  // What is to be written of kItemsAtOnce items when the message that needs them is on its way.
+  template <class Output>
+  struct Outputs {
+    Output item[kItemsAtOnce];
+  };
+  // body(inputs, i) gives the output of each item of this lane, kItemsAtOnce at a time; the inputs of the next ones,
+  // load(first item), are on their way meanwhile, and write(output, i) takes the outputs of all but the last ones, which
+  // are returned for write_last. `now`: the inputs of the first ones.
+  template <class Inputs, class Load, class Body, class Write>
+  FUSEDNN_DEVICE auto finish(Inputs now, Load load, Body body, Write write) const {
+    Outputs<decltype(body(now.item[0], 0))> out{};
     for (int first = 0; first < items; first += kItemsAtOnce) {
       Inputs next{};
       if (first + kItemsAtOnce < items) next = load(first + kItemsAtOnce);
 #pragma unroll
       for (int i = 0; i < kItemsAtOnce; ++i) {
-        if (first + i < items) body(now.item[i], first + i);
+        if (first > 0) write(out.item[i], first - kItemsAtOnce + i);
+      }
+#pragma unroll
+      for (int i = 0; i < kItemsAtOnce; ++i) {
+        if (first + i < items) out.item[i] = body(now.item[i], first + i);
       }
       now = next;
+    }
+    return out;
+  }
+  template <class Output, class Write>
+  FUSEDNN_DEVICE void write_last(const Outputs<Output>& out, Write write) const {
+    const int first = items > kItemsAtOnce ? items - kItemsAtOnce : 0;
+#pragma unroll
+    for (int i = 0; i < kItemsAtOnce; ++i) {
+      if (first + i < items) write(out.item[i], first + i);
     }
   }
 
@@ -146,17 +182,33 @@ class Walk : public Exchange<Form> {
     return reinterpret_cast<float*>(shared + z.sums + turn * z.sums_of_turn);
   }
 
+  template <int kSlices, int kTiles>
+  FUSEDNN_DEVICE void add_up(const float* first, float (&sum)[kTiles]) const {
+    float part[kSlices][kTiles];
+#pragma unroll
+    for (int s = 0; s < kSlices; ++s) load_values<kTiles, 32>(first + s * kTiles * 128, lane, part[s]);
+#pragma unroll
+    for (int q = 0; q < kTiles; ++q) {
+      sum[q] = part[0][q];
+#pragma unroll
+      for (int s = 1; s < kSlices; ++s) sum[q] += part[s][q];
+    }
+  }
+
   // This warp's part of a product, among the sums.
   template <int kTiles, int kKept>
   FUSEDNN_DEVICE void leave(const Residence<Form, kTiles, kKept>& weights, const Bytes16* message, float* sums) const {
     float sum[kTiles][4];
     weights.multiply(message, sum);
     const bool lost = ballot(Base::lost()) != 0;
-    float* mine = sums + warp * kTiles * 128 + lane;
+    float* mine = sums + warp * kTiles * 128;
 #pragma unroll
-    for (int q = 0; q < kTiles; ++q) {
+    for (int e = 0; e < 4; ++e) {
+      float of[kTiles];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) mine[q * 128 + e * 32] = lost ? bits_as<float>(0x7fc00000u) : sum[q][e];
+      for (int q = 0; q < kTiles; ++q) of[q] = sum[q][e];
+      if (lost) of[0] = bits_as<float>(0x7fc00000u);  // from one gate NaN reaches h and c of every cell
+      store_values<kTiles, 32>(mine + e * kTiles * 32, lane, of);
     }
   }
 

@@ -94,10 +94,10 @@ __global__ void pass_messages(cuda::Geometry z, int messages, cuda::u64 late, in
   const auto send = [&](int n, int column) {
     for (int part = 0; part < kParts; ++part) {
       for (int i = 0; i < mail.items; ++i) {
-        mail.put(part, i, value_of(n, column, part, mail.unit(i), mail.row(i)));
+        mail.template put<kParts>(part, i, value_of(n, column, part, mail.unit(i), mail.row(i)));
       }
     }
-    mail.template send<kParts>(static_cast<cuda::u32>(n), column);
+    mail.template send<kParts>(static_cast<cuda::u32>(n), mail.channel(column), mail.template route<kParts>());
   };
   const cuda::u64 begin = cuda::nanoseconds();
   while (mail.rank == 1 && cuda::nanoseconds() - begin < late) cuda::spin("a late block");
@@ -106,7 +106,7 @@ __global__ void pass_messages(cuda::Geometry z, int messages, cuda::u64 late, in
     for (int column = 0; column < z.columns; ++column) {
       if (mail.works) {
         const int first = mail.slice * z.round[0].run, end = std::min(first + z.round[0].run, z.round[0].chunks);
-        const cuda::Bytes16* found = mail.receive(static_cast<cuda::u32>(n), column, z.round[0]);
+        const cuda::Bytes16* found = mail.receive(static_cast<cuda::u32>(n), mail.channel(column), z.round[0]);
         for (int i = 0; i < end - first; ++i) {
           const int piece = i * 32 + (mail.lane + 13) % 32;  // another lane's
           const int row = piece % 32 / 4;
