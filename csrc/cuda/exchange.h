@@ -69,26 +69,36 @@ class Exchange : public Seat {
     int team;   // lanes with the same piece are in different teams, which share the peers
     int teams;
   };
-  template <int kParts>
+  template <int kParts, class Launch = AnyLaunch>
   FUSEDNN_DEVICE Route route() const {
-    const int bits = piece_bits<kParts>(), lane_bits = bits < 5 ? bits : 5, piece = lane & ((1 << lane_bits) - 1);
+    const int bits = piece_bits<kParts, Launch>(), lane_bits = bits < 5 ? bits : 5, piece = lane & ((1 << lane_bits) - 1);
     return {piece, place_of<kParts>(piece), lane >> lane_bits, 32 >> lane_bits};
   }
 
   // Where this warp's chunks of message n lie, once they are there.
+  template <class Launch = AnyLaunch>
   FUSEDNN_DEVICE const Bytes16* receive(u32 n, const Channel& channel, const Round& round) {
-    if (z.rung == Rung::kGrid) return fetch(n, channel, round);
-    const Bytes16* here = inbox(n, channel.column) + slice * round.run * 32;
+    if (on<Launch>(Rung::kGrid)) return fetch(n, channel, round);
 #if defined(FUSEDNN_CLUSTERS)
-    if (z.rung == Rung::kCluster) {
-      u64* const arrived = barrier(n, channel.column);
-      await([&] { return mbarrier_try(arrived, n / 2 % 2); });
-      if ((warp | lane) == 0 && !lost_) mbarrier_expect(arrived, round.bytes);  // n + 2 is of the same round
-      return here;
+    if (on<Launch>(Rung::kCluster)) {
+      await([&] { return mbarrier_try(barrier(n, channel.column), n / 2 % 2); });
+    } else
+#endif
+    {
+      block_sync();
+    }
+    return inbox(n, channel.column) + slice * round.run * 32;
+  }
+
+  // Behind receive, and before the block barrier in front of the next send: ready for message n + 2, which is of the same
+  // round.
+  template <class Launch = AnyLaunch>
+  FUSEDNN_DEVICE void await_next(u32 n, const Channel& channel, const Round& round) const {
+#if defined(FUSEDNN_CLUSTERS)
+    if (on<Launch>(Rung::kCluster) && (warp | lane) == 0 && !lost_) {
+      mbarrier_expect(barrier(n, channel.column), round.bytes);
     }
 #endif
-    block_sync();
-    return here;
   }
 
   // `grid`: the same of message n of the layer below.
@@ -103,18 +113,18 @@ class Exchange : public Seat {
   }
 
   // The pieces of message n that this warp has, where it finishes units.
-  template <int kParts>
+  template <int kParts, class Launch = AnyLaunch>
   FUSEDNN_DEVICE void send(u32 n, const Channel& channel, const Route& route) {
     if (items == 0) return;
-    const int pieces = 1 << piece_bits<kParts>();
+    const int pieces = 1 << piece_bits<kParts, Launch>();
     warp_sync();
-    if (route.place >= 0) deliver(n, channel, route.place, staged<Bytes16>()[route.piece], route);
+    if (route.place >= 0) deliver<Launch>(n, channel, route.place, staged<Bytes16>()[route.piece], route);
     for (int piece = route.piece + 32; piece < pieces; piece += 32) {
       const int place = place_of<kParts>(piece);
-      if (place >= 0) deliver(n, channel, place, staged<Bytes16>()[piece], route);
+      if (place >= 0) deliver<Launch>(n, channel, place, staged<Bytes16>()[piece], route);
     }
     warp_sync();
-    if (z.rung == Rung::kGrid && lane == 0) {
+    if (on<Launch>(Rung::kGrid) && lane == 0) {
       store_release(channel.flags + unit_tile * finishers + slice, n + 1);
     }
   }
@@ -130,9 +140,9 @@ class Exchange : public Seat {
   template <int kParts>
   static constexpr int kPartBits = kParts > 2 ? 2 : kParts - 1;
   static constexpr int kRowBits = Form::kVector == 8 ? 0 : 1;
-  template <int kParts>
+  template <int kParts, class Launch>
   FUSEDNN_DEVICE int piece_bits() const {
-    return item_bits + kPartBits<kParts> + 2 + kRowBits;
+    return (Launch::kBare ? Launch::kItemBits : item_bits) + kPartBits<kParts> + 2 + kRowBits;
   }
   // Where a piece belongs in a message.
   template <int kParts>
@@ -163,15 +173,21 @@ class Exchange : public Seat {
     return channel.mail + static_cast<long>(n & z.depth_mask) * z.buffer;
   }
 
+  template <class Launch>
+  FUSEDNN_DEVICE bool on(Rung rung) const {
+    return (Launch::kBare ? Launch::kRung : z.rung) == rung;
+  }
+
   // One piece to all blocks of the group.
+  template <class Launch>
   FUSEDNN_DEVICE void deliver(u32 n, const Channel& channel, int place, Bytes16 piece, const Route& route) {
-    if (z.rung == Rung::kGrid) {
+    if (on<Launch>(Rung::kGrid)) {
       if (route.team == 0) store_relaxed(mail(n, channel) + place, piece);
       return;
     }
     Bytes16* to = inbox(n, channel.column) + place;
 #if defined(FUSEDNN_CLUSTERS)
-    if (z.rung == Rung::kCluster) {
+    if (on<Launch>(Rung::kCluster)) {
       const u32 here = shared_address(to), counted = shared_address(barrier(n, channel.column));
       for (int i = route.team; i < z.blocks; i += route.teams) {
         const unsigned peer = static_cast<unsigned>(rank + i < z.blocks ? rank + i : rank + i - z.blocks);

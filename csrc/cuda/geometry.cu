@@ -1,6 +1,7 @@
 #include "cuda/geometry.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <map>
@@ -75,6 +76,7 @@ void cut(Geometry& z, const Needs& needs) {
     z.message = std::max(z.message, z.round[r].chunks);
   }
   z.slices = power_below(std::min(kMostWarps / z.tiles, z.message));
+  z.slice_bits = std::countr_zero(static_cast<unsigned>(z.slices));
   for (int r = 0; r < z.rounds; ++r) {
     z.round[r].run = up(z.round[r].chunks, z.slices);
     z.round[r].bytes = static_cast<unsigned>(z.round[r].parts * z.unit_tiles * kTileUnits * kColumnRows) *

@@ -74,39 +74,47 @@ class BackwardWalk : public Walk<Form> {
   }
 
   // All steps.
-  template <bool kBare, class Weights, class Late>
+  template <class Launch, class Weights, class Late>
   FUSEDNN_DEVICE void steps(const Weights& weights, const Late& late) {
     constexpr bool kTwo = kSecond > 0;
     constexpr int kRounds = 1 + kTwo;
-    const typename Base::Route route = Base::template route<kFirst>();
+    typename Base::Route route = Base::template route<kFirst, Launch>();
     typename Base::Channel channel = Base::channel(0);
-    const int columns = kBare ? 1 : z.columns, most = Base::template steps_of<kBare>(0);
-    for (int step = 0; step <= most; ++step) {
+    const int columns = Launch::kBare ? 1 : z.columns;
+    for (int step = 0; step <= Base::template steps_of<Launch>(0); ++step) {
       for (int column = 0; column < columns; ++column) {
-        const int steps = Base::template steps_of<kBare>(column);
+        const int steps = Base::template steps_of<Launch>(column);
         if (step > steps || Base::first_row(column) >= z.batch) break;
-        if (!kBare) channel = Base::channel(column);
+        if (!Launch::kBare) {
+          static_cast<Seat&>(*this) = Base::again(z);
+          route = Base::template route<kFirst, Launch>();
+          channel = Base::channel(column);
+        }
         const Step s{column, track < z.heads ? steps - 1 - step : step, steps};
         const u32 n = static_cast<u32>(step) * kRounds;
-        const auto in = inputs<kBare>(s, 0);
-        Base::multiply(weights, n, channel, 0);
+        const auto in = inputs<Launch>(s, 0);
+        Base::template multiply<Launch>(weights, n, channel, 0);
         if (step == steps) {
-          last<kBare>(s, in);
+          if (items > 0) last<Launch>(s, in);
           continue;
         }
         if constexpr (kTwo) {
-          const auto late_gates = first<kBare>(s, in);
-          Base::template send<kSecond>(n + 1, channel, Base::template route<kSecond>());
-          Base::write_last(late_gates, writer<kBare, kFirst, G>(s));
-          const auto in_second = inputs<kBare>(s, 0);
-          Base::multiply(late, n + 1, channel, 1);
-          const auto first_gates = second<kBare>(s, in_second);
-          Base::template send<kFirst>(n + kRounds, channel, route);
-          Base::write_last(first_gates, writer<kBare, 0, kFirst>(s));
-        } else {
-          const auto gates = this->step<kBare>(s, in);
-          Base::template send<kFirst>(n + kRounds, channel, route);
-          Base::write_last(gates, writer<kBare, 0, G>(s));
+          if (items > 0) {
+            const auto late_gates = first<Launch>(s, in);
+            Base::template send<kSecond, Launch>(n + 1, channel, Base::template route<kSecond, Launch>());
+            Base::write_last(late_gates, writer<Launch, kFirst, G>(s));
+          }
+          const auto in_second = inputs<Launch>(s, 0);
+          Base::template multiply<Launch>(late, n + 1, channel, 1);
+          if (items > 0) {
+            const auto first_gates = second<Launch>(s, in_second);
+            Base::template send<kFirst, Launch>(n + kRounds, channel, route);
+            Base::write_last(first_gates, writer<Launch, 0, kFirst>(s));
+          }
+        } else if (items > 0) {
+          const auto gates = this->step<Launch>(s, in);
+          Base::template send<kFirst, Launch>(n + kRounds, channel, route);
+          Base::write_last(gates, writer<Launch, 0, G>(s));
         }
       }
     }
@@ -123,26 +131,25 @@ class BackwardWalk : public Walk<Form> {
     }
   }
 
-  FUSEDNN_DEVICE bool bare() const { return Base::bare(a_.asked) && a_.states == nullptr; }
-
  private:
   using Item = typename Base::Item;
 
-  // What forward left of kItemsAtOnce items. h and h_prev where the cell uses them, else c_prev.
+  // What forward left of the next items. h and h_prev where the cell uses them, else c_prev.
+  template <class Launch>
   struct Inputs {
     struct {
       T grad_y, h, h_prev, c_prev, saved[S + 1];
       bool active, passed;  // takes this step; took the one that was handled before
-    } item[kItemsAtOnce];
+    } item[Launch::kItems];
   };
-  template <bool kBare>
-  FUSEDNN_DEVICE Inputs inputs(const Step& s, int first) const {
-    Inputs in{};
+  template <class Launch>
+  FUSEDNN_DEVICE Inputs<Launch> inputs(const Step& s, int first) const {
+    Inputs<Launch> in{};
     const int onward = track < z.heads ? 1 : -1;  // in the time of forward
 #pragma unroll
-    for (int i = 0; i < kItemsAtOnce; ++i) {
-      if (first + i >= items) break;
-      const auto it = Base::template item<kBare>(s.column, first + i);
+    for (int i = 0; i < Launch::kItems; ++i) {
+      if (Launch::kBare ? items == 0 : first + i >= items) break;
+      const auto it = Base::template item<Launch>(s.column, first + i);
       const int after = s.time + onward, before = s.time - onward;
       in.item[i].passed = after >= 0 && after < s.steps && after < it.length;
       if (s.time < 0 || s.time >= it.length) continue;
@@ -150,28 +157,28 @@ class BackwardWalk : public Walk<Form> {
       of.active = true;
       const bool joined = before >= 0 && before < it.length;
       const int there = joined ? before : s.time;
-      const long here = Base::template place<kBare>(it, s.time, 1);
+      const long here = Base::template place<Launch>(it, s.time, 1);
       const T* saved = static_cast<const T*>(a_.saved);
-      const T* states = kBare ? nullptr : static_cast<const T*>(a_.states);
+      const T* states = Launch::kBare ? nullptr : static_cast<const T*>(a_.states);
       if (a_.grad_y != nullptr) of.grad_y = static_cast<const T*>(a_.grad_y)[here];
 #pragma unroll
-      for (int k = 0; k < S; ++k) of.saved[k] = saved[Base::template place<kBare>(it, s.time, S) + k * z.hidden];
+      for (int k = 0; k < S; ++k) of.saved[k] = saved[Base::template place<Launch>(it, s.time, S) + k * z.hidden];
       if constexpr (Cell::kCellState) {
         const T* c = states == nullptr ? saved + Cell::kSavedC * z.hidden : states;
-        const long c_there = Base::template place<kBare>(it, there, states == nullptr ? S : 1);
+        const long c_there = Base::template place<Launch>(it, there, states == nullptr ? S : 1);
         of.c_prev = joined ? c[c_there] : static_cast<const T*>(a_.c0)[Base::state_place(it)];
       } else {
         of.h = (states == nullptr ? static_cast<const T*>(a_.y) : states)[here];
-        of.h_prev = joined ? static_cast<const T*>(a_.y)[Base::template place<kBare>(it, there, 1)]
+        of.h_prev = joined ? static_cast<const T*>(a_.y)[Base::template place<Launch>(it, there, 1)]
                            : static_cast<const T*>(a_.h0)[Base::state_place(it)];
       }
     }
     return in;
   }
 
-  template <bool kBare>
+  template <class Launch>
   FUSEDNN_DEVICE auto loader(const Step& s) const {
-    return [this, s](int first) { return inputs<kBare>(s, first); };
+    return [this, s](int first) { return inputs<Launch>(s, first); };
   }
 
   // What a round leaves of an item: the gradients of gates [kBegin, kEnd), and of their recurrent parts.
@@ -180,11 +187,11 @@ class BackwardWalk : public Walk<Form> {
     T dx[kEnd - kBegin], dr[kEnd - kBegin];
     bool active;
   };
-  template <bool kBare, int kBegin, int kEnd>
+  template <class Launch, int kBegin, int kEnd>
   FUSEDNN_DEVICE auto writer(const Step& s) const {
     return [this, s](const Output<kBegin, kEnd>& out, int i) {
       if (!out.active) return;
-      const long to = Base::template place<kBare>(Base::template item<kBare>(s.column, i), s.time, G);
+      const long to = Base::template place<Launch>(Base::template item<Launch>(s.column, i), s.time, G);
 #pragma unroll
       for (int q = kBegin; q < kEnd; ++q) {
         static_cast<T*>(a_.d_gates)[to + q * z.hidden] = out.dx[q - kBegin];
@@ -194,12 +201,12 @@ class BackwardWalk : public Walk<Form> {
   }
 
   // Behind the product with the gradients of the step that was handled before, of a cell with one product.
-  template <bool kBare>
-  FUSEDNN_DEVICE auto step(const Step& s, const Inputs& now) {
+  template <class Launch>
+  FUSEDNN_DEVICE auto step(const Step& s, const Inputs<Launch>& now) {
     const auto body = [&](const auto& in, int i) {
       V dx[G] = {}, dr[G] = {};
-      const Options of = options<kBare>(s, in, i);
-      float dh = arrived<kBare>(s, in, i, of);
+      const Options of = options<Launch>(s, in, i);
+      float dh = arrived<Launch>(s, in, i, of);
       if (in.active) {
         V saved[S + 1];
         float dc = Cell::kCellState ? kept(kDc, s.column, i) : 0.f;
@@ -213,16 +220,16 @@ class BackwardWalk : public Walk<Form> {
       kept(kDh, s.column, i) = dh;
       return put_gates<0, G>(in.active, i, dx, dr);
     };
-    return Base::finish(now, loader<kBare>(s), body, writer<kBare, 0, G>(s));
+    return Base::template finish<Launch>(now, loader<Launch>(s), body, writer<Launch, 0, G>(s));
   }
 
   // The same of a cell with two products: the gradients of its last gates.
-  template <bool kBare>
-  FUSEDNN_DEVICE auto first(const Step& s, const Inputs& now) {
+  template <class Launch>
+  FUSEDNN_DEVICE auto first(const Step& s, const Inputs<Launch>& now) {
     const auto body = [&](const auto& in, int i) {
       V dx[G] = {}, dr[G] = {};
-      const Options of = options<kBare>(s, in, i);
-      float dh = kept(kDh, s.column, i) = arrived<kBare>(s, in, i, of);
+      const Options of = options<Launch>(s, in, i);
+      float dh = kept(kDh, s.column, i) = arrived<Launch>(s, in, i, of);
       if (in.active) {
         V saved[S + 1];
         past(of.keeps_h, dh);
@@ -231,20 +238,20 @@ class BackwardWalk : public Walk<Form> {
       }
       return put_gates<kFirst, G>(in.active, i, dx, dr);
     };
-    return Base::finish(now, loader<kBare>(s), body, writer<kBare, kFirst, G>(s));
+    return Base::template finish<Launch>(now, loader<Launch>(s), body, writer<Launch, kFirst, G>(s));
   }
 
   // Behind its other product: the gradients of the first gates.
-  template <bool kBare>
-  FUSEDNN_DEVICE auto second(const Step& s, const Inputs& now) {
+  template <class Launch>
+  FUSEDNN_DEVICE auto second(const Step& s, const Inputs<Launch>& now) {
     const auto body = [&](const auto& in, int i) {
       V dx[G] = {}, dr[G] = {};
       if (in.active) {
-        const Options of = options<kBare>(s, in, i);
+        const Options of = options<Launch>(s, in, i);
         V saved[S + 1];
         float dh = kept(kDh, s.column, i), passed[1];
         const float by_h = past(of.keeps_h, dh);
-        Base::gather(i, passed);
+        Base::template gather<Launch>(i, passed);
         read(in.saved, saved);
         const V dm = of.factor * passed[0], h_prev = widen(in.h_prev);
         kept(kDh, s.column, i) =
@@ -252,18 +259,18 @@ class BackwardWalk : public Walk<Form> {
       }
       return put_gates<0, kFirst>(in.active, i, dx, dr);
     };
-    return Base::finish(now, loader<kBare>(s), body, writer<kBare, 0, kFirst>(s));
+    return Base::template finish<Launch>(now, loader<Launch>(s), body, writer<Launch, 0, kFirst>(s));
   }
 
   // Behind the product with the gradients of the first step: nothing but the gradient of h_0 is left.
-  template <bool kBare>
-  FUSEDNN_DEVICE void last(const Step& s, const Inputs& now) {
+  template <class Launch>
+  FUSEDNN_DEVICE void last(const Step& s, const Inputs<Launch>& now) {
     struct Nothing {};
     const auto body = [&](const auto& in, int i) {
-      kept(kDh, s.column, i) = arrived<kBare>(s, in, i, options<kBare>(s, in, i));
+      kept(kDh, s.column, i) = arrived<Launch>(s, in, i, options<Launch>(s, in, i));
       return Nothing{};
     };
-    Base::finish(now, loader<kBare>(s), body, [](Nothing, int) {});
+    Base::template finish<Launch>(now, loader<Launch>(s), body, [](Nothing, int) {});
   }
 
   FUSEDNN_DEVICE float state_gradient(const void* of, const Item& it) const {
@@ -279,10 +286,10 @@ class BackwardWalk : public Walk<Form> {
   struct Options {
     float factor = 1, keeps_h = 0, keeps_c = 0;
   };
-  template <bool kBare, class In>
+  template <class Launch, class In>
   FUSEDNN_DEVICE Options options(const Step& s, const In& in, int i) const {
     Options of;
-    if (!kBare && a_.asked.any) {
+    if (!Launch::kBare && a_.asked.any) {
       const auto it = item(s.column, i);
       of.factor = Base::factor(a_.asked, it);
       if (in.active) of.keeps_h = Base::share(a_.asked, cells::kZoneoutH, it, s.time);
@@ -299,10 +306,10 @@ class BackwardWalk : public Walk<Form> {
   }
 
   // The whole gradient of an item's h.
-  template <bool kBare, class In>
+  template <class Launch, class In>
   FUSEDNN_DEVICE float arrived(const Step& s, const In& in, int i, const Options& of) const {
     float dh = kept(kDh, s.column, i), passed[1];
-    Base::gather(i, passed);
+    Base::template gather<Launch>(i, passed);
     if (in.passed) dh += of.factor * passed[0];
     return in.active ? dh + widen(in.grad_y) : dh;
   }
@@ -335,16 +342,12 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
   Backward walk(cell, z, a);
   walk.open();
   if (walk.rank >= z.blocks) return walk.close();
-  Residence<Form, 1, kept_chunks<Form>(kBackwardRegisters, 1, kRounds)> weights;
-  Residence<Form, kTwo, kept_chunks<Form>(kBackwardRegisters, kTwo, kRounds)> late;
+  Residence<Form, 1, kept_chunks<Form>(backward_registers(kRounds), 1, kRounds)> weights;
+  Residence<Form, kTwo, kept_chunks<Form>(backward_registers(kRounds), kTwo, kRounds)> late;
   walk.load(weights, 0, walk.weights_of(0, kFirst));
   if constexpr (kTwo) walk.load(late, 1, walk.weights_of(kFirst, kSecond));
   walk.begin();
-  if (walk.bare()) {
-    walk.template steps<true>(weights, late);
-  } else {
-    walk.template steps<false>(weights, late);
-  }
+  walk.choose(a.asked, [&](auto launch) { walk.template steps<decltype(launch)>(weights, late); });
   walk.end();
   walk.close();
 }

@@ -69,43 +69,48 @@ class ForwardWalk : public Walk<Form> {
         if (Cell::kCellState) kept(kC, column, i) = there ? widen(static_cast<const T*>(a_.c0)[from]) : 0.f;
         Base::template put<1>(0, i, Stays<Form>::state(h * Base::factor(a_.asked, it)));
       }
-      if (Base::template steps_of<false>(column) > 0) Base::template send<1>(0, Base::channel(column), route);
+      if (Base::template steps_of<AnyLaunch>(column) > 0) Base::template send<1>(0, Base::channel(column), route);
     }
   }
 
   // All steps.
-  template <bool kBare, class Weights, class Late, class Input>
+  template <class Launch, class Weights, class Late, class Input>
   FUSEDNN_DEVICE void steps(const Weights& weights, const Late& late, const Input& input) {
     constexpr int kRounds = kSecond > 0 ? 2 : 1;
-    const typename Base::Route route = Base::template route<1>();
+    typename Base::Route route = Base::template route<1, Launch>();
     typename Base::Channel channel = Base::channel(0);
-    const int columns = kBare ? 1 : z.columns, most = Base::template steps_of<kBare>(0);
-    for (int step = 0; step < most; ++step) {
+    const int columns = Launch::kBare ? 1 : z.columns;
+    for (int step = 0; step < Base::template steps_of<Launch>(0); ++step) {
       for (int column = 0; column < columns; ++column) {
-        const int steps = Base::template steps_of<kBare>(column);
+        const int steps = Base::template steps_of<Launch>(column);
         if (step >= steps) break;  // and so do the columns behind it, whose rows are no longer
-        if (!kBare) channel = Base::channel(column);
+        if (!Launch::kBare) {
+          static_cast<Seat&>(*this) = Base::again(z);
+          route = Base::template route<1, Launch>();
+          channel = Base::channel(column);
+        }
         const Step s{column, track < z.heads ? step : steps - 1 - step, steps};
         const u32 n = static_cast<u32>(step) * kRounds;
-        const auto in = inputs<kBare, 0, kFirst>(s, 0);
-        if constexpr (kSecond == 0 && !kBare) {
+        const auto in = inputs<Launch, 0, kFirst>(s, 0);
+        if constexpr (kSecond == 0 && !Launch::kBare) {
           if (below) Base::multiply_below(input, n + 1, column);
         }
-        Base::multiply(weights, n, channel, 0);
-        const bool more = step + 1 < steps || (!kBare && Base::above);
-        const auto write = writer<kBare>(s);
+        Base::template multiply<Launch>(weights, n, channel, 0);
+        const bool more = step + 1 < steps || (!Launch::kBare && Base::above);
+        const auto conclude = [&](const auto& out) {
+          if (more) Base::template send<1, Launch>(n + kRounds, channel, route);
+          Base::write_last(out, writer<Launch>(s));
+        };
         if constexpr (kSecond == 0) {
-          const auto out = this->step<kBare>(s, in);
-          if (more) Base::template send<1>(n + kRounds, channel, route);
-          Base::write_last(out, write);
+          if (items > 0) conclude(this->step<Launch>(s, in));
         } else {
-          first<kBare>(s, in);
-          Base::template send<1>(n + 1, channel, route);
-          const auto in_second = inputs<kBare, kFirst, G>(s, 0);
-          Base::multiply(late, n + 1, channel, 1);
-          const auto out = second<kBare>(s, in_second);
-          if (more) Base::template send<1>(n + kRounds, channel, route);
-          Base::write_last(out, write);
+          if (items > 0) {
+            first<Launch>(s, in);
+            Base::template send<1, Launch>(n + 1, channel, route);
+          }
+          const auto in_second = inputs<Launch, kFirst, G>(s, 0);
+          Base::template multiply<Launch>(late, n + 1, channel, 1);
+          if (items > 0) conclude(second<Launch>(s, in_second));
         }
       }
     }
@@ -122,38 +127,37 @@ class ForwardWalk : public Walk<Form> {
     }
   }
 
-  FUSEDNN_DEVICE bool bare() const { return Base::bare(a_.asked); }
-
  private:
   using Item = typename Base::Item;
 
-  // The input part of gates [kBegin, kEnd) of kItemsAtOnce items.
-  template <int kBegin, int kEnd>
+  // The input part of gates [kBegin, kEnd) of the next items; those of an item that is not active mean nothing.
+  template <class Launch, int kBegin, int kEnd>
   struct Inputs {
     struct {
       T x[kEnd - kBegin];
       bool active;  // takes this step
-    } item[kItemsAtOnce];
+    } item[Launch::kItems];
   };
-  template <bool kBare, int kBegin, int kEnd>
-  FUSEDNN_DEVICE Inputs<kBegin, kEnd> inputs(const Step& s, int first) const {
-    Inputs<kBegin, kEnd> in{};
+  template <class Launch, int kBegin, int kEnd>
+  FUSEDNN_DEVICE Inputs<Launch, kBegin, kEnd> inputs(const Step& s, int first) const {
+    Inputs<Launch, kBegin, kEnd> in;
 #pragma unroll
-    for (int i = 0; i < kItemsAtOnce; ++i) {
-      if (first + i >= items) break;
-      const auto it = Base::template item<kBare>(s.column, first + i);
-      if (s.time >= it.length) continue;
-      in.item[i].active = true;
-      if (!kBare && below) continue;
-      const T* from = static_cast<const T*>(a_.gates) + Base::template place<kBare>(it, s.time, G);
+    for (int i = 0; i < Launch::kItems; ++i) {
+      if (Launch::kBare ? items == 0 : first + i >= items) break;
+      const auto it = Base::template item<Launch>(s.column, first + i);
+      in.item[i].active = s.time < it.length;
+      if (!Launch::kBare && below) continue;
+      const long from = in.item[i].active ? Base::template place<Launch>(it, s.time, G) : 0;
 #pragma unroll
-      for (int q = kBegin; q < kEnd; ++q) in.item[i].x[q - kBegin] = from[q * z.hidden];
+      for (int q = kBegin; q < kEnd; ++q) {
+        in.item[i].x[q - kBegin] = static_cast<const T*>(a_.gates)[from + q * z.hidden];
+      }
     }
     return in;
   }
-  template <bool kBare, int kBegin, int kEnd>
+  template <class Launch, int kBegin, int kEnd>
   FUSEDNN_DEVICE auto loader(const Step& s) const {
-    return [this, s](int first) { return inputs<kBare, kBegin, kEnd>(s, first); };
+    return [this, s](int first) { return inputs<Launch, kBegin, kEnd>(s, first); };
   }
 
   // What a step leaves of an item.
@@ -161,60 +165,60 @@ class ForwardWalk : public Walk<Form> {
     T y, saved[S + 1];
     bool active;
   };
-  template <bool kBare>
+  template <class Launch>
   FUSEDNN_DEVICE auto writer(const Step& s) const {
     return [this, s](const Output& out, int i) {
       if (!out.active) return;
-      const auto it = Base::template item<kBare>(s.column, i);
-      if (kBare || !Base::above || z.track_rows > 0) {
-        static_cast<T*>(a_.y)[Base::template place<kBare>(it, s.time, 1)] = out.y;
+      const auto it = Base::template item<Launch>(s.column, i);
+      if (Launch::kBare || !Base::above || z.track_rows > 0) {
+        static_cast<T*>(a_.y)[Base::template place<Launch>(it, s.time, 1)] = out.y;
       }
       if (a_.saved == nullptr) return;
-      T* to = static_cast<T*>(a_.saved) + Base::template place<kBare>(it, s.time, S);
+      T* to = static_cast<T*>(a_.saved) + Base::template place<Launch>(it, s.time, S);
 #pragma unroll
       for (int k = 0; k < S; ++k) to[k * z.hidden] = out.saved[k];
     };
   }
 
   // Behind the product of a cell with one: the new states of all items.
-  template <bool kBare>
-  FUSEDNN_DEVICE auto step(const Step& s, const Inputs<0, kFirst>& now) {
+  template <class Launch>
+  FUSEDNN_DEVICE auto step(const Step& s, const Inputs<Launch, 0, kFirst>& now) {
     const auto body = [&](const auto& in, int i) {
       V x[G], rec[G], saved[S + 1], c = Cell::kCellState ? kept(kC, s.column, i) : 0.f;
-      read<kBare, 0, kFirst>(in.x, i, x, rec);
+      read<Launch, 0, kFirst>(in.x, i, x, rec);
       const V h = cell_.forward(x, rec, V(kept(kH, s.column, i)), c, saved);
-      return arrive<kBare>(s, i, in.active, static_cast<float>(h), static_cast<float>(c), saved);
+      return arrive<Launch>(s, i, in.active, static_cast<float>(h), static_cast<float>(c), saved);
     };
-    return Base::finish(now, loader<kBare, 0, kFirst>(s), body, writer<kBare>(s));
+    return Base::template finish<Launch>(now, loader<Launch, 0, kFirst>(s), body, writer<Launch>(s));
   }
 
   // Behind the first product of a cell with two: what the second one multiplies.
-  template <bool kBare>
-  FUSEDNN_DEVICE void first(const Step& s, const Inputs<0, kFirst>& now) {
+  template <class Launch>
+  FUSEDNN_DEVICE void first(const Step& s, const Inputs<Launch, 0, kFirst>& now) {
     struct Nothing {};
     const auto body = [&](const auto& in, int i) {
       V x[G], rec[G], saved[S + 1];
-      read<kBare, 0, kFirst>(in.x, i, x, rec);
+      read<Launch, 0, kFirst>(in.x, i, x, rec);
       float middle = static_cast<float>(cell_.forward_first(x, rec, V(kept(kH, s.column, i)), saved));
-      if (!kBare) middle *= Base::factor(a_.asked, item(s.column, i));
+      if (!Launch::kBare) middle *= Base::factor(a_.asked, item(s.column, i));
       Base::template put<1>(0, i, Stays<Form>::state(middle));
       for (int k = 0; k < S; ++k) kept(kSaved + k, s.column, i) = static_cast<float>(saved[k]);
       return Nothing{};
     };
-    Base::finish(now, loader<kBare, 0, kFirst>(s), body, [](Nothing, int) {});
+    Base::template finish<Launch>(now, loader<Launch, 0, kFirst>(s), body, [](Nothing, int) {});
   }
 
   // Behind the second one.
-  template <bool kBare>
-  FUSEDNN_DEVICE auto second(const Step& s, const Inputs<kFirst, G>& now) {
+  template <class Launch>
+  FUSEDNN_DEVICE auto second(const Step& s, const Inputs<Launch, kFirst, G>& now) {
     const auto body = [&](const auto& in, int i) {
       V x[G], rec[G], saved[S + 1];
-      read<kBare, kFirst, G>(in.x, i, x, rec);
+      read<Launch, kFirst, G>(in.x, i, x, rec);
       for (int k = 0; k < S; ++k) saved[k] = kept(kSaved + k, s.column, i);
       const V h = cell_.forward_second(x, rec, V(kept(kH, s.column, i)), saved);
-      return arrive<kBare>(s, i, in.active, static_cast<float>(h), 0, saved);
+      return arrive<Launch>(s, i, in.active, static_cast<float>(h), 0, saved);
     };
-    return Base::finish(now, loader<kBare, kFirst, G>(s), body, writer<kBare>(s));
+    return Base::template finish<Launch>(now, loader<Launch, kFirst, G>(s), body, writer<Launch>(s));
   }
 
   // The biases of an item's gates [kBegin, kEnd), the first or the second ones: of the tile's 16 units side by side.
@@ -240,26 +244,26 @@ class ForwardWalk : public Walk<Form> {
     }
   }
 
-  template <bool kBare, int kBegin, int kEnd>
+  template <class Launch, int kBegin, int kEnd>
   FUSEDNN_DEVICE void read(const T* in, int i, V* x, V* rec) const {
     constexpr int kCount = kEnd - kBegin;
     float sum[kCount], b[kCount];
-    Base::gather(i, sum);
+    Base::template gather<Launch>(i, sum);
     load_values<kCount, kTileUnits>(biases<kBegin>(z.bias), unit_of_tile(i), b);
 #pragma unroll
     for (int q = 0; q < kCount; ++q) x[kBegin + q] = widen(in[q]), rec[kBegin + q] = b[q] + sum[q];
-    if (kBare || !below) return;
-    Base::gather(i, sum, z.sums_below);
+    if (Launch::kBare || !below) return;
+    Base::template gather<Launch>(i, sum, z.sums_below);
     load_values<kCount, kTileUnits>(biases<kBegin>(z.bias_below), unit_of_tile(i), b);
 #pragma unroll
     for (int q = 0; q < kCount; ++q) x[kBegin + q] = b[q] + sum[q];
   }
 
   // The new states of an item, h in the next message; a row that takes no step keeps its own.
-  template <bool kBare>
+  template <class Launch>
   FUSEDNN_DEVICE Output arrive(const Step& s, int i, bool active, float h, float c, const V* saved) {
     float factor = 1;
-    if (!kBare && a_.asked.any) factor = with_options(s, item(s.column, i), i, active, h, c);
+    if (!Launch::kBare && a_.asked.any) factor = with_options(s, item(s.column, i), i, active, h, c);
     Output out;
     out.active = active, out.y = narrow<T>(h);
 #pragma unroll
@@ -268,7 +272,7 @@ class ForwardWalk : public Walk<Form> {
       kept(kH, s.column, i) = widen(out.y);
       if (Cell::kCellState) kept(kC, s.column, i) = c;
     }
-    if (kBare) {  // an item that never takes a step is none of the layer, and zero
+    if (Launch::kBare) {  // an item that never takes a step is none of the layer, and zero
       Base::template put<1>(0, i, active ? Stays<Form>::sent(out.y) : narrow<T>(0.f));
     } else {
       Base::template put<1>(0, i, Stays<Form>::state(factor * kept(kH, s.column, i)));
@@ -287,7 +291,7 @@ class ForwardWalk : public Walk<Form> {
         c = mixed(Base::share(a_.asked, cells::kZoneoutC, it, s.time), kept(kC, s.column, i), c);
       }
       if (a_.states != nullptr) {
-        static_cast<T*>(a_.states)[Base::template place<false>(it, s.time, 1)] = narrow<T>(Cell::kCellState ? c : own);
+        static_cast<T*>(a_.states)[Base::template place<AnyLaunch>(it, s.time, 1)] = narrow<T>(Cell::kCellState ? c : own);
       }
     }
     return Base::factor(a_.asked, it);
@@ -316,11 +320,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
     walk.load(input, 1, walk.rows_of(walk.weights().w_ih, 0));
   }
   walk.begin();
-  if (walk.bare()) {
-    walk.template steps<true>(weights, late, input);
-  } else {
-    walk.template steps<false>(weights, late, input);
-  }
+  walk.choose(a.asked, [&](auto launch) { walk.template steps<decltype(launch)>(weights, late, input); });
   walk.end();
   walk.close();
 }

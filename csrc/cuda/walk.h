@@ -8,7 +8,11 @@
 
 namespace fusednn::cuda {
 
-constexpr int kForwardRegisters = 144, kBackwardRegisters = 136;  // for weights; more of them spill
+// For weights; more of them spill.
+constexpr int kForwardRegisters = 144;
+constexpr int backward_registers(int products) {
+  return products == 1 ? 136 : 120;
+}
 
 // Chunks of a product that stay in a lane's registers, of which a chunk takes 8 for each of `tiles` row tiles, if
 // `products` products and one's sums share `registers`.
@@ -24,9 +28,6 @@ struct Step {
   int column, time, steps;
 };
 
-// A launch is bare that has one layer, no options, no lengths and one column. Its loop over the steps is compiled on its
-// own, because what the others ask at every step adds up to a third of its instructions. Functions with kBare take true
-// there.
 
 // What a layer asks for beside its cell, uniform over a launch.
 struct Asked {
@@ -47,35 +48,32 @@ class Walk : public Exchange<Form> {
   // ------- rows
 
   FUSEDNN_DEVICE int first_row(int column) const { return (group * z.columns + column) * kColumnRows; }
-  template <bool kBare>
+  template <class Launch>
   FUSEDNN_DEVICE int length(int row) const {
-    return kBare || z.lengths == nullptr ? z.steps : z.lengths[row];
+    return Launch::kBare || z.lengths == nullptr ? z.steps : z.lengths[row];
   }
   // Of a column's first row, which is its longest; 0 beyond the batch.
-  template <bool kBare>
+  template <class Launch>
   FUSEDNN_DEVICE int steps_of(int column) const {
     const int row = first_row(column);
-    return row < z.batch ? length<kBare>(row) : 0;
-  }
-  FUSEDNN_DEVICE bool bare(const Asked& asked) const {
-    return z.layers == 1 && !asked.any && z.lengths == nullptr && z.columns == 1;
+    return row < z.batch ? length<Launch>(row) : 0;
   }
 
   // The i-th item in a column: a unit of a row. Those beyond the layer or the batch have length -1.
   struct Item {
     int unit, row, length;
   };
-  template <bool kBare = false>
+  template <class Launch = AnyLaunch>
   FUSEDNN_DEVICE Item item(int column, int i) const {
     Item it{Base::unit(i), first_row(column) + Base::row(i), -1};
-    if (it.unit < z.hidden && it.row < z.batch) it.length = length<kBare>(it.row);
+    if (it.unit < z.hidden && it.row < z.batch) it.length = length<Launch>(it.row);
     return it;
   }
   // Where it lies in a tensor [N, D, values, H], of layers [L, N, values, H], and in one of states. All rows of a tensor
   // can be counted with an int (geometry.cu).
-  template <bool kBare>
+  template <class Launch>
   FUSEDNN_DEVICE long place(const Item& it, int time, int values) const {
-    const int before = kBare || z.offsets == nullptr ? time * z.batch : static_cast<int>(z.offsets[time]);
+    const int before = Launch::kBare || z.offsets == nullptr ? time * z.batch : static_cast<int>(z.offsets[time]);
     const int line = (before + it.row) * z.tracks_of_row + track * z.track_rows;
     return static_cast<long>(line) * (values * z.hidden) + it.unit;
   }
@@ -109,19 +107,29 @@ class Walk : public Exchange<Form> {
   // The part of a product that this warp owns; fetch as in residence.h.
   template <class Weights, class Fetch>
   FUSEDNN_DEVICE void load(Weights& weights, int round, Fetch fetch) const {
+    weights.load(run_of<Weights>(round), lane, fetch);
+  }
+  template <class Weights>
+  FUSEDNN_DEVICE Run run_of(int round) const {
     const Round& r = z.round[round];
     const int first = slice * r.run, left = r.chunks - first, chunks = left < r.run ? left : r.run;
     const int rest = (r.run > Weights::kInRegisters ? r.run - Weights::kInRegisters : 0) * Weights::kChunkPieces;
-    weights.load(shared + z.rest[round] + warp * rest, first, works && chunks > 0 ? chunks : 0, lane, fetch);
+    return {first, works && chunks > 0 ? chunks : 0, shared + z.rest[round] + warp * rest};
   }
 
   // The product with message n. Its sums lie in shared memory afterwards, where sum_of finds them. Sums of two rounds
   // alternate: a warp may be here again while another one still reads.
-  template <int kTiles, int kKept>
+  template <class Launch, int kTiles, int kKept>
   FUSEDNN_DEVICE void multiply(const Residence<Form, kTiles, kKept>& weights, u32 n,
                                const typename Base::Channel& channel, int round) {
     turn_ ^= 1;
-    if (works) leave(weights, Base::receive(n, channel, z.round[round]), sums(turn_));
+    if (works) {
+      float sum[kTiles][4];
+      const Bytes16* message = Base::template receive<Launch>(n, channel, z.round[round]);
+      weights.template multiply<Launch::kBare>(run_of<Residence<Form, kTiles, kKept>>(round), lane, message, sum);
+      Base::template await_next<Launch>(n, channel, z.round[round]);
+      leave(sum, sums(turn_));
+    }
     block_sync();
   }
 
@@ -129,52 +137,68 @@ class Walk : public Exchange<Form> {
   // sums lie behind the others, by z.sums_below.
   template <int kTiles, int kKept>
   FUSEDNN_DEVICE void multiply_below(const Residence<Form, kTiles, kKept>& weights, u32 n, int column) {
-    if (works) leave(weights, Base::receive_below(n, column, z.round[1]), sums(turn_ ^ 1) + z.sums_below);
+    if (!works) return;
+    float sum[kTiles][4];
+    const Bytes16* message = Base::receive_below(n, column, z.round[1]);
+    weights.template multiply<false>(run_of<Residence<Form, kTiles, kKept>>(1), lane, message, sum);
+    leave(sum, sums(turn_ ^ 1) + z.sums_below);
   }
 
   // Of all warps of the tile, in their order: each row tile's sum for the i-th item.
-  template <int kTiles>
+  template <class Launch, int kTiles>
   FUSEDNN_DEVICE void gather(int i, float (&sum)[kTiles], int behind = 0) const {
     const float* first = sums(turn_) + behind + ((warp - slice) * 4 + element(i)) * kTiles * 32;
+    if constexpr (Launch::kBare) return add_up<Launch::kSlices>(first, sum);
     if (z.slices == 8) return add_up<8>(first, sum);  // all their loads together
     if (z.slices == 4) return add_up<4>(first, sum);
     if (z.slices == 2) return add_up<2>(first, sum);
     add_up<1>(first, sum);
   }
 
-  // What is to be written of kItemsAtOnce items when the message that needs them is on its way.
-  template <class Output>
+  // By a warp that finishes units: body(inputs, i) gives the output of each item of this lane. In a bare launch all are
+  // returned, for write_last, since the message that needs them comes first; else write(output, i) takes each at once,
+  // while the inputs of the next one, load(item), are on their way. `now`: the inputs of the first ones.
+  template <class Output, int kItems>
   struct Outputs {
-    Output item[kItemsAtOnce];
+    Output item[kItems];
   };
-  // body(inputs, i) gives the output of each item of this lane, kItemsAtOnce at a time; the inputs of the next ones,
-  // load(first item), are on their way meanwhile, and write(output, i) takes the outputs of all but the last ones, which
-  // are returned for write_last. `now`: the inputs of the first ones.
-  template <class Inputs, class Load, class Body, class Write>
+  template <class Output>
+  struct Outputs<Output, 0> {};
+  template <class Launch, class Inputs, class Load, class Body, class Write>
   FUSEDNN_DEVICE auto finish(Inputs now, Load load, Body body, Write write) const {
-    Outputs<decltype(body(now.item[0], 0))> out{};
-    for (int first = 0; first < items; first += kItemsAtOnce) {
-      Inputs next{};
-      if (first + kItemsAtOnce < items) next = load(first + kItemsAtOnce);
+    using Output = decltype(body(now.item[0], 0));
+    if constexpr (Launch::kBare) {
+      Outputs<Output, Launch::kItems> out;
 #pragma unroll
-      for (int i = 0; i < kItemsAtOnce; ++i) {
-        if (first > 0) write(out.item[i], first - kItemsAtOnce + i);
+      for (int i = 0; i < Launch::kItems; ++i) out.item[i] = body(now.item[i], i);
+      return out;
+    } else {
+      for (int i = 0; i < items; ++i) {
+        Inputs next = now;
+        if (i + 1 < items) next = load(i + 1);
+        write(body(now.item[0], i), i);
+        now = next;
       }
-#pragma unroll
-      for (int i = 0; i < kItemsAtOnce; ++i) {
-        if (first + i < items) out.item[i] = body(now.item[i], first + i);
-      }
-      now = next;
+      return Outputs<Output, 0>{};
     }
-    return out;
   }
-  template <class Output, class Write>
-  FUSEDNN_DEVICE void write_last(const Outputs<Output>& out, Write write) const {
-    const int first = items > kItemsAtOnce ? items - kItemsAtOnce : 0;
+  template <class Output, int kItems, class Write>
+  FUSEDNN_DEVICE void write_last(const Outputs<Output, kItems>& out, Write write) const {
+    if constexpr (kItems > 0) {
 #pragma unroll
-    for (int i = 0; i < kItemsAtOnce; ++i) {
-      if (first + i < items) write(out.item[i], first + i);
+      for (int i = 0; i < kItems; ++i) write(out.item[i], i);
     }
+  }
+
+  // walk(launch), once: of what is known of the launch beforehand.
+  template <class Steps>
+  FUSEDNN_DEVICE void choose(const Asked& asked, Steps walk) const {
+    const bool bare = z.layers == 1 && !asked.any && z.lengths == nullptr && z.columns == 1;
+    if (bare && z.rung == Rung::kCluster && z.slices == 4) return walk(BareLaunch<Rung::kCluster, 4>{});
+    if (bare && z.rung == Rung::kCluster && z.slices == 2) return walk(BareLaunch<Rung::kCluster, 2>{});
+    if (bare && z.rung == Rung::kGrid && z.slices == 8) return walk(BareLaunch<Rung::kGrid, 8>{});
+    if (bare && z.rung == Rung::kBlock && z.slices == 2) return walk(BareLaunch<Rung::kBlock, 2>{});
+    walk(AnyLaunch{});
   }
 
  private:
@@ -196,10 +220,8 @@ class Walk : public Exchange<Form> {
   }
 
   // This warp's part of a product, among the sums.
-  template <int kTiles, int kKept>
-  FUSEDNN_DEVICE void leave(const Residence<Form, kTiles, kKept>& weights, const Bytes16* message, float* sums) const {
-    float sum[kTiles][4];
-    weights.multiply(message, sum);
+  template <int kTiles>
+  FUSEDNN_DEVICE void leave(const float (&sum)[kTiles][4], float* sums) const {
     const bool lost = ballot(Base::lost()) != 0;
     float* mine = sums + warp * kTiles * 128;
 #pragma unroll

@@ -117,6 +117,7 @@ __global__ void pass_messages(cuda::Geometry z, int messages, cuda::u64 late, in
           }
         }
       }
+      if (mail.works) mail.await_next(static_cast<cuda::u32>(n), mail.channel(column), z.round[0]);
       cuda::block_sync();
       if (n + 1 < messages) send(n + 1, column);
     }
