@@ -11,7 +11,7 @@ namespace fusednn::cuda {
 // For weights; more of them spill.
 constexpr int kForwardRegisters = 144;
 constexpr int backward_registers(int products) {
-  return products == 1 ? 136 : 120;
+  return products == 1 ? 136 : 104;
 }
 
 // Chunks of a product that stay in a lane's registers, of which a chunk takes 8 for each of `tiles` row tiles, if
@@ -190,14 +190,16 @@ class Walk : public Exchange<Form> {
     }
   }
 
-  // walk(launch), once: of what is known of the launch beforehand.
+  // walk(launch), once: of what is known of the launch beforehand. Multiply-adds leave no registers for that.
   template <class Steps>
   FUSEDNN_DEVICE void choose(const Asked& asked, Steps walk) const {
-    const bool bare = z.layers == 1 && !asked.any && z.lengths == nullptr && z.columns == 1;
-    if (bare && z.rung == Rung::kCluster && z.slices == 4) return walk(BareLaunch<Rung::kCluster, 4>{});
-    if (bare && z.rung == Rung::kCluster && z.slices == 2) return walk(BareLaunch<Rung::kCluster, 2>{});
-    if (bare && z.rung == Rung::kGrid && z.slices == 8) return walk(BareLaunch<Rung::kGrid, 8>{});
-    if (bare && z.rung == Rung::kBlock && z.slices == 2) return walk(BareLaunch<Rung::kBlock, 2>{});
+    if constexpr (!kPlain<Form>) {
+      const bool bare = z.layers == 1 && !asked.any && z.lengths == nullptr && z.columns == 1;
+      if (bare && z.rung == Rung::kCluster && z.slices == 4) return walk(BareLaunch<Rung::kCluster, 4>{});
+      if (bare && z.rung == Rung::kCluster && z.slices == 2) return walk(BareLaunch<Rung::kCluster, 2>{});
+      if (bare && z.rung == Rung::kGrid && z.slices == 8) return walk(BareLaunch<Rung::kGrid, 8>{});
+      if (bare && z.rung == Rung::kBlock && z.slices == 2) return walk(BareLaunch<Rung::kBlock, 2>{});
+    }
     walk(AnyLaunch{});
   }
 
