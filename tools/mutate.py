@@ -35,8 +35,16 @@ CALLS = re.compile(
 )
 _AWAITS_BELOW = "if (load_acquire(channel.flags + of * finishers + (i & (finishers - 1))) <= n"
 CHANGES = {  # name: the file in csrc, a text that stands in it once, and what takes its place
-    "any wait for the layer below": ("cuda/exchange.h", "    await([&] {\n", "    if (channel.sender == track) await([&] {\n"),
-    "the wait for the last of its messages": ("cuda/exchange.h", _AWAITS_BELOW, f"{_AWAITS_BELOW} - (channel.sender != track)"),
+    "any wait for the layer below": (
+        "cuda/exchange.h",
+        "    await([&] {\n",
+        "    if (channel.sender == track) await([&] {\n",
+    ),
+    "the wait for the last of its messages": (
+        "cuda/exchange.h",
+        _AWAITS_BELOW,
+        f"{_AWAITS_BELOW} - (channel.sender != track)",
+    ),
     "messages that are kept": ("cuda/geometry.cu", "z.depth_mask = z.layers > 1 ? ~0u : 1u", "z.depth_mask = 1u"),
     "sums in places of their own": ("cuda/walk.h", "sums(turn_ ^ 1) + z.sums_below", "sums(turn_ ^ 1)"),
 }

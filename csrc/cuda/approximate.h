@@ -1,6 +1,6 @@
-// The value types that cells compute with on a GPU. Tensors of 16 bits round to 2^-11 at best, so their sigmoid and tanh
-// come from the hardware's exp2 and reciprocal, whose errors are 2^-22 and 2^-23: a sixth of the instructions. fp32 with
-// or without TF32, and fp64, have the accurate functions.
+// The value types that cells compute with on a GPU. Tensors of 16 bits round to 2^-11 at best, so their sigmoid and
+// tanh come from the hardware's exp2 and reciprocal, whose errors are 2^-22 and 2^-23: a sixth of the instructions.
+// fp32 with or without TF32, and fp64, have the accurate functions.
 #pragma once
 
 #include "cells/math.h"

@@ -71,7 +71,8 @@ class Exchange : public Seat {
   };
   template <int kParts, class Launch = AnyLaunch>
   FUSEDNN_DEVICE Route route() const {
-    const int bits = piece_bits<kParts, Launch>(), lane_bits = bits < 5 ? bits : 5, piece = lane & ((1 << lane_bits) - 1);
+    const int bits = piece_bits<kParts, Launch>(), lane_bits = bits < 5 ? bits : 5,
+              piece = lane & ((1 << lane_bits) - 1);
     return {piece, place_of<kParts>(piece), lane >> lane_bits, 32 >> lane_bits};
   }
 
@@ -90,8 +91,8 @@ class Exchange : public Seat {
     return inbox(n, channel.column) + slice * round.run * 32;
   }
 
-  // Behind receive, and before the block barrier in front of the next send: ready for message n + 2, which is of the same
-  // round.
+  // Behind receive, and before the block barrier in front of the next send: ready for message n + 2, which is of the
+  // same round.
   template <class Launch = AnyLaunch>
   FUSEDNN_DEVICE void await_next(u32 n, const Channel& channel, const Round& round) const {
 #if defined(FUSEDNN_CLUSTERS)

@@ -112,8 +112,8 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
   const std::string layers = z.layers > 1 ? std::to_string(z.layers) + " layers of " : "";
   const std::string what = layers + s.cell + " with H = " + std::to_string(s.hidden);
   if (s.rows > std::numeric_limits<int>::max() / z.tracks) {
-    return refuse(what + ": one launch counts at most 2^31 rows of all directions and layers, got N = " +
-                  std::to_string(s.rows));
+    return refuse(
+        what + ": one launch counts at most 2^31 rows of all directions and layers, got N = " + std::to_string(s.rows));
   }
   int launched = 1;  // blocks of a group
   if (z.rung == Rung::kBlock) {

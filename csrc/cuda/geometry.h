@@ -40,7 +40,7 @@ struct Geometry {
   int message;       // chunks of the longest message
   int buffer;        // 16-byte pieces from message n to message n + 1 of a column
   u32 tile_inverse;  // 2^31 / unit_tiles, rounded up
-  int fetched;  // `grid`: of the longest run
+  int fetched;       // `grid`: of the longest run
   // In a tensor [N, D, values, H], or of layers [L, N, values, H]: D or 1, and from track to track 1 or N.
   int tracks_of_row, track_rows;
 

@@ -254,8 +254,7 @@ class BackwardWalk : public Walk<Form> {
         Base::template gather<Launch>(i, passed);
         read(in.saved, saved);
         const V dm = of.factor * passed[0], h_prev = widen(in.h_prev);
-        kept(kDh, s.column, i) =
-            static_cast<float>(cell_.backward_first(saved, h_prev, V(dh), dm, dx, dr)) + by_h;
+        kept(kDh, s.column, i) = static_cast<float>(cell_.backward_first(saved, h_prev, V(dh), dm, dx, dr)) + by_h;
       }
       return put_gates<0, kFirst>(in.active, i, dx, dr);
     };

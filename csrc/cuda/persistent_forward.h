@@ -291,7 +291,8 @@ class ForwardWalk : public Walk<Form> {
         c = mixed(Base::share(a_.asked, cells::kZoneoutC, it, s.time), kept(kC, s.column, i), c);
       }
       if (a_.states != nullptr) {
-        static_cast<T*>(a_.states)[Base::template place<AnyLaunch>(it, s.time, 1)] = narrow<T>(Cell::kCellState ? c : own);
+        static_cast<T*>(a_.states)[Base::template place<AnyLaunch>(it, s.time, 1)] =
+            narrow<T>(Cell::kCellState ? c : own);
       }
     }
     return Base::factor(a_.asked, it);

@@ -224,8 +224,7 @@ class Residence {
   }
 
   template <int kTurn>
-  FUSEDNN_DEVICE void add_rest(const Run& run, int lane, Sums<Form, kTiles>& sums, const Bytes16* states,
-                               int c) const {
+  FUSEDNN_DEVICE void add_rest(const Run& run, int lane, Sums<Form, kTiles>& sums, const Bytes16* states, int c) const {
     Bytes16 w[kTiles][2];
 #pragma unroll
     for (int q = 0; q < kTiles; ++q) {

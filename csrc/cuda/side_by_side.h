@@ -1,5 +1,5 @@
-// kCount values of each of kLanes lanes, where the lanes meet in no bank and an access takes 4, 2 or 1 values: those of a
-// lane lie side by side in fours, then twos, then alone. Such a place is aligned to 16 bytes.
+// kCount values of each of kLanes lanes, where the lanes meet in no bank and an access takes 4, 2 or 1 values: those of
+// a lane lie side by side in fours, then twos, then alone. Such a place is aligned to 16 bytes.
 #pragma once
 
 #include "cuda/primitives/device.h"
@@ -7,7 +7,9 @@
 namespace fusednn::cuda {
 
 template <int kCount>
-constexpr int kAtOnce = kCount >= 4 ? 4 : kCount >= 2 ? 2 : 1;
+constexpr int kAtOnce = kCount >= 4   ? 4
+                        : kCount >= 2 ? 2
+                                      : 1;
 
 template <int kWidth>
 struct alignas(4 * kWidth) SideBySide {

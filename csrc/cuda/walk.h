@@ -28,7 +28,6 @@ struct Step {
   int column, time, steps;
 };
 
-
 // What a layer asks for beside its cell, uniform over a launch.
 struct Asked {
   bool any;          // or states that forward is to keep
@@ -69,8 +68,8 @@ class Walk : public Exchange<Form> {
     if (it.unit < z.hidden && it.row < z.batch) it.length = length<Launch>(it.row);
     return it;
   }
-  // Where it lies in a tensor [N, D, values, H], of layers [L, N, values, H], and in one of states. All rows of a tensor
-  // can be counted with an int (geometry.cu).
+  // Where it lies in a tensor [N, D, values, H], of layers [L, N, values, H], and in one of states. All rows of a
+  // tensor can be counted with an int (geometry.cu).
   template <class Launch>
   FUSEDNN_DEVICE long place(const Item& it, int time, int values) const {
     const int before = Launch::kBare || z.offsets == nullptr ? time * z.batch : static_cast<int>(z.offsets[time]);
