@@ -116,7 +116,7 @@ class Walk : public Exchange<Form> {
     return {first, works && chunks > 0 ? chunks : 0, shared + z.rest[round] + warp * rest};
   }
 
-  // The product with message n. Its sums lie in shared memory afterwards, where sum_of finds them. Sums of two rounds
+  // The product with message n. Its sums lie in shared memory afterwards, where gather finds them. Sums of two rounds
   // alternate: a warp may be here again while another one still reads.
   template <class Launch, int kTiles, int kKept>
   FUSEDNN_DEVICE void multiply(const Residence<Form, kTiles, kKept>& weights, u32 n,
