@@ -292,8 +292,8 @@ __global__ void gates_of_all(u16* sigmoids, u16* tanhs, u32 count) {
   }
 }
 
-// Of every number of T: rounded to T, a function lies within the rounding and a 16th of it beside the exact value; where
-// T or fp32 has no normal numbers, within their distance from zero.
+// Of every number of T: rounded to T, a function lies within the rounding and a 16th of it beside the exact value;
+// where T or fp32 has no normal numbers, within their distance from zero.
 template <class T>
 void check_gates(double eps) {
   using F = FormatOf<T>;
