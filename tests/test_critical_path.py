@@ -129,6 +129,21 @@ def test_a_division_of_integers_is_exact():
     assert known == warp.ALL and quotient.tolist() == [n // 7 for n in range(32, 64)]
 
 
+def test_a_shuffle_brings_what_another_lane_has():
+    ask = """
+    S2R R0, SR_TID.X
+    LOP3.LUT R1, R0, 0x1, RZ, 0x3c, !PT
+    SHFL.IDX PT, R2, R0, R1, 0x1f
+    SHFL.IDX PT, R3, R0, RZ, 0x1f
+    EXIT
+    """
+    walker = warp.Warp(warp.Block(code_of(ask), b"", [], 64, (1, 1, 1)), 1)
+    walker.walk(steps_of(walker.block.code))
+    (swapped, sure), (first, also) = walker.registers["R2"], walker.registers["R3"]
+    assert sure == also == warp.ALL
+    assert swapped.tolist() == [n ^ 1 for n in range(32, 64)] and set(first.tolist()) == {32}
+
+
 def test_a_warp_waits_for_its_loads_and_for_the_others():
     meet = "\n".join(["LDS R4, [RZ]", "FADD R5, R4, R4", "BAR.SYNC.DEFER_BLOCKING 0x0", "EXIT"])
     event = walked(code_of(meet, 1))
@@ -153,14 +168,15 @@ def test_a_message_arrives_when_its_last_part_was_sent():
 @pytest.mark.parametrize(
     ("file", "text", "part"),
     [
-        ("walk.h", "if (s < z.slices) sum +=", "sums"),
+        ("walk.h", "return add_up<Launch::kSlices>(first, sum);", "sums"),
         ("walk.h", "block_sync();", "sums"),
         ("residence.h", "sums.template add<kChunk % 2>(kept_[kChunk], now);", "product"),
-        ("exchange.h", "mbarrier_try(barrier(n, column)", "receive"),
+        ("exchange.h", "mbarrier_try(barrier(n, channel.column)", "receive"),
         ("exchange.h", "store_async(remote_address", "send"),
-        ("persistent_forward.h", "in.item[i].active = true;", "inputs"),
-        ("persistent_forward.h", "to[k * z.hidden] = narrow<T>(saved[k]);", "gates"),
-        ("persistent_forward.h", "for (int step = 0; step < walk.steps_of(0); ++step)", "loop"),
+        ("persistent_forward.h", "in.item[i].active = s.time < it.length;", "inputs"),
+        ("persistent_forward.h", "const V h = cell_.forward(x, rec", "gates"),
+        ("persistent_forward.h", "to[k * z.hidden] = out.saved[k];", "write"),
+        ("persistent_forward.h", "for (int step = 0; step < Base::template steps_of<Launch>(0); ++step)", "loop"),
     ],
 )
 def test_a_line_of_the_source_belongs_to_a_part(file, text, part):

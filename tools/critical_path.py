@@ -39,11 +39,12 @@ L2_RATE, SHARED_RATE = 5.5e12, 128 * CLOCK  # bytes a second, of the GPU and of 
 
 # The parts of a step, by the functions that an instruction was inlined from; the first part that names one has it.
 PARTS = {
-    "receive": {"receive", "fetch", "await"},
-    "product": {"multiply_kept", "add_rest", "add", "Residence.multiply", "run", "finish_sums"},
+    "receive": {"receive", "fetch", "await", "await_next"},
+    "product": {"multiply_kept", "add_rest", "add", "Residence.multiply", "run", "run_of", "finish_sums"},
     "send": {"send", "deliver"},
     "inputs": {"inputs"},
-    "sums": {"sum_of", "gather", "BlockProduct", "Walk.multiply"},
+    "sums": {"gather", "BlockProduct", "Walk.multiply"},
+    "write": {"writer", "write_last"},
     "gates": {
         "step",
         "first",
@@ -55,6 +56,7 @@ PARTS = {
         "backward",
         "put",
         "leave",
+        "read",
         "finish",
     },
 }
@@ -306,7 +308,7 @@ def marks() -> dict[str, str]:
 
 def tables(rows: dict[str, dict]) -> str:
     """The counts as Markdown."""
-    parts = ("inputs", "receive", "product", "sums", "gates", "send", "loop")
+    parts = ("inputs", "receive", "product", "sums", "gates", "send", "write", "loop")
     kinds = ("HMMA", "LDS", "STS", "LDG", "STG", "ST.async", "local", "SHFL", "MUFU", "BAR", "MEMBAR", "branch",
              "float", "integer", "off")  # fmt: skip
     head = ("instructions, predicted cycles", "warps", *parts, "instructions", "predicted us", "floor us")

@@ -31,12 +31,20 @@ CALLS = re.compile(
     r"|emulation::(?:land_stores|copy_wait|copy_commit|barrier_sync|barrier_arrive|mbarrier_expect|mbarrier_arrive"
     r"|mbarrier_init_fence|cluster_arrive|cluster_wait|dependency_wait))\([^;{}]*\);"
     r"|while \(!?(?:load_acquire|mbarrier_try)\([^;{}]*(?:;|\{\s*\})"
-    r"|\bstore_release\(flags[^;{}]*;|while \(lost_ &&[^;{}]*;|while \(!lost_ && !arrived\(\)\) \{[^{}]*\}"
+    r"|\bstore_release\(channel[^;{}]*;|while \(lost_ &&[^;{}]*;|while \(!lost_ && !arrived\(\)\) \{[^{}]*\}"
 )
-_AWAITS_BELOW = "if (load_acquire(sent + of * finishers + (i & (finishers - 1))) <= n"
+_AWAITS_BELOW = "if (load_acquire(channel.flags + of * finishers + (i & (finishers - 1))) <= n"
 CHANGES = {  # name: the file in csrc, a text that stands in it once, and what takes its place
-    "any wait for the layer below": ("cuda/exchange.h", "    await([&] {\n", "    if (sender == track) await([&] {\n"),
-    "the wait for the last of its messages": ("cuda/exchange.h", _AWAITS_BELOW, f"{_AWAITS_BELOW} - (sender != track)"),
+    "any wait for the layer below": (
+        "cuda/exchange.h",
+        "    await([&] {\n",
+        "    if (channel.sender == track) await([&] {\n",
+    ),
+    "the wait for the last of its messages": (
+        "cuda/exchange.h",
+        _AWAITS_BELOW,
+        f"{_AWAITS_BELOW} - (channel.sender != track)",
+    ),
     "messages that are kept": ("cuda/geometry.cu", "z.depth_mask = z.layers > 1 ? ~0u : 1u", "z.depth_mask = 1u"),
     "sums in places of their own": ("cuda/walk.h", "sums(turn_ ^ 1) + z.sums_below", "sums(turn_ ^ 1)"),
 }

@@ -1,8 +1,8 @@
 // The pointwise part of a step, for one unit of one row: what comes behind the recurrent product, whatever made it.
 #pragma once
 
+#include "cuda/approximate.h"
 #include "cuda/device_cell.h"
-#include "cuda/primitives/numbers.h"
 #include "cuda/steps.h"
 
 namespace fusednn::cuda {
@@ -18,6 +18,11 @@ struct Stored {
   using A = AccOf<T>;
   FUSEDNN_DEVICE A load(const void* p, long i) const { return widen(static_cast<const T*>(p)[i]); }
   FUSEDNN_DEVICE void store(void* p, long i, A x) const { static_cast<T*>(p)[i] = narrow<T>(x); }
+  // body(a value of the type that the cell computes with)
+  template <class Body>
+  FUSEDNN_DEVICE void compute(Body body) const {
+    body(ComputedOf<T>{});
+  }
 };
 
 template <class Acc>
@@ -40,6 +45,11 @@ struct AnyStored<float> {
     if (dtype == Dtype::kFloat32) return Stored<float>().store(p, i, x);
     if (dtype == Dtype::kBFloat16) return Stored<BFloat16>().store(p, i, x);
     Stored<Float16>().store(p, i, x);
+  }
+  template <class Body>
+  FUSEDNN_DEVICE void compute(Body body) const {
+    if (dtype == Dtype::kFloat32) return body(float{});
+    body(Approximate{});
   }
 };
 
@@ -69,17 +79,39 @@ struct ForwardCell {
 
   // products: W h of the first gates, of unit u of row b.
   FUSEDNN_DEVICE void first(long b, int u, const A* products) const {
-    A x[G], rec[G], saved[S + 1];
+    io.compute([&](auto value) { first_as<decltype(value)>(b, u, products); });
+  }
+
+  // products: W of the last gates times what the first ones gave.
+  FUSEDNN_DEVICE void second(long b, int u, const A* products) const {
+    io.compute([&](auto value) { second_as<decltype(value)>(b, u, products); });
+  }
+
+  FUSEDNN_DEVICE void put(long b, int u, A h) const {
+    const long state = at.state(b, z.proj, u);
+    if (s.h_states != nullptr) io.store(s.h_states, at.row(b, 1, 0, z.hidden, u), h);
+    if (s.zoneout.h > 0) h = mixed(s.zoneout.share<A>(cells::kZoneoutH, at.head, b, u), io.load(s.h, state), h);
+    io.store(s.y, at.row(b, 1, 0, z.proj, u), h);
+    io.store(s.h_next, state, h);
+    if (s.h_n != nullptr) io.store(s.h_n, state, h);
+    if (s.factor_next != nullptr) io.store(s.factor_next, state, io.load(s.h_next, state) * mask(b, u));
+  }
+
+ private:
+  template <class V>
+  FUSEDNN_DEVICE void first_as(long b, int u, const A* products) const {
+    V x[G], rec[G], saved[S + 1];
     read(b, u, 0, kFirst, products, x, rec);
-    const A h = Cell::kCellState ? A(0) : io.load(s.h, at.state(b, z.proj, u));
+    const V h = Cell::kCellState ? A(0) : io.load(s.h, at.state(b, z.proj, u));
     if constexpr (kSecond > 0) {
-      const A middle = cell.forward_first(x, rec, h, saved);
+      const A middle = static_cast<A>(cell.forward_first(x, rec, h, saved));
       io.store(s.middle, at.state(b, z.hidden, u), s.mask == nullptr ? middle : middle * mask(b, u));
-      for (int k = 0; k < S; ++k) kept(b, u)[k * z.hidden] = saved[k];
+      for (int k = 0; k < S; ++k) kept(b, u)[k * z.hidden] = static_cast<A>(saved[k]);
     } else {
       const A before = Cell::kCellState ? static_cast<A*>(s.c)[at.state(b, z.hidden, u)] : A(0);
-      A c = before;
-      const A next = cell.forward(x, rec, h, c, saved);
+      V c_new = before;
+      const A next = static_cast<A>(cell.forward(x, rec, h, c_new, saved));
+      A c = static_cast<A>(c_new);
       if (Cell::kCellState) {
         if (s.zoneout.c > 0) c = mixed(s.zoneout.share<A>(cells::kZoneoutC, at.head, b, u), before, c);
         static_cast<A*>(s.c)[at.state(b, z.hidden, u)] = c;
@@ -95,31 +127,22 @@ struct ForwardCell {
     }
   }
 
-  // products: W of the last gates times what the first ones gave.
-  FUSEDNN_DEVICE void second(long b, int u, const A* products) const {
+  template <class V>
+  FUSEDNN_DEVICE void second_as(long b, int u, const A* products) const {
     if constexpr (kSecond > 0) {
-      A x[G], rec[G], saved[S + 1];
+      V x[G], rec[G], saved[S + 1];
       read(b, u, kFirst, G, products, x, rec);
       for (int k = 0; k < S; ++k) saved[k] = kept(b, u)[k * z.hidden];
-      const A next = cell.forward_second(x, rec, io.load(s.h, at.state(b, z.proj, u)), saved);
+      const V h = io.load(s.h, at.state(b, z.proj, u));
+      const A next = static_cast<A>(cell.forward_second(x, rec, h, saved));
       save(b, u, saved);
       put(b, u, next);
     }
   }
 
-  FUSEDNN_DEVICE void put(long b, int u, A h) const {
-    const long state = at.state(b, z.proj, u);
-    if (s.h_states != nullptr) io.store(s.h_states, at.row(b, 1, 0, z.hidden, u), h);
-    if (s.zoneout.h > 0) h = mixed(s.zoneout.share<A>(cells::kZoneoutH, at.head, b, u), io.load(s.h, state), h);
-    io.store(s.y, at.row(b, 1, 0, z.proj, u), h);
-    io.store(s.h_next, state, h);
-    if (s.h_n != nullptr) io.store(s.h_n, state, h);
-    if (s.factor_next != nullptr) io.store(s.factor_next, state, io.load(s.h_next, state) * mask(b, u));
-  }
-
- private:
   FUSEDNN_DEVICE A mask(long b, int u) const { return io.load(s.mask, at.state(b, z.proj, u)); }
-  FUSEDNN_DEVICE void read(long b, int u, int begin, int end, const A* products, A* x, A* rec) const {
+  template <class V>
+  FUSEDNN_DEVICE void read(long b, int u, int begin, int end, const A* products, V* x, V* rec) const {
     for (int g = 0; g < G; ++g) {
       if (g < begin || g >= end) continue;
       x[g] = io.load(s.gates, at.row(b, G, g, z.hidden, u));
@@ -128,9 +151,10 @@ struct ForwardCell {
     }
   }
   FUSEDNN_DEVICE A* kept(long b, int u) const { return static_cast<A*>(s.kept) + at.state(b, S * z.hidden, u); }
-  FUSEDNN_DEVICE void save(long b, int u, const A* saved) const {
+  template <class V>
+  FUSEDNN_DEVICE void save(long b, int u, const V* saved) const {
     if (s.saved == nullptr) return;
-    for (int k = 0; k < S; ++k) io.store(s.saved, at.row(b, S, k, z.hidden, u), saved[k]);
+    for (int k = 0; k < S; ++k) io.store(s.saved, at.row(b, S, k, z.hidden, u), static_cast<A>(saved[k]));
   }
 };
 
@@ -173,41 +197,54 @@ struct BackwardCell {
 
   // dh: the whole gradient of the cell's output.
   FUSEDNN_DEVICE void first(long b, int u, A dh) const {
-    A dx[G], dr[G], saved[S + 1];
+    io.compute([&](auto value) { first_as<decltype(value)>(b, u, dh); });
+  }
+
+  // dm: gradient of what the last gates multiplied.
+  FUSEDNN_DEVICE void second(long b, int u, A dm) const {
+    io.compute([&](auto value) { second_as<decltype(value)>(b, u, dm); });
+  }
+
+ private:
+  template <class V>
+  FUSEDNN_DEVICE void first_as(long b, int u, A dh) const {
+    V dx[G], dr[G], saved[S + 1];
     read_saved(b, u, saved);
     if constexpr (kSecond > 0) {
-      cell.backward_second(saved, h_prev(b, u), dh, dx, dr);
+      cell.backward_second(saved, V(h_prev(b, u)), V(dh), dx, dr);
       write(b, u, kFirst, G, dx, dr);
       static_cast<A*>(s.dh)[at.state(b, z.proj, u)] = dh;
     } else {
-      const A h = Cell::kCellState ? A(0) : io.load(s.y, at.row(b, 1, 0, z.proj, u));
-      const A before = Cell::kCellState ? A(0) : h_prev(b, u);
+      const V h = Cell::kCellState ? A(0) : io.load(s.y, at.row(b, 1, 0, z.proj, u));
+      const V before = Cell::kCellState ? A(0) : h_prev(b, u);
       A dc = Cell::kCellState ? static_cast<A*>(s.dc)[at.state(b, z.hidden, u)] : A(0), kept_c = 0;
       if (Cell::kCellState && s.zoneout.c > 0) {
         kept_c = dc * s.zoneout.share<A>(cells::kZoneoutC, at.head, b, u);
         dc -= kept_c;
       }
-      const A direct = cell.backward(saved, h, before, Cell::kCellState ? c_prev(b, u) : A(0), dh, dc, dx, dr);
-      if (Cell::kCellState) static_cast<A*>(s.dc)[at.state(b, z.hidden, u)] = dc + kept_c;
+      const V c = Cell::kCellState ? c_prev(b, u) : A(0);
+      V dc_new = dc;
+      const A direct = static_cast<A>(cell.backward(saved, h, before, c, V(dh), dc_new, dx, dr));
+      if (Cell::kCellState) static_cast<A*>(s.dc)[at.state(b, z.hidden, u)] = static_cast<A>(dc_new) + kept_c;
       write(b, u, 0, G, dx, dr);
       if (s.d_proj == nullptr) leave(b, u, direct);
     }
   }
 
-  // dm: gradient of what the last gates multiplied.
-  FUSEDNN_DEVICE void second(long b, int u, A dm) const {
+  template <class V>
+  FUSEDNN_DEVICE void second_as(long b, int u, A dm) const {
     if constexpr (kSecond > 0) {
-      A dx[G], dr[G], saved[S + 1];
+      V dx[G], dr[G], saved[S + 1];
       read_saved(b, u, saved);
       if (s.mask != nullptr) dm *= io.load(s.mask, at.state(b, z.proj, u));
-      const A dh = static_cast<A*>(s.dh)[at.state(b, z.proj, u)];
-      leave(b, u, cell.backward_first(saved, h_prev(b, u), dh, dm, dx, dr));
+      const V dh = static_cast<A*>(s.dh)[at.state(b, z.proj, u)];
+      leave(b, u, static_cast<A>(cell.backward_first(saved, V(h_prev(b, u)), dh, V(dm), dx, dr)));
       write(b, u, 0, kFirst, dx, dr);
     }
   }
 
- private:
-  FUSEDNN_DEVICE void read_saved(long b, int u, A* saved) const {
+  template <class V>
+  FUSEDNN_DEVICE void read_saved(long b, int u, V* saved) const {
     for (int k = 0; k < S; ++k) saved[k] = io.load(s.saved, at.row(b, S, k, z.hidden, u));
   }
   FUSEDNN_DEVICE A h_prev(long b, int u) const {
@@ -218,12 +255,13 @@ struct BackwardCell {
     if (s.c_prev != nullptr) return io.load(s.c_prev, at.row(b, 1, 0, z.hidden, u));
     return io.load(s.saved_prev, at.row(b, S, Cell::kSavedC, z.hidden, u));
   }
-  FUSEDNN_DEVICE void write(long b, int u, int begin, int end, const A* dx, const A* dr) const {
+  template <class V>
+  FUSEDNN_DEVICE void write(long b, int u, int begin, int end, const V* dx, const V* dr) const {
     for (int g = 0; g < G; ++g) {
       if (g < begin || g >= end) continue;
       const long gate = at.row(b, G, g, z.hidden, u);
-      io.store(s.d_gates, gate, dx[g]);
-      if (Cell::kSplit) io.store(s.d_recurrent, gate, dr[g]);
+      io.store(s.d_gates, gate, static_cast<A>(dx[g]));
+      if (Cell::kSplit) io.store(s.d_recurrent, gate, static_cast<A>(dr[g]));
     }
   }
 };

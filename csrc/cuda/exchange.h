@@ -32,7 +32,7 @@ class Exchange : public Seat {
         for (int column = 0; column < z.columns; ++column) {
           for (u32 n = 0; n < 2; ++n) {
             mbarrier_init(barrier(n, column), 1);
-            mbarrier_expect(barrier(n, column), bytes_of(n));
+            mbarrier_expect(barrier(n, column), z.round[n % static_cast<u32>(z.rounds)].bytes);
           }
         }
         mbarrier_init_fence();
@@ -54,49 +54,79 @@ class Exchange : public Seat {
 #endif
   }
 
+  // Messages of a column, as their sender's `grid` has them.
+  struct Channel {
+    int sender, column;  // a track, and a column of its group
+    Bytes16* mail;
+    u32* flags;
+  };
+  FUSEDNN_DEVICE Channel channel(int column) const { return channel_of(track, column); }
+
+  // Of each message with as many parts what this lane delivers; the same from step to step.
+  struct Route {
+    int piece;  // of what its warp has staged, the lane's first one
+    int place;  // of that in the message; negative: the piece holds no values
+    int team;   // lanes with the same piece are in different teams, which share the peers
+    int teams;
+  };
+  template <int kParts, class Launch = AnyLaunch>
+  FUSEDNN_DEVICE Route route() const {
+    const int bits = piece_bits<kParts, Launch>(), lane_bits = bits < 5 ? bits : 5,
+              piece = lane & ((1 << lane_bits) - 1);
+    return {piece, place_of<kParts>(piece), lane >> lane_bits, 32 >> lane_bits};
+  }
+
   // Where this warp's chunks of message n lie, once they are there.
-  FUSEDNN_DEVICE const Bytes16* receive(u32 n, int column, const Round& round) {
-    const int first = slice * round.run;
-    if (z.rung == Rung::kGrid) return fetch(n, column, round, track);
+  template <class Launch = AnyLaunch>
+  FUSEDNN_DEVICE const Bytes16* receive(u32 n, const Channel& channel, const Round& round) {
+    if (on<Launch>(Rung::kGrid)) return fetch(n, channel, round);
 #if defined(FUSEDNN_CLUSTERS)
-    if (z.rung == Rung::kCluster) {
-      await([&] { return mbarrier_try(barrier(n, column), n / 2 % 2); });
-      if (threadIdx.x == 0 && !lost_) mbarrier_expect(barrier(n, column), bytes_of(n + 2));
-      return inbox(n, column) + first * 32;
+    if (on<Launch>(Rung::kCluster)) {
+      await([&] { return mbarrier_try(barrier(n, channel.column), n / 2 % 2); });
+    } else
+#endif
+    {
+      block_sync();
+    }
+    return inbox(n, channel.column) + slice * round.run * 32;
+  }
+
+  // Behind receive, and before the block barrier in front of the next send: ready for message n + 2, which is of the
+  // same round.
+  template <class Launch = AnyLaunch>
+  FUSEDNN_DEVICE void await_next(u32 n, const Channel& channel, const Round& round) const {
+#if defined(FUSEDNN_CLUSTERS)
+    if (on<Launch>(Rung::kCluster) && (warp | lane) == 0 && !lost_) {
+      mbarrier_expect(barrier(n, channel.column), round.bytes);
     }
 #endif
-    block_sync();
-    return inbox(n, column) + first * 32;
   }
 
   // `grid`: the same of message n of the layer below.
   FUSEDNN_DEVICE const Bytes16* receive_below(u32 n, int column, const Round& round) {
-    return fetch(n, column, round, track - 1);
+    return fetch(n, channel_of(track - 1, column), round);
   }
 
   // The value of this lane's i-th item, for the message that is sent next.
-  FUSEDNN_DEVICE void put(int part, int i, T value) { staged<T>()[((part * items + i) * 4 + t) * 8 + g] = value; }
+  template <int kParts>
+  FUSEDNN_DEVICE void put(int part, int i, T value) {
+    staged<T>()[(i << kPartBits<kParts> | part) * 32 + t * 8 + g] = value;
+  }
 
   // The pieces of message n that this warp has, where it finishes units.
-  template <int kParts>
-  FUSEDNN_DEVICE void send(u32 n, int column) {
+  template <int kParts, class Launch = AnyLaunch>
+  FUSEDNN_DEVICE void send(u32 n, const Channel& channel, const Route& route) {
     if (items == 0) return;
-    constexpr int kRowBits = Form::kVector == 8 ? 0 : 1, kPartBits = kParts > 2 ? 2 : kParts - 1;  // of pieces
-    const int pieces = kParts * items << (2 + kRowBits), bits = kPartBits + item_bits + 2 + kRowBits;
-    const int lane_bits = bits < 5 ? bits : 5, team = lane >> lane_bits, teams = 32 >> lane_bits;
+    const int pieces = 1 << piece_bits<kParts, Launch>();
     warp_sync();
-    for (int piece = lane & ((1 << lane_bits) - 1); piece < pieces; piece += 32) {
-      const int i = piece >> (2 + kRowBits) & (items - 1), part = piece >> (2 + kRowBits + item_bits);
-      const int row = (piece >> kRowBits & 3) * 2 + element(i) % 2;
-      const int of_row = piece & ((1 << kRowBits) - 1);
-      const int unit = unit_tile * kTileUnits + element(i) / 2 * 8 + of_row * Form::kVector;
-      const int k = part * z.unit_tiles * kTileUnits + unit;
-      const int place = k / kSpan<Form> * 32 + row * 4 + k % kSpan<Form> / Form::kVector;
-      deliver(n, column, place, staged<Bytes16>()[piece], team, teams);
+    if (route.place >= 0) deliver<Launch>(n, channel, route.place, staged<Bytes16>()[route.piece], route);
+    for (int piece = route.piece + 32; piece < pieces; piece += 32) {
+      const int place = place_of<kParts>(piece);
+      if (place >= 0) deliver<Launch>(n, channel, place, staged<Bytes16>()[piece], route);
     }
     warp_sync();
-    if (z.rung == Rung::kGrid && lane == 0) {
-      store_release(flags(column, track) + unit_tile * finishers + slice, n + 1);
+    if (on<Launch>(Rung::kGrid) && lane == 0) {
+      store_release(channel.flags + unit_tile * finishers + slice, n + 1);
     }
   }
 
@@ -106,69 +136,98 @@ class Exchange : public Seat {
  private:
   static constexpr u64 kLinger = 1'000'000;  // nanoseconds; a store takes about one thousand
 
+  // Staged pieces are numbered by item, part, pair of rows and, where a row's 8 units take two, half of a row. Three
+  // parts have the places of four.
+  template <int kParts>
+  static constexpr int kPartBits = kParts > 2 ? 2 : kParts - 1;
+  static constexpr int kRowBits = Form::kVector == 8 ? 0 : 1;
+  template <int kParts, class Launch>
+  FUSEDNN_DEVICE int piece_bits() const {
+    return (Launch::kBare ? Launch::kItemBits : item_bits) + kPartBits<kParts> + 2 + kRowBits;
+  }
+  // Where a piece belongs in a message.
+  template <int kParts>
+  FUSEDNN_DEVICE int place_of(int piece) const {
+    constexpr int kPlaces = 1 << kPartBits<kParts>;
+    const int i = piece >> (kPartBits<kParts> + 2 + kRowBits), part = piece >> (2 + kRowBits) & (kPlaces - 1);
+    if (part >= kParts) return -1;
+    const int row = (piece >> kRowBits & 3) * 2 + element(i) % 2, half = piece & ((1 << kRowBits) - 1);
+    const int unit = unit_tile * kTileUnits + element(i) / 2 * 8 + half * Form::kVector;
+    const int k = part * z.unit_tiles * kTileUnits + unit;
+    return k / kSpan<Form> * 32 + row * 4 + k % kSpan<Form> / Form::kVector;
+  }
+
   FUSEDNN_DEVICE Bytes16* inbox(u32 n, int column) const {
-    return shared + (static_cast<int>(n % 2) * z.columns + column) * z.message * 32;
+    return shared + column * z.message * 32 + static_cast<int>(n % 2) * z.buffer;
   }
   template <class U>
   FUSEDNN_DEVICE U* staged() const {
     const int number = tile * finishers + slice;
     return reinterpret_cast<U*>(shared + z.staged + number * z.staged_of_warp);
   }
-  FUSEDNN_DEVICE long group_of(int sender) const { return static_cast<long>(sender) * gridDim.y + group; }
-  FUSEDNN_DEVICE Bytes16* mail(u32 n, int column, int sender) const {
-    return z.mail + ((group_of(sender) * z.depth + (n & z.depth_mask)) * z.columns + column) * z.message * 32;
+  FUSEDNN_DEVICE Channel channel_of(int sender, int column) const {
+    const long group_of_all = static_cast<long>(sender) * gridDim.y + group;
+    return {sender, column, z.mail + group_of_all * z.depth * z.buffer + column * z.message * 32,
+            z.flags + (group_of_all * z.columns + column) * z.unit_tiles * finishers};
   }
-  FUSEDNN_DEVICE u32* flags(int column, int sender) const {
-    return z.flags + (group_of(sender) * z.columns + column) * z.unit_tiles * finishers;
-  }
-  FUSEDNN_DEVICE unsigned bytes_of(u32 n) const {
-    const int parts = z.round[n % static_cast<u32>(z.rounds)].parts;
-    return static_cast<unsigned>(parts * z.unit_tiles * kTileUnits * kColumnRows) * sizeof(T);
+  FUSEDNN_DEVICE Bytes16* mail(u32 n, const Channel& channel) const {
+    return channel.mail + static_cast<long>(n & z.depth_mask) * z.buffer;
   }
 
-  // One piece to all blocks of the group; lanes of `teams` teams have it, and share the peers.
-  FUSEDNN_DEVICE void deliver(u32 n, int column, int place, Bytes16 piece, int team, int teams) {
-    if (z.rung == Rung::kGrid) {
-      if (team == 0) store_relaxed(mail(n, column, track) + place, piece);
+  template <class Launch>
+  FUSEDNN_DEVICE bool on(Rung rung) const {
+    return (Launch::kBare ? Launch::kRung : z.rung) == rung;
+  }
+
+  // One piece to all blocks of the group.
+  template <class Launch>
+  FUSEDNN_DEVICE void deliver(u32 n, const Channel& channel, int place, Bytes16 piece, const Route& route) {
+    if (on<Launch>(Rung::kGrid)) {
+      if (route.team == 0) store_relaxed(mail(n, channel) + place, piece);
       return;
     }
-    Bytes16* to = inbox(n, column) + place;
+    Bytes16* to = inbox(n, channel.column) + place;
 #if defined(FUSEDNN_CLUSTERS)
-    if (z.rung == Rung::kCluster) {
-      const u32 here = shared_address(to), counted = shared_address(barrier(n, column));
-      for (int i = team; i < z.blocks; i += teams) {
+    if (on<Launch>(Rung::kCluster)) {
+      const u32 here = shared_address(to), counted = shared_address(barrier(n, channel.column));
+      for (int i = route.team; i < z.blocks; i += route.teams) {
         const unsigned peer = static_cast<unsigned>(rank + i < z.blocks ? rank + i : rank + i - z.blocks);
         store_async(remote_address(here, peer), piece, remote_address(counted, peer));
       }
       return;
     }
 #endif
-    if (team == 0) *to = piece;
+    if (route.team == 0) *to = piece;
   }
 
-  // `grid`: waits for the warps of track `sender` that finish this warp's chunks, and copies the chunks.
-  FUSEDNN_DEVICE const Bytes16* fetch(u32 n, int column, const Round& round, int sender) {
+  // `grid`: waits for the sender's warps that finish this warp's chunks, and copies the chunks.
+  FUSEDNN_DEVICE const Bytes16* fetch(u32 n, const Channel& channel, const Round& round) {
     const int first = slice * round.run;
     const int last = first + round.run < round.chunks ? first + round.run : round.chunks;
     constexpr int kTilesOfChunk = kSpan<Form> / kTileUnits;
     const int begin = first * kTilesOfChunk;
     const int end =
         last * kTilesOfChunk < round.parts * z.unit_tiles ? last * kTilesOfChunk : round.parts * z.unit_tiles;
-    const u32* sent = flags(column, sender);
     await([&] {
       for (int i = lane; i < (end - begin) * finishers; i += 32) {
-        const int of = (begin + (i >> (2 - item_bits))) % z.unit_tiles;
-        if (load_acquire(sent + of * finishers + (i & (finishers - 1))) <= n) return false;
+        const int of = tile_of(begin + (i >> (2 - item_bits)), round);
+        if (load_acquire(channel.flags + of * finishers + (i & (finishers - 1))) <= n) return false;
       }
       return true;
     });
     Bytes16* to = shared + warp * z.fetched * 32;
-    const Bytes16* from = mail(n, column, sender) + first * 32;
+    const Bytes16* from = mail(n, channel) + first * 32;
     for (int i = lane; i < (last - first) * 32; i += 32) copy_async<16>(to + i, from + i);
     copy_commit();
     copy_wait<0>();
     warp_sync();
     return to;
+  }
+
+  // The unit tile of the tile-th 16 values of a message, in which the parts follow one another: tile % unit_tiles.
+  FUSEDNN_DEVICE int tile_of(int tile, const Round& round) const {
+    if (round.parts == 1) return tile;
+    return tile - static_cast<int>(static_cast<u64>(tile) * z.tile_inverse >> 31) * z.unit_tiles;
   }
 
   // Until arrived() or the end of patience, which the host learns of.

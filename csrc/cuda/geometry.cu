@@ -1,7 +1,9 @@
 #include "cuda/geometry.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <string>
 #include <tuple>
@@ -42,6 +44,7 @@ size_t place(Geometry& z, const Needs& needs) {
   for (int r = 0; r < z.rounds; ++r) {
     most_tiles = std::max(most_tiles, needs.round[r].tiles), most_parts = std::max(most_parts, needs.round[r].parts);
   }
+  z.buffer = z.columns * z.message * 32;
   Shared shared;
   shared.take(size_t{512} * static_cast<size_t>(z.rung == Rung::kGrid ? warps * z.fetched : 2 * z.columns * z.message));
   z.sums_below = warps * most_tiles * 128;
@@ -51,7 +54,8 @@ size_t place(Geometry& z, const Needs& needs) {
   const size_t bias = sizeof(float) * static_cast<size_t>(z.tiles * needs.bias * kTileUnits);
   z.bias = shared.take(bias);
   if (z.layers > 1) z.bias_below = shared.take(bias);
-  const size_t staged = static_cast<size_t>(most_parts * (kMostItems / finishers) * 32) * needs.element;
+  const int part_places = most_parts == 3 ? 4 : most_parts;  // exchange.h counts them with bits
+  const size_t staged = static_cast<size_t>(part_places * (kMostItems / finishers) * 32) * needs.element;
   z.staged_of_warp = static_cast<int>(staged / kPieceBytes);
   z.staged = shared.take(staged * static_cast<size_t>(z.tiles * finishers));
   z.barriers = shared.take(sizeof(u64) * 2 * static_cast<size_t>(z.columns));
@@ -72,8 +76,11 @@ void cut(Geometry& z, const Needs& needs) {
     z.message = std::max(z.message, z.round[r].chunks);
   }
   z.slices = power_below(std::min(kMostWarps / z.tiles, z.message));
+  z.slice_bits = std::countr_zero(static_cast<unsigned>(z.slices));
   for (int r = 0; r < z.rounds; ++r) {
     z.round[r].run = up(z.round[r].chunks, z.slices);
+    z.round[r].bytes = static_cast<unsigned>(z.round[r].parts * z.unit_tiles * kTileUnits * kColumnRows) *
+                       static_cast<unsigned>(needs.element);
     z.fetched = std::max(z.fetched, z.round[r].run);
   }
 }
@@ -98,11 +105,16 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
   z.hidden = static_cast<int>(s.hidden), z.batch = static_cast<int>(s.batch), z.steps = static_cast<int>(s.steps);
   z.layers = s.layers;
   z.heads = static_cast<int>(s.heads * s.layers), z.tracks = static_cast<int>(s.tracks() * s.layers);
-  z.tracks_of_row = z.tracks / z.layers, z.track_rows = z.layers > 1 ? s.rows : 1;
+  z.tracks_of_row = z.tracks / z.layers, z.track_rows = z.layers > 1 ? static_cast<int>(s.rows) : 1;
   z.depth = z.layers > 1 ? z.steps + 1 : 2, z.depth_mask = z.layers > 1 ? ~0u : 1u;
   z.unit_tiles = up(z.hidden, kTileUnits);
+  z.tile_inverse = ((1u << 31) + static_cast<u32>(z.unit_tiles) - 1) / static_cast<u32>(z.unit_tiles);
   const std::string layers = z.layers > 1 ? std::to_string(z.layers) + " layers of " : "";
   const std::string what = layers + s.cell + " with H = " + std::to_string(s.hidden);
+  if (s.rows > std::numeric_limits<int>::max() / z.tracks) {
+    return refuse(
+        what + ": one launch counts at most 2^31 rows of all directions and layers, got N = " + std::to_string(s.rows));
+  }
   int launched = 1;  // blocks of a group
   if (z.rung == Rung::kBlock) {
     if (z.unit_tiles > kMostWarps)

@@ -11,12 +11,13 @@
 #include "api.h"
 #include "cuda/primitives/device.h"
 #include "cuda/primitives/memory.h"
+#include "cuda/primitives/warp.h"
 
 namespace fusednn::cuda {
 
 enum class Rung : int { kBlock, kCluster, kGrid };
 
-constexpr int kTileUnits = 16, kColumnRows = 8, kMostWarps = 8, kMostItems = 4, kItemsAtOnce = 2, kMostCluster = 16;
+constexpr int kTileUnits = 16, kColumnRows = 8, kMostWarps = 8, kMostItems = 4, kMostCluster = 16;
 constexpr int kMostLayers = 8;
 
 // A step has a round for each of its products. The message that a round waits for holds `parts` values of each unit.
@@ -24,6 +25,7 @@ struct Round {
   int parts;
   int chunks;  // of k
   int run;     // of them, those of one warp; the last warps may have fewer
+  unsigned bytes;
 };
 
 struct Geometry {
@@ -34,11 +36,13 @@ struct Geometry {
   int blocks, tiles, slices, columns;  // blocks that own units; unit tiles of a block; warps of a tile; of a group
   int rounds;
   Round round[2];
-  int message;  // chunks of the longest message
-  int fetched;  // `grid`: of the longest run
+  int slice_bits;    // slices are a power of two
+  int message;       // chunks of the longest message
+  int buffer;        // 16-byte pieces from message n to message n + 1 of a column
+  u32 tile_inverse;  // 2^31 / unit_tiles, rounded up
+  int fetched;       // `grid`: of the longest run
   // In a tensor [N, D, values, H], or of layers [L, N, values, H]: D or 1, and from track to track 1 or N.
-  int tracks_of_row;
-  int64_t track_rows;
+  int tracks_of_row, track_rows;
 
   // Offsets in shared memory, in pieces of 16 bytes.
   int sums, sums_of_turn, kept, bias, bias_below, staged, staged_of_warp, barriers, rest[2];
@@ -57,6 +61,21 @@ struct Geometry {
   u32* fault;    // of the host, set where a wait took longer
 };
 
+// What is known of a launch when the loop over its steps is compiled: nothing, or all that a step would ask for. A bare
+// launch has one layer, no options, no lengths and one column; its rung and slices are fixed too.
+struct AnyLaunch {
+  static constexpr bool kBare = false;
+  static constexpr Rung kRung = Rung::kBlock;
+  static constexpr int kItemBits = 0, kItems = 1, kSlices = 0;
+};
+template <Rung kTheRung, int kTheSlices>
+struct BareLaunch {
+  static constexpr bool kBare = true;
+  static constexpr Rung kRung = kTheRung;
+  static constexpr int kSlices = kTheSlices;
+  static constexpr int kItemBits = kSlices >= 4 ? 0 : 3 - kSlices, kItems = 1 << kItemBits;
+};
+
 // Who a warp, and a lane of it, is.
 struct Seat {
   int lane, g, t;          // lane (g, t) of mma.h
@@ -69,27 +88,41 @@ struct Seat {
   int item_bits;           // of a tile's four sums a lane finishes 1 << item_bits, so that several warps share them:
   int finishers;           // the first ones, by number of slice
   int items;               // that this lane finishes, each a unit of a row; 0: its warp finishes none
+  int first_element;       // which of the four sums of a lane the first item is
 
   FUSEDNN_DEVICE explicit Seat(const Geometry& z)
-      : lane(static_cast<int>(lane_of_warp())),
+      : Seat(z, static_cast<int>(lane_of_warp()), told(static_cast<int>(warp_of_block())), static_cast<int>(blockIdx.x),
+             static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z) + z.first_track) {}
+  FUSEDNN_DEVICE Seat(const Geometry& z, int lane, int warp, int rank, int group, int track)
+      : lane(lane),
         g(lane / 4),
         t(lane % 4),
-        warp(static_cast<int>(warp_of_block())),
-        tile(warp / z.slices),
-        slice(warp % z.slices),
-        rank(static_cast<int>(blockIdx.x)),
-        group(static_cast<int>(blockIdx.y)),
-        track(static_cast<int>(blockIdx.z) + z.first_track),
+        warp(warp),
+        tile(warp >> z.slice_bits),
+        slice(warp & (z.slices - 1)),
+        rank(rank),
+        group(group),
+        track(track),
         unit_tile(rank * z.tiles + tile),
         works(unit_tile < z.unit_tiles),
         below(z.layers > 1 && track > 0),
         above(track + 1 < z.layers),
         item_bits(z.slices >= 4 ? 0 : 3 - z.slices),
         finishers(kMostItems >> item_bits),
-        items(works && slice < finishers ? 1 << item_bits : 0) {}
+        items(works && slice < finishers ? 1 << item_bits : 0),
+        first_element(slice << item_bits) {}
 
-  // Which of the four sums of a lane the i-th item is; that says its unit and row (mma.h).
-  FUSEDNN_DEVICE int element(int i) const { return slice * items + i; }
+  // The same: in a loop that has no registers to spare, what follows from it is computed where it is used.
+  FUSEDNN_DEVICE Seat again(const Geometry& z) const {
+    const int own = static_cast<int>(shuffle(static_cast<u32>(lane), static_cast<unsigned>(lane)));
+    return Seat(z, own, told(warp), told(rank), told(group), told(track));
+  }
+
+  // A number that all lanes of a warp have, which the compiler learns here; nor does it look through a shuffle.
+  static FUSEDNN_DEVICE int told(int number) { return static_cast<int>(shuffle(static_cast<u32>(number), 0)); }
+
+  // That of the i-th item, which says its unit and row (mma.h).
+  FUSEDNN_DEVICE int element(int i) const { return first_element + i; }
   FUSEDNN_DEVICE int unit(int i) const { return unit_tile * kTileUnits + element(i) / 2 * 8 + g; }
   FUSEDNN_DEVICE int row(int i) const { return 2 * t + element(i) % 2; }
 };

@@ -33,7 +33,7 @@ struct PersistentOf {
   }
   static Needs backward_needs() {
     const auto round = [](int parts) {
-      return RoundNeeds{parts > 0, parts, kept_chunks<Form>(kBackwardRegisters, parts > 0, kRounds)};
+      return RoundNeeds{parts > 0, parts, kept_chunks<Form>(backward_registers(kRounds), parts > 0, kRounds)};
     };
     return {sizeof(typename Form::T),          kRounds, {round(kFirst), round(kSecond)},
             BackwardWalk<Cell, Form>::kStates, 0,       reinterpret_cast<const void*>(persistent_backward<Cell, Form>)};

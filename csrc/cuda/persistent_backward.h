@@ -31,6 +31,7 @@ template <class Cell, class Form>
 class BackwardWalk : public Walk<Form> {
  public:
   using T = typename Form::T;
+  using V = ComputedOf<T>;
   using Base = Walk<Form>;
   using Base::track, Base::items, Base::item, Base::kept, Base::z;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
@@ -66,104 +67,57 @@ class BackwardWalk : public Walk<Form> {
         const auto it = item(column, i);
         kept(kDh, column, i) = state_gradient(a_.grad_h_n, it);
         if (Cell::kCellState) kept(kDc, column, i) = state_gradient(a_.grad_c_n, it);
-        for (int q = 0; q < kFirst; ++q) Base::put(q, i, narrow<T>(0.f));
+        for (int q = 0; q < kFirst; ++q) Base::template put<kFirst>(q, i, narrow<T>(0.f));
       }
-      Base::template send<kFirst>(0, column);
+      Base::template send<kFirst>(0, Base::channel(column), Base::template route<kFirst>());
     }
   }
 
-  // What forward left of kItemsAtOnce items. h and h_prev where the cell uses them, else c_prev.
-  struct Inputs {
-    struct {
-      T grad_y, h, h_prev, c_prev, saved[S + 1];
-      bool active, passed;  // takes this step; took the one that was handled before
-    } item[kItemsAtOnce];
-  };
-  FUSEDNN_DEVICE Inputs inputs(const Step& s, int first) const {
-    Inputs in{};
-    const int onward = track < z.heads ? 1 : -1;  // in the time of forward
-#pragma unroll
-    for (int i = 0; i < kItemsAtOnce; ++i) {
-      if (first + i >= items) break;
-      const auto it = item(s.column, first + i);
-      const int after = s.time + onward, before = s.time - onward;
-      in.item[i].passed = after >= 0 && after < s.steps && after < it.length;
-      if (s.time < 0 || s.time >= it.length) continue;
-      auto& of = in.item[i];
-      of.active = true;
-      const bool joined = before >= 0 && before < it.length;
-      const int there = joined ? before : s.time;
-      const long here = Base::place(it, s.time, 1);
-      const T *saved = static_cast<const T*>(a_.saved), *states = static_cast<const T*>(a_.states);
-      if (a_.grad_y != nullptr) of.grad_y = static_cast<const T*>(a_.grad_y)[here];
-#pragma unroll
-      for (int k = 0; k < S; ++k) of.saved[k] = saved[Base::place(it, s.time, S) + k * z.hidden];
-      if constexpr (Cell::kCellState) {
-        const T* c = states == nullptr ? saved + Cell::kSavedC * z.hidden : states;
-        const long c_there = Base::place(it, there, states == nullptr ? S : 1);
-        of.c_prev = joined ? c[c_there] : static_cast<const T*>(a_.c0)[Base::state_place(it)];
-      } else {
-        of.h = (states == nullptr ? static_cast<const T*>(a_.y) : states)[here];
-        of.h_prev = joined ? static_cast<const T*>(a_.y)[Base::place(it, there, 1)]
-                           : static_cast<const T*>(a_.h0)[Base::state_place(it)];
+  // All steps.
+  template <class Launch, class Weights, class Late>
+  FUSEDNN_DEVICE void steps(const Weights& weights, const Late& late) {
+    constexpr bool kTwo = kSecond > 0;
+    constexpr int kRounds = 1 + kTwo;
+    typename Base::Route route = Base::template route<kFirst, Launch>();
+    typename Base::Channel channel = Base::channel(0);
+    const int columns = Launch::kBare ? 1 : z.columns;
+    for (int step = 0; step <= Base::template steps_of<Launch>(0); ++step) {
+      for (int column = 0; column < columns; ++column) {
+        const int steps = Base::template steps_of<Launch>(column);
+        if (step > steps || Base::first_row(column) >= z.batch) break;
+        if (!Launch::kBare) {
+          static_cast<Seat&>(*this) = Base::again(z);
+          route = Base::template route<kFirst, Launch>();
+          channel = Base::channel(column);
+        }
+        const Step s{column, track < z.heads ? steps - 1 - step : step, steps};
+        const u32 n = static_cast<u32>(step) * kRounds;
+        const auto in = inputs<Launch>(s, 0);
+        Base::template multiply<Launch>(weights, n, channel, 0);
+        if (step == steps) {
+          if (items > 0) last<Launch>(s, in);
+          continue;
+        }
+        if constexpr (kTwo) {
+          if (items > 0) {
+            const auto late_gates = first<Launch>(s, in);
+            Base::template send<kSecond, Launch>(n + 1, channel, Base::template route<kSecond, Launch>());
+            Base::write_last(late_gates, writer<Launch, kFirst, G>(s));
+          }
+          const auto in_second = inputs<Launch>(s, 0);
+          Base::template multiply<Launch>(late, n + 1, channel, 1);
+          if (items > 0) {
+            const auto first_gates = second<Launch>(s, in_second);
+            Base::template send<kFirst, Launch>(n + kRounds, channel, route);
+            Base::write_last(first_gates, writer<Launch, 0, kFirst>(s));
+          }
+        } else if (items > 0) {
+          const auto gates = this->step<Launch>(s, in);
+          Base::template send<kFirst, Launch>(n + kRounds, channel, route);
+          Base::write_last(gates, writer<Launch, 0, G>(s));
+        }
       }
     }
-    return in;
-  }
-
-  // Behind the product with the gradients of the step that was handled before, of a cell with one product.
-  FUSEDNN_DEVICE void step(const Step& s, const Inputs& now) {
-    Base::finish(now, loader(s), [&](const auto& in, int i) {
-      float dx[G] = {}, dr[G] = {};
-      const Options of = options(s, in, i);
-      float dh = arrived(s, in, i, of);
-      if (in.active) {
-        float saved[S + 1], dc = Cell::kCellState ? kept(kDc, s.column, i) : 0.f;
-        const float by_h = past(of.keeps_h, dh), by_c = past(of.keeps_c, dc);
-        read(in.saved, saved);
-        dh = cell_.backward(saved, widen(in.h), widen(in.h_prev), widen(in.c_prev), dh, dc, dx, dr) + by_h;
-        if (Cell::kCellState) kept(kDc, s.column, i) = dc + by_c;
-      }
-      kept(kDh, s.column, i) = dh;
-      put_gates<0, G>(s, in.active, i, dx, dr);
-    });
-  }
-
-  // The same of a cell with two products: the gradients of its last gates.
-  FUSEDNN_DEVICE void first(const Step& s, const Inputs& now) {
-    Base::finish(now, loader(s), [&](const auto& in, int i) {
-      float dx[G] = {}, dr[G] = {};
-      const Options of = options(s, in, i);
-      float dh = kept(kDh, s.column, i) = arrived(s, in, i, of);
-      if (in.active) {
-        float saved[S + 1];
-        past(of.keeps_h, dh);
-        read(in.saved, saved);
-        cell_.backward_second(saved, widen(in.h_prev), dh, dx, dr);
-      }
-      put_gates<kFirst, G>(s, in.active, i, dx, dr);
-    });
-  }
-
-  // Behind its other product: the gradients of the first gates.
-  FUSEDNN_DEVICE void second(const Step& s, const Inputs& now) {
-    Base::finish(now, loader(s), [&](const auto& in, int i) {
-      float dx[G] = {}, dr[G] = {};
-      if (in.active) {
-        const Options of = options(s, in, i);
-        float saved[S + 1], dh = kept(kDh, s.column, i);
-        const float by_h = past(of.keeps_h, dh), dm = of.factor * Base::template sum_of<1>(0, i);
-        read(in.saved, saved);
-        kept(kDh, s.column, i) = cell_.backward_first(saved, widen(in.h_prev), dh, dm, dx, dr) + by_h;
-      }
-      put_gates<0, kFirst>(s, in.active, i, dx, dr);
-    });
-  }
-
-  // Behind the product with the gradients of the first step: nothing but the gradient of h_0 is left.
-  FUSEDNN_DEVICE void last(const Step& s, const Inputs& now) {
-    Base::finish(now, loader(s),
-                 [&](const auto& in, int i) { kept(kDh, s.column, i) = arrived(s, in, i, options(s, in, i)); });
   }
 
   FUSEDNN_DEVICE void end() const {
@@ -180,15 +134,149 @@ class BackwardWalk : public Walk<Form> {
  private:
   using Item = typename Base::Item;
 
+  // What forward left of the next items. h and h_prev where the cell uses them, else c_prev.
+  template <class Launch>
+  struct Inputs {
+    struct {
+      T grad_y, h, h_prev, c_prev, saved[S + 1];
+      bool active, passed;  // takes this step; took the one that was handled before
+    } item[Launch::kItems];
+  };
+  template <class Launch>
+  FUSEDNN_DEVICE Inputs<Launch> inputs(const Step& s, int first) const {
+    Inputs<Launch> in{};
+    const int onward = track < z.heads ? 1 : -1;  // in the time of forward
+#pragma unroll
+    for (int i = 0; i < Launch::kItems; ++i) {
+      if (Launch::kBare ? items == 0 : first + i >= items) break;
+      const auto it = Base::template item<Launch>(s.column, first + i);
+      const int after = s.time + onward, before = s.time - onward;
+      in.item[i].passed = after >= 0 && after < s.steps && after < it.length;
+      if (s.time < 0 || s.time >= it.length) continue;
+      auto& of = in.item[i];
+      of.active = true;
+      const bool joined = before >= 0 && before < it.length;
+      const int there = joined ? before : s.time;
+      const long here = Base::template place<Launch>(it, s.time, 1);
+      const T* saved = static_cast<const T*>(a_.saved);
+      const T* states = Launch::kBare ? nullptr : static_cast<const T*>(a_.states);
+      if (a_.grad_y != nullptr) of.grad_y = static_cast<const T*>(a_.grad_y)[here];
+#pragma unroll
+      for (int k = 0; k < S; ++k) of.saved[k] = saved[Base::template place<Launch>(it, s.time, S) + k * z.hidden];
+      if constexpr (Cell::kCellState) {
+        const T* c = states == nullptr ? saved + Cell::kSavedC * z.hidden : states;
+        const long c_there = Base::template place<Launch>(it, there, states == nullptr ? S : 1);
+        of.c_prev = joined ? c[c_there] : static_cast<const T*>(a_.c0)[Base::state_place(it)];
+      } else {
+        of.h = (states == nullptr ? static_cast<const T*>(a_.y) : states)[here];
+        of.h_prev = joined ? static_cast<const T*>(a_.y)[Base::template place<Launch>(it, there, 1)]
+                           : static_cast<const T*>(a_.h0)[Base::state_place(it)];
+      }
+    }
+    return in;
+  }
+
+  template <class Launch>
   FUSEDNN_DEVICE auto loader(const Step& s) const {
-    return [this, s](int first) { return inputs(s, first); };
+    return [this, s](int first) { return inputs<Launch>(s, first); };
+  }
+
+  // What a round leaves of an item: the gradients of gates [kBegin, kEnd), and of their recurrent parts.
+  template <int kBegin, int kEnd>
+  struct Output {
+    T dx[kEnd - kBegin], dr[kEnd - kBegin];
+    bool active;
+  };
+  template <class Launch, int kBegin, int kEnd>
+  FUSEDNN_DEVICE auto writer(const Step& s) const {
+    return [this, s](const Output<kBegin, kEnd>& out, int i) {
+      if (!out.active) return;
+      const long to = Base::template place<Launch>(Base::template item<Launch>(s.column, i), s.time, G);
+#pragma unroll
+      for (int q = kBegin; q < kEnd; ++q) {
+        static_cast<T*>(a_.d_gates)[to + q * z.hidden] = out.dx[q - kBegin];
+        if (Cell::kSplit) static_cast<T*>(a_.d_recurrent)[to + q * z.hidden] = out.dr[q - kBegin];
+      }
+    };
+  }
+
+  // Behind the product with the gradients of the step that was handled before, of a cell with one product.
+  template <class Launch>
+  FUSEDNN_DEVICE auto step(const Step& s, const Inputs<Launch>& now) {
+    const auto body = [&](const auto& in, int i) {
+      V dx[G] = {}, dr[G] = {};
+      const Options of = options<Launch>(s, in, i);
+      float dh = arrived<Launch>(s, in, i, of);
+      if (in.active) {
+        V saved[S + 1];
+        float dc = Cell::kCellState ? kept(kDc, s.column, i) : 0.f;
+        const float by_h = past(of.keeps_h, dh), by_c = past(of.keeps_c, dc);
+        read(in.saved, saved);
+        V dc_new = dc;
+        const V h = widen(in.h), h_prev = widen(in.h_prev), c_prev = widen(in.c_prev);
+        dh = static_cast<float>(cell_.backward(saved, h, h_prev, c_prev, V(dh), dc_new, dx, dr)) + by_h;
+        if (Cell::kCellState) kept(kDc, s.column, i) = static_cast<float>(dc_new) + by_c;
+      }
+      kept(kDh, s.column, i) = dh;
+      return put_gates<0, G>(in.active, i, dx, dr);
+    };
+    return Base::template finish<Launch>(now, loader<Launch>(s), body, writer<Launch, 0, G>(s));
+  }
+
+  // The same of a cell with two products: the gradients of its last gates.
+  template <class Launch>
+  FUSEDNN_DEVICE auto first(const Step& s, const Inputs<Launch>& now) {
+    const auto body = [&](const auto& in, int i) {
+      V dx[G] = {}, dr[G] = {};
+      const Options of = options<Launch>(s, in, i);
+      float dh = kept(kDh, s.column, i) = arrived<Launch>(s, in, i, of);
+      if (in.active) {
+        V saved[S + 1];
+        past(of.keeps_h, dh);
+        read(in.saved, saved);
+        cell_.backward_second(saved, V(widen(in.h_prev)), V(dh), dx, dr);
+      }
+      return put_gates<kFirst, G>(in.active, i, dx, dr);
+    };
+    return Base::template finish<Launch>(now, loader<Launch>(s), body, writer<Launch, kFirst, G>(s));
+  }
+
+  // Behind its other product: the gradients of the first gates.
+  template <class Launch>
+  FUSEDNN_DEVICE auto second(const Step& s, const Inputs<Launch>& now) {
+    const auto body = [&](const auto& in, int i) {
+      V dx[G] = {}, dr[G] = {};
+      if (in.active) {
+        const Options of = options<Launch>(s, in, i);
+        V saved[S + 1];
+        float dh = kept(kDh, s.column, i), passed[1];
+        const float by_h = past(of.keeps_h, dh);
+        Base::template gather<Launch>(i, passed);
+        read(in.saved, saved);
+        const V dm = of.factor * passed[0], h_prev = widen(in.h_prev);
+        kept(kDh, s.column, i) = static_cast<float>(cell_.backward_first(saved, h_prev, V(dh), dm, dx, dr)) + by_h;
+      }
+      return put_gates<0, kFirst>(in.active, i, dx, dr);
+    };
+    return Base::template finish<Launch>(now, loader<Launch>(s), body, writer<Launch, 0, kFirst>(s));
+  }
+
+  // Behind the product with the gradients of the first step: nothing but the gradient of h_0 is left.
+  template <class Launch>
+  FUSEDNN_DEVICE void last(const Step& s, const Inputs<Launch>& now) {
+    struct Nothing {};
+    const auto body = [&](const auto& in, int i) {
+      kept(kDh, s.column, i) = arrived<Launch>(s, in, i, options<Launch>(s, in, i));
+      return Nothing{};
+    };
+    Base::template finish<Launch>(now, loader<Launch>(s), body, [](Nothing, int) {});
   }
 
   FUSEDNN_DEVICE float state_gradient(const void* of, const Item& it) const {
     return it.length >= 0 && of != nullptr ? widen(static_cast<const T*>(of)[Base::state_place(it)]) : 0.f;
   }
 
-  FUSEDNN_DEVICE static void read(const T* in, float* saved) {
+  FUSEDNN_DEVICE static void read(const T* in, V* saved) {
 #pragma unroll
     for (int k = 0; k < S; ++k) saved[k] = widen(in[k]);
   }
@@ -197,10 +285,10 @@ class BackwardWalk : public Walk<Form> {
   struct Options {
     float factor = 1, keeps_h = 0, keeps_c = 0;
   };
-  template <class In>
+  template <class Launch, class In>
   FUSEDNN_DEVICE Options options(const Step& s, const In& in, int i) const {
     Options of;
-    if (a_.asked.any) {
+    if (!Launch::kBare && a_.asked.any) {
       const auto it = item(s.column, i);
       of.factor = Base::factor(a_.asked, it);
       if (in.active) of.keeps_h = Base::share(a_.asked, cells::kZoneoutH, it, s.time);
@@ -217,26 +305,27 @@ class BackwardWalk : public Walk<Form> {
   }
 
   // The whole gradient of an item's h.
-  template <class In>
+  template <class Launch, class In>
   FUSEDNN_DEVICE float arrived(const Step& s, const In& in, int i, const Options& of) const {
-    float dh = kept(kDh, s.column, i);
-    if (in.passed) dh += of.factor * Base::template sum_of<1>(0, i);
+    float dh = kept(kDh, s.column, i), passed[1];
+    Base::template gather<Launch>(i, passed);
+    if (in.passed) dh += of.factor * passed[0];
     return in.active ? dh + widen(in.grad_y) : dh;
   }
 
-  // Gradients of gates [kBegin, kEnd), written, and those of their recurrent parts in the next message; zero where the
-  // row takes no step.
+  // The gradients of gates [kBegin, kEnd), and in the next message those of their recurrent parts; zero where the row
+  // takes no step.
   template <int kBegin, int kEnd>
-  FUSEDNN_DEVICE void put_gates(const Step& s, bool active, int i, const float* dx, const float* dr) {
-    const auto it = item(s.column, i);
-    const long to = active ? Base::place(it, s.time, G) : 0;
+  FUSEDNN_DEVICE Output<kBegin, kEnd> put_gates(bool active, int i, const V* dx, const V* dr) {
+    Output<kBegin, kEnd> out;
+    out.active = active;
 #pragma unroll
     for (int q = kBegin; q < kEnd; ++q) {
-      const T x = narrow<T>(dx[q]), r = narrow<T>(dr[q]);
-      if (active) static_cast<T*>(a_.d_gates)[to + q * z.hidden] = x;
-      if (active && Cell::kSplit) static_cast<T*>(a_.d_recurrent)[to + q * z.hidden] = r;
-      Base::put(q - kBegin, i, Stays<Form>::state(widen(r)));
+      out.dx[q - kBegin] = narrow<T>(static_cast<float>(dx[q]));
+      out.dr[q - kBegin] = narrow<T>(static_cast<float>(dr[q]));
+      Base::template put<kEnd - kBegin>(q - kBegin, i, Stays<Form>::sent(out.dr[q - kBegin]));
     }
+    return out;
   }
 
   const Cell& cell_;
@@ -252,35 +341,12 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
   Backward walk(cell, z, a);
   walk.open();
   if (walk.rank >= z.blocks) return walk.close();
-  Residence<Form, 1, kept_chunks<Form>(kBackwardRegisters, 1, kRounds)> weights;
-  Residence<Form, kTwo, kept_chunks<Form>(kBackwardRegisters, kTwo, kRounds)> late;
+  Residence<Form, 1, kept_chunks<Form>(backward_registers(kRounds), 1, kRounds)> weights;
+  Residence<Form, kTwo, kept_chunks<Form>(backward_registers(kRounds), kTwo, kRounds)> late;
   walk.load(weights, 0, walk.weights_of(0, kFirst));
   if constexpr (kTwo) walk.load(late, 1, walk.weights_of(kFirst, kSecond));
   walk.begin();
-  for (int step = 0; step <= walk.steps_of(0); ++step) {
-    for (int column = 0; column < z.columns; ++column) {
-      const int steps = walk.steps_of(column);
-      if (step > steps || walk.first_row(column) >= z.batch) break;
-      const Step s{column, walk.track < z.heads ? steps - 1 - step : step, steps};
-      const u32 n = static_cast<u32>(step) * kRounds;
-      const auto in = walk.inputs(s, 0);
-      walk.multiply(weights, n, column, 0);
-      if (step == steps) {
-        walk.last(s, in);
-        continue;
-      }
-      if constexpr (kTwo) {
-        walk.first(s, in);
-        walk.template send<kSecond>(n + 1, column);
-        const auto in_second = walk.inputs(s, 0);
-        walk.multiply(late, n + 1, column, 1);
-        walk.second(s, in_second);
-      } else {
-        walk.step(s, in);
-      }
-      walk.template send<kFirst>(n + kRounds, column);
-    }
-  }
+  walk.choose(a.asked, [&](auto launch) { walk.template steps<decltype(launch)>(weights, late); });
   walk.end();
   walk.close();
 }

@@ -25,6 +25,7 @@ template <class Cell, class Form>
 class ForwardWalk : public Walk<Form> {
  public:
   using T = typename Form::T;
+  using V = ComputedOf<T>;
   using Base = Walk<Form>;
   using Base::track, Base::below, Base::items, Base::item, Base::kept, Base::tile, Base::z;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
@@ -56,6 +57,7 @@ class ForwardWalk : public Walk<Form> {
   FUSEDNN_DEVICE void begin() {
     keep_bias(z.bias, weights().b_hh);
     if (below) keep_bias(z.bias_below, weights().b_ih);
+    const typename Base::Route route = Base::template route<1>();
     for (int column = 0; column < z.columns; ++column) {
       if (items == 0 || Base::first_row(column) >= z.batch) break;
       for (int i = 0; i < items; ++i) {
@@ -65,66 +67,53 @@ class ForwardWalk : public Walk<Form> {
         const float h = there ? widen(static_cast<const T*>(a_.h0)[from]) : 0.f;
         kept(kH, column, i) = h;
         if (Cell::kCellState) kept(kC, column, i) = there ? widen(static_cast<const T*>(a_.c0)[from]) : 0.f;
-        Base::put(0, i, Stays<Form>::state(h * Base::factor(a_.asked, it)));
+        Base::template put<1>(0, i, Stays<Form>::state(h * Base::factor(a_.asked, it)));
       }
-      if (Base::steps_of(column) > 0) Base::template send<1>(0, column);
+      if (Base::template steps_of<AnyLaunch>(column) > 0) Base::template send<1>(0, Base::channel(column), route);
     }
   }
 
-  // The input part of gates [kBegin, kEnd) of kItemsAtOnce items.
-  template <int kBegin, int kEnd>
-  struct Inputs {
-    struct {
-      T x[kEnd - kBegin];
-      bool active;  // takes this step
-    } item[kItemsAtOnce];
-  };
-  template <int kBegin, int kEnd>
-  FUSEDNN_DEVICE Inputs<kBegin, kEnd> inputs(const Step& s, int first) const {
-    Inputs<kBegin, kEnd> in{};
-#pragma unroll
-    for (int i = 0; i < kItemsAtOnce; ++i) {
-      if (first + i >= items) break;
-      const auto it = item(s.column, first + i);
-      if (s.time >= it.length) continue;
-      in.item[i].active = true;
-      if (below) continue;
-      const T* from = static_cast<const T*>(a_.gates) + Base::place(it, s.time, G);
-#pragma unroll
-      for (int q = kBegin; q < kEnd; ++q) in.item[i].x[q - kBegin] = from[q * z.hidden];
+  // All steps.
+  template <class Launch, class Weights, class Late, class Input>
+  FUSEDNN_DEVICE void steps(const Weights& weights, const Late& late, const Input& input) {
+    constexpr int kRounds = kSecond > 0 ? 2 : 1;
+    typename Base::Route route = Base::template route<1, Launch>();
+    typename Base::Channel channel = Base::channel(0);
+    const int columns = Launch::kBare ? 1 : z.columns;
+    for (int step = 0; step < Base::template steps_of<Launch>(0); ++step) {
+      for (int column = 0; column < columns; ++column) {
+        const int steps = Base::template steps_of<Launch>(column);
+        if (step >= steps) break;  // and so do the columns behind it, whose rows are no longer
+        if (!Launch::kBare) {
+          static_cast<Seat&>(*this) = Base::again(z);
+          route = Base::template route<1, Launch>();
+          channel = Base::channel(column);
+        }
+        const Step s{column, track < z.heads ? step : steps - 1 - step, steps};
+        const u32 n = static_cast<u32>(step) * kRounds;
+        const auto in = inputs<Launch, 0, kFirst>(s, 0);
+        if constexpr (kSecond == 0 && !Launch::kBare) {
+          if (below) Base::multiply_below(input, n + 1, column);
+        }
+        Base::template multiply<Launch>(weights, n, channel, 0);
+        const bool more = step + 1 < steps || (!Launch::kBare && Base::above);
+        const auto conclude = [&](const auto& out) {
+          if (more) Base::template send<1, Launch>(n + kRounds, channel, route);
+          Base::write_last(out, writer<Launch>(s));
+        };
+        if constexpr (kSecond == 0) {
+          if (items > 0) conclude(this->step<Launch>(s, in));
+        } else {
+          if (items > 0) {
+            first<Launch>(s, in);
+            Base::template send<1, Launch>(n + 1, channel, route);
+          }
+          const auto in_second = inputs<Launch, kFirst, G>(s, 0);
+          Base::template multiply<Launch>(late, n + 1, channel, 1);
+          if (items > 0) conclude(second<Launch>(s, in_second));
+        }
+      }
     }
-    return in;
-  }
-
-  // Behind the product of a cell with one: the new states of all items.
-  FUSEDNN_DEVICE void step(const Step& s, const Inputs<0, kFirst>& now) {
-    Base::finish(now, loader<0, kFirst>(s), [&](const auto& in, int i) {
-      float x[G], rec[G], saved[S + 1], c = Cell::kCellState ? kept(kC, s.column, i) : 0.f;
-      read<0, kFirst>(in.x, i, x, rec);
-      const float h = cell_.forward(x, rec, kept(kH, s.column, i), c, saved);
-      arrive(s, i, in.active, h, c, saved);
-    });
-  }
-
-  // Behind the first product of a cell with two: what the second one multiplies.
-  FUSEDNN_DEVICE void first(const Step& s, const Inputs<0, kFirst>& now) {
-    Base::finish(now, loader<0, kFirst>(s), [&](const auto& in, int i) {
-      float x[G], rec[G], saved[S + 1];
-      read<0, kFirst>(in.x, i, x, rec);
-      const float middle = cell_.forward_first(x, rec, kept(kH, s.column, i), saved);
-      Base::put(0, i, Stays<Form>::state(middle * Base::factor(a_.asked, item(s.column, i))));
-      for (int k = 0; k < S; ++k) kept(kSaved + k, s.column, i) = saved[k];
-    });
-  }
-
-  // Behind the second one.
-  FUSEDNN_DEVICE void second(const Step& s, const Inputs<kFirst, G>& now) {
-    Base::finish(now, loader<kFirst, G>(s), [&](const auto& in, int i) {
-      float x[G], rec[G], saved[S + 1];
-      read<kFirst, G>(in.x, i, x, rec);
-      for (int k = 0; k < S; ++k) saved[k] = kept(kSaved + k, s.column, i);
-      arrive(s, i, in.active, cell_.forward_second(x, rec, kept(kH, s.column, i), saved), 0, saved);
-    });
   }
 
   FUSEDNN_DEVICE void end() const {
@@ -141,52 +130,154 @@ class ForwardWalk : public Walk<Form> {
  private:
   using Item = typename Base::Item;
 
-  template <int kBegin, int kEnd>
+  // The input part of gates [kBegin, kEnd) of the next items; those of an item that is not active mean nothing.
+  template <class Launch, int kBegin, int kEnd>
+  struct Inputs {
+    struct {
+      T x[kEnd - kBegin];
+      bool active;  // takes this step
+    } item[Launch::kItems];
+  };
+  template <class Launch, int kBegin, int kEnd>
+  FUSEDNN_DEVICE Inputs<Launch, kBegin, kEnd> inputs(const Step& s, int first) const {
+    Inputs<Launch, kBegin, kEnd> in;
+#pragma unroll
+    for (int i = 0; i < Launch::kItems; ++i) {
+      if (Launch::kBare ? items == 0 : first + i >= items) break;
+      const auto it = Base::template item<Launch>(s.column, first + i);
+      in.item[i].active = s.time < it.length;
+      if (!Launch::kBare && below) continue;
+      const long from = in.item[i].active ? Base::template place<Launch>(it, s.time, G) : 0;
+#pragma unroll
+      for (int q = kBegin; q < kEnd; ++q) {
+        in.item[i].x[q - kBegin] = static_cast<const T*>(a_.gates)[from + q * z.hidden];
+      }
+    }
+    return in;
+  }
+  template <class Launch, int kBegin, int kEnd>
   FUSEDNN_DEVICE auto loader(const Step& s) const {
-    return [this, s](int first) { return inputs<kBegin, kEnd>(s, first); };
+    return [this, s](int first) { return inputs<Launch, kBegin, kEnd>(s, first); };
   }
 
-  FUSEDNN_DEVICE float& bias(int place, int q, int i) const {
-    float* all = reinterpret_cast<float*>(Base::shared + place);
-    return all[(tile * G + q) * kTileUnits + Base::element(i) / 2 * 8 + Base::g];
+  // What a step leaves of an item.
+  struct Output {
+    T y, saved[S + 1];
+    bool active;
+  };
+  template <class Launch>
+  FUSEDNN_DEVICE auto writer(const Step& s) const {
+    return [this, s](const Output& out, int i) {
+      if (!out.active) return;
+      const auto it = Base::template item<Launch>(s.column, i);
+      if (Launch::kBare || !Base::above || z.track_rows > 0) {
+        static_cast<T*>(a_.y)[Base::template place<Launch>(it, s.time, 1)] = out.y;
+      }
+      if (a_.saved == nullptr) return;
+      T* to = static_cast<T*>(a_.saved) + Base::template place<Launch>(it, s.time, S);
+#pragma unroll
+      for (int k = 0; k < S; ++k) to[k * z.hidden] = out.saved[k];
+    };
   }
+
+  // Behind the product of a cell with one: the new states of all items.
+  template <class Launch>
+  FUSEDNN_DEVICE auto step(const Step& s, const Inputs<Launch, 0, kFirst>& now) {
+    const auto body = [&](const auto& in, int i) {
+      V x[G], rec[G], saved[S + 1], c = Cell::kCellState ? kept(kC, s.column, i) : 0.f;
+      read<Launch, 0, kFirst>(in.x, i, x, rec);
+      const V h = cell_.forward(x, rec, V(kept(kH, s.column, i)), c, saved);
+      return arrive<Launch>(s, i, in.active, static_cast<float>(h), static_cast<float>(c), saved);
+    };
+    return Base::template finish<Launch>(now, loader<Launch, 0, kFirst>(s), body, writer<Launch>(s));
+  }
+
+  // Behind the first product of a cell with two: what the second one multiplies.
+  template <class Launch>
+  FUSEDNN_DEVICE void first(const Step& s, const Inputs<Launch, 0, kFirst>& now) {
+    struct Nothing {};
+    const auto body = [&](const auto& in, int i) {
+      V x[G], rec[G], saved[S + 1];
+      read<Launch, 0, kFirst>(in.x, i, x, rec);
+      float middle = static_cast<float>(cell_.forward_first(x, rec, V(kept(kH, s.column, i)), saved));
+      if (!Launch::kBare) middle *= Base::factor(a_.asked, item(s.column, i));
+      Base::template put<1>(0, i, Stays<Form>::state(middle));
+      for (int k = 0; k < S; ++k) kept(kSaved + k, s.column, i) = static_cast<float>(saved[k]);
+      return Nothing{};
+    };
+    Base::template finish<Launch>(now, loader<Launch, 0, kFirst>(s), body, [](Nothing, int) {});
+  }
+
+  // Behind the second one.
+  template <class Launch>
+  FUSEDNN_DEVICE auto second(const Step& s, const Inputs<Launch, kFirst, G>& now) {
+    const auto body = [&](const auto& in, int i) {
+      V x[G], rec[G], saved[S + 1];
+      read<Launch, kFirst, G>(in.x, i, x, rec);
+      for (int k = 0; k < S; ++k) saved[k] = kept(kSaved + k, s.column, i);
+      const V h = cell_.forward_second(x, rec, V(kept(kH, s.column, i)), saved);
+      return arrive<Launch>(s, i, in.active, static_cast<float>(h), 0, saved);
+    };
+    return Base::template finish<Launch>(now, loader<Launch, kFirst, G>(s), body, writer<Launch>(s));
+  }
+
+  // The biases of an item's gates [kBegin, kEnd), the first or the second ones: of the tile's 16 units side by side.
+  template <int kBegin>
+  FUSEDNN_DEVICE float* biases(int place) const {
+    return reinterpret_cast<float*>(Base::shared + place) + (tile * G + kBegin) * kTileUnits;
+  }
+  FUSEDNN_DEVICE int unit_of_tile(int i) const { return Base::element(i) / 2 * 8 + Base::g; }
   // Of [G*H], or of zeros where that is null.
   FUSEDNN_DEVICE void keep_bias(int place, const void* from) const {
     for (int i = 0; i < items; ++i) {
+      const int u = Base::unit(i);
+      float b[G];
+#pragma unroll
       for (int q = 0; q < G; ++q) {
-        const int u = Base::unit(i);
         const bool there = from != nullptr && u < z.hidden;
-        bias(place, q, i) = there ? widen(static_cast<const T*>(from)[static_cast<long>(q) * z.hidden + u]) : 0.f;
+        b[q] = there ? widen(static_cast<const T*>(from)[static_cast<long>(q) * z.hidden + u]) : 0.f;
+      }
+      store_values<kFirst, kTileUnits>(biases<0>(place), unit_of_tile(i), b);
+      if constexpr (kSecond > 0) {
+        store_values<kSecond, kTileUnits>(biases<kFirst>(place), unit_of_tile(i), b + kFirst);
       }
     }
   }
 
-  template <int kBegin, int kEnd>
-  FUSEDNN_DEVICE void read(const T* in, int i, float* x, float* rec) const {
+  template <class Launch, int kBegin, int kEnd>
+  FUSEDNN_DEVICE void read(const T* in, int i, V* x, V* rec) const {
+    constexpr int kCount = kEnd - kBegin;
+    float sum[kCount], b[kCount];
+    Base::template gather<Launch>(i, sum);
+    load_values<kCount, kTileUnits>(biases<kBegin>(z.bias), unit_of_tile(i), b);
 #pragma unroll
-    for (int q = kBegin; q < kEnd; ++q) {
-      x[q] = below ? bias(z.bias_below, q, i) + Base::template sum_of<kEnd - kBegin>(q - kBegin, i, z.sums_below)
-                   : widen(in[q - kBegin]);
-      rec[q] = bias(z.bias, q, i) + Base::template sum_of<kEnd - kBegin>(q - kBegin, i);
-    }
+    for (int q = 0; q < kCount; ++q) x[kBegin + q] = widen(in[q]), rec[kBegin + q] = b[q] + sum[q];
+    if (Launch::kBare || !below) return;
+    Base::template gather<Launch>(i, sum, z.sums_below);
+    load_values<kCount, kTileUnits>(biases<kBegin>(z.bias_below), unit_of_tile(i), b);
+#pragma unroll
+    for (int q = 0; q < kCount; ++q) x[kBegin + q] = b[q] + sum[q];
   }
 
   // The new states of an item, h in the next message; a row that takes no step keeps its own.
-  FUSEDNN_DEVICE void arrive(const Step& s, int i, bool active, float h, float c, const float* saved) {
-    const auto it = item(s.column, i);
-    const float factor = a_.asked.any ? with_options(s, it, i, active, h, c) : 1.f;
-    if (active) {
-      const T stored = narrow<T>(h);
-      kept(kH, s.column, i) = widen(stored);
-      if (Cell::kCellState) kept(kC, s.column, i) = c;
-      if (!Base::above || z.track_rows > 0) static_cast<T*>(a_.y)[Base::place(it, s.time, 1)] = stored;
-      if (a_.saved != nullptr) {
-        T* to = static_cast<T*>(a_.saved) + Base::place(it, s.time, S);
+  template <class Launch>
+  FUSEDNN_DEVICE Output arrive(const Step& s, int i, bool active, float h, float c, const V* saved) {
+    float factor = 1;
+    if (!Launch::kBare && a_.asked.any) factor = with_options(s, item(s.column, i), i, active, h, c);
+    Output out;
+    out.active = active, out.y = narrow<T>(h);
 #pragma unroll
-        for (int k = 0; k < S; ++k) to[k * z.hidden] = narrow<T>(saved[k]);
-      }
+    for (int k = 0; k < S; ++k) out.saved[k] = narrow<T>(static_cast<float>(saved[k]));
+    if (active) {
+      kept(kH, s.column, i) = widen(out.y);
+      if (Cell::kCellState) kept(kC, s.column, i) = c;
     }
-    Base::put(0, i, Stays<Form>::state(factor * kept(kH, s.column, i)));
+    if (Launch::kBare) {  // an item that never takes a step is none of the layer, and zero
+      Base::template put<1>(0, i, active ? Stays<Form>::sent(out.y) : narrow<T>(0.f));
+    } else {
+      Base::template put<1>(0, i, Stays<Form>::state(factor * kept(kH, s.column, i)));
+    }
+    return out;
   }
 
   // Zoneout of the states that the cell gave; what recurrent dropout multiplies h with.
@@ -200,7 +291,8 @@ class ForwardWalk : public Walk<Form> {
         c = mixed(Base::share(a_.asked, cells::kZoneoutC, it, s.time), kept(kC, s.column, i), c);
       }
       if (a_.states != nullptr) {
-        static_cast<T*>(a_.states)[Base::place(it, s.time, 1)] = narrow<T>(Cell::kCellState ? c : own);
+        static_cast<T*>(a_.states)[Base::template place<AnyLaunch>(it, s.time, 1)] =
+            narrow<T>(Cell::kCellState ? c : own);
       }
     }
     return Base::factor(a_.asked, it);
@@ -229,29 +321,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
     walk.load(input, 1, walk.rows_of(walk.weights().w_ih, 0));
   }
   walk.begin();
-  for (int step = 0; step < walk.steps_of(0); ++step) {
-    for (int column = 0; column < z.columns; ++column) {
-      const int steps = walk.steps_of(column);
-      if (step >= steps) break;  // and so do the columns behind it, whose rows are no longer
-      const Step s{column, walk.track < z.heads ? step : steps - 1 - step, steps};
-      const u32 n = static_cast<u32>(step) * kRounds;
-      const auto in = walk.template inputs<0, kFirst>(s, 0);
-      if constexpr (kSecond == 0) {
-        if (walk.below) walk.multiply_below(input, n + 1, column);
-      }
-      walk.multiply(weights, n, column, 0);
-      if constexpr (kSecond == 0) {
-        walk.step(s, in);
-      } else {
-        walk.first(s, in);
-        walk.template send<1>(n + 1, column);
-        const auto in_second = walk.template inputs<kFirst, G>(s, 0);
-        walk.multiply(late, n + 1, column, 1);
-        walk.second(s, in_second);
-      }
-      if (step + 1 < steps || walk.above) walk.template send<1>(n + kRounds, column);
-    }
-  }
+  walk.choose(a.asked, [&](auto launch) { walk.template steps<decltype(launch)>(weights, late, input); });
   walk.end();
   walk.close();
 }

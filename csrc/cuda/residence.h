@@ -19,6 +19,7 @@ struct Stays {
   using T = typename Form::T;
   static FUSEDNN_DEVICE Bytes16 weights(Bytes16 w) { return w; }
   static FUSEDNN_DEVICE T state(float x) { return narrow<T>(x); }
+  static FUSEDNN_DEVICE T sent(T x) { return x; }  // the same of a value of T
   static FUSEDNN_DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma(T{}, d, a, b0, b1); }
 };
 template <>
@@ -28,12 +29,14 @@ struct Stays<Tf32> {
     return w;
   }
   static FUSEDNN_DEVICE float state(float x) { return bits_as<float>(to_tf32(x)); }
+  static FUSEDNN_DEVICE float sent(float x) { return state(x); }
   static FUSEDNN_DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_tf32(d, a, b0, b1); }
 };
 template <>
 struct Stays<Float32> {
   static FUSEDNN_DEVICE Bytes16 weights(Bytes16 w) { return w; }
   static FUSEDNN_DEVICE float state(float x) { return x; }
+  static FUSEDNN_DEVICE float sent(float x) { return x; }
 };
 
 template <class Form>
@@ -133,6 +136,12 @@ struct Sums<Float32, kTiles> {
   }
 };
 
+// Of a warp's run: its first chunk, how many chunks it has, and where the pieces of those beyond the registers lie.
+struct Run {
+  int first, chunks;
+  Bytes16* rest;
+};
+
 // A warp's chunks of kTiles tiles; those beyond kKept, which may be 0, take kChunkPieces of shared memory each.
 template <class Form, int kTiles, int kKept>
 class Residence {
@@ -141,14 +150,14 @@ class Residence {
 
   // fetch(tile, row, k): 16 bytes of row `row`, 0..15, of a tile, from k on.
   template <class Fetch>
-  FUSEDNN_DEVICE void load(Bytes16* shared, int first, int chunks, int lane, Fetch fetch) {
-    rest_ = shared + lane, chunks_ = chunks, lane_ = lane;
+  FUSEDNN_DEVICE void load(const Run& run, int lane, Fetch fetch) {
+    const int chunks = run.chunks;
     constexpr int kBatch = kTiles == 1 ? 2 : 1;  // chunks on their way together
     for (int c = 0; c < chunks || c < kKept; c += kBatch) {
       Bytes16 got[kBatch][kTiles][2];
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
-        const int k = (first + c + b) * kSpan<Form> + lane % 4 * Form::kVector;
+        const int k = (run.first + c + b) * kSpan<Form> + lane % 4 * Form::kVector;
 #pragma unroll
         for (int q = 0; q < kTiles; ++q) {
 #pragma unroll
@@ -173,56 +182,61 @@ class Residence {
 #pragma unroll
         for (int q = 0; q < kTiles; ++q) {
 #pragma unroll
-          for (int i = 0; i < 2; ++i) rest_[place(c + b, q, i)] = got[b][q][i];
+          for (int i = 0; i < 2; ++i) run.rest[place(c + b, q, i) + lane] = got[b][q][i];
         }
       }
     }
   }
 
-  // states: those of the warp's first chunk.
-  FUSEDNN_DEVICE void multiply(const Bytes16* states, float (&sum)[kTiles][4]) const {
+  // states: those of the warp's first chunk. kStraight: chunks that fill the registers have code without branches.
+  template <bool kStraight>
+  FUSEDNN_DEVICE void multiply(const Run& run, int lane, const Bytes16* states, float (&sum)[kTiles][4]) const {
     Sums<Form, kTiles> sums;
     if constexpr (kKept > 0) {
-      if (chunks_ > 0) multiply_kept<0>(sums, states, sums.read(states, lane_));
+      if (kStraight && run.chunks >= kKept) {
+        multiply_kept<0, true>(run, lane, sums, states, sums.read(states, lane));
+      } else if (run.chunks > 0) {
+        multiply_kept<0, false>(run, lane, sums, states, sums.read(states, lane));
+      }
     }
-    for (int c = kKept; c < chunks_; c += 2) {
-      add_rest<kKept % 2>(sums, states, c);
-      if (c + 1 < chunks_) add_rest<1 - kKept % 2>(sums, states, c + 1);
+    for (int c = kKept; c < run.chunks; c += 2) {
+      add_rest<kKept % 2>(run, lane, sums, states, c);
+      if (c + 1 < run.chunks) add_rest<1 - kKept % 2>(run, lane, sums, states, c + 1);
     }
-    sums.finish(sum, lane_);
+    sums.finish(sum, lane);
   }
 
  private:
   using State = typename Sums<Form, kTiles>::State;
 
-  // From chunk kChunk on, which exists; the state of the next one is read before this one is multiplied.
-  template <int kChunk>
-  FUSEDNN_DEVICE void multiply_kept(Sums<Form, kTiles>& sums, const Bytes16* states, State now) const {
-    const bool more = kChunk + 1 < kKept && kChunk + 1 < chunks_;
+  // From chunk kChunk on, which exists; the state of the next one is read before this one is multiplied. kAll: all kept
+  // ones exist.
+  template <int kChunk, bool kAll>
+  FUSEDNN_DEVICE void multiply_kept(const Run& run, int lane, Sums<Form, kTiles>& sums, const Bytes16* states,
+                                    State now) const {
+    const bool more = kChunk + 1 < kKept && (kAll || kChunk + 1 < run.chunks);
     State next = now;
-    if (more) next = sums.read(states + (kChunk + 1) * 32, lane_);
+    if (more) next = sums.read(states + (kChunk + 1) * 32, lane);
     sums.template add<kChunk % 2>(kept_[kChunk], now);
     if constexpr (kChunk + 1 < kKept) {
-      if (more) multiply_kept<kChunk + 1>(sums, states, next);
+      if (more) multiply_kept<kChunk + 1, kAll>(run, lane, sums, states, next);
     }
   }
 
   template <int kTurn>
-  FUSEDNN_DEVICE void add_rest(Sums<Form, kTiles>& sums, const Bytes16* states, int c) const {
+  FUSEDNN_DEVICE void add_rest(const Run& run, int lane, Sums<Form, kTiles>& sums, const Bytes16* states, int c) const {
     Bytes16 w[kTiles][2];
 #pragma unroll
     for (int q = 0; q < kTiles; ++q) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) w[q][i] = rest_[place(c, q, i)];
+      for (int i = 0; i < 2; ++i) w[q][i] = run.rest[place(c, q, i) + lane];
     }
-    sums.template add<kTurn>(w, sums.read(states + c * 32, lane_));
+    sums.template add<kTurn>(w, sums.read(states + c * 32, lane));
   }
 
   static FUSEDNN_DEVICE int place(int c, int q, int i) { return (((c - kKept) * kTiles + q) * 2 + i) * 32; }
 
   Bytes16 kept_[kKept > 0 ? kKept : 1][kTiles][2];
-  Bytes16* rest_;
-  int chunks_, lane_;
 };
 
 // No product.

@@ -1,12 +1,18 @@
 // What forward and backward of a persistent kernel share: rows and their states, and the rounds of a step.
 #pragma once
 
+#include "cuda/approximate.h"
 #include "cuda/exchange.h"
+#include "cuda/side_by_side.h"
 #include "cuda/zoneout.h"
 
 namespace fusednn::cuda {
 
-constexpr int kForwardRegisters = 144, kBackwardRegisters = 136;  // for weights; more of them spill
+// For weights; more of them spill.
+constexpr int kForwardRegisters = 144;
+constexpr int backward_registers(int products) {
+  return products == 1 ? 136 : 104;
+}
 
 // Chunks of a product that stay in a lane's registers, of which a chunk takes 8 for each of `tiles` row tiles, if
 // `products` products and one's sums share `registers`.
@@ -41,26 +47,34 @@ class Walk : public Exchange<Form> {
   // ------- rows
 
   FUSEDNN_DEVICE int first_row(int column) const { return (group * z.columns + column) * kColumnRows; }
-  FUSEDNN_DEVICE int length(int row) const { return z.lengths == nullptr ? z.steps : z.lengths[row]; }
+  template <class Launch>
+  FUSEDNN_DEVICE int length(int row) const {
+    return Launch::kBare || z.lengths == nullptr ? z.steps : z.lengths[row];
+  }
   // Of a column's first row, which is its longest; 0 beyond the batch.
+  template <class Launch>
   FUSEDNN_DEVICE int steps_of(int column) const {
     const int row = first_row(column);
-    return row < z.batch ? length(row) : 0;
+    return row < z.batch ? length<Launch>(row) : 0;
   }
 
   // The i-th item in a column: a unit of a row. Those beyond the layer or the batch have length -1.
   struct Item {
     int unit, row, length;
   };
+  template <class Launch = AnyLaunch>
   FUSEDNN_DEVICE Item item(int column, int i) const {
     Item it{Base::unit(i), first_row(column) + Base::row(i), -1};
-    if (it.unit < z.hidden && it.row < z.batch) it.length = length(it.row);
+    if (it.unit < z.hidden && it.row < z.batch) it.length = length<Launch>(it.row);
     return it;
   }
-  // Where it lies in a tensor [N, D, values, H], of layers [L, N, values, H], and in one of states.
+  // Where it lies in a tensor [N, D, values, H], of layers [L, N, values, H], and in one of states. All rows of a
+  // tensor can be counted with an int (geometry.cu).
+  template <class Launch>
   FUSEDNN_DEVICE long place(const Item& it, int time, int values) const {
-    const long before = z.offsets == nullptr ? static_cast<long>(time) * z.batch : static_cast<long>(z.offsets[time]);
-    return ((before + it.row) * z.tracks_of_row + track * z.track_rows) * values * z.hidden + it.unit;
+    const int before = Launch::kBare || z.offsets == nullptr ? time * z.batch : static_cast<int>(z.offsets[time]);
+    const int line = (before + it.row) * z.tracks_of_row + track * z.track_rows;
+    return static_cast<long>(line) * (values * z.hidden) + it.unit;
   }
   FUSEDNN_DEVICE long state_place(const Item& it) const {
     return (static_cast<long>(track) * z.batch + it.row) * z.hidden + it.unit;
@@ -68,8 +82,8 @@ class Walk : public Exchange<Form> {
 
   // A value of an item that stays from step to step.
   FUSEDNN_DEVICE float& kept(int which, int column, int i) const {
-    float* values = reinterpret_cast<float*>(shared + z.kept);
-    return values[((which * z.columns + column) * z.tiles + tile) * 128 + element(i) * 32 + lane];
+    float* values = reinterpret_cast<float*>(shared + z.kept) + tile * 128 + element(i) * 32 + lane;
+    return values[(which * z.columns + column) * z.tiles * 128];
   }
 
   // ------- options
@@ -92,18 +106,29 @@ class Walk : public Exchange<Form> {
   // The part of a product that this warp owns; fetch as in residence.h.
   template <class Weights, class Fetch>
   FUSEDNN_DEVICE void load(Weights& weights, int round, Fetch fetch) const {
+    weights.load(run_of<Weights>(round), lane, fetch);
+  }
+  template <class Weights>
+  FUSEDNN_DEVICE Run run_of(int round) const {
     const Round& r = z.round[round];
     const int first = slice * r.run, left = r.chunks - first, chunks = left < r.run ? left : r.run;
     const int rest = (r.run > Weights::kInRegisters ? r.run - Weights::kInRegisters : 0) * Weights::kChunkPieces;
-    weights.load(shared + z.rest[round] + warp * rest, first, works && chunks > 0 ? chunks : 0, lane, fetch);
+    return {first, works && chunks > 0 ? chunks : 0, shared + z.rest[round] + warp * rest};
   }
 
-  // The product with message n. Its sums lie in shared memory afterwards, where sum_of finds them. Sums of two rounds
+  // The product with message n. Its sums lie in shared memory afterwards, where gather finds them. Sums of two rounds
   // alternate: a warp may be here again while another one still reads.
-  template <int kTiles, int kKept>
-  FUSEDNN_DEVICE void multiply(const Residence<Form, kTiles, kKept>& weights, u32 n, int column, int round) {
+  template <class Launch, int kTiles, int kKept>
+  FUSEDNN_DEVICE void multiply(const Residence<Form, kTiles, kKept>& weights, u32 n,
+                               const typename Base::Channel& channel, int round) {
     turn_ ^= 1;
-    if (works) leave(weights, Base::receive(n, column, z.round[round]), sums(turn_));
+    if (works) {
+      float sum[kTiles][4];
+      const Bytes16* message = Base::template receive<Launch>(n, channel, z.round[round]);
+      weights.template multiply<Launch::kBare>(run_of<Residence<Form, kTiles, kKept>>(round), lane, message, sum);
+      Base::template await_next<Launch>(n, channel, z.round[round]);
+      leave(sum, sums(turn_));
+    }
     block_sync();
   }
 
@@ -111,34 +136,70 @@ class Walk : public Exchange<Form> {
   // sums lie behind the others, by z.sums_below.
   template <int kTiles, int kKept>
   FUSEDNN_DEVICE void multiply_below(const Residence<Form, kTiles, kKept>& weights, u32 n, int column) {
-    if (works) leave(weights, Base::receive_below(n, column, z.round[1]), sums(turn_ ^ 1) + z.sums_below);
+    if (!works) return;
+    float sum[kTiles][4];
+    const Bytes16* message = Base::receive_below(n, column, z.round[1]);
+    weights.template multiply<false>(run_of<Residence<Form, kTiles, kKept>>(1), lane, message, sum);
+    leave(sum, sums(turn_ ^ 1) + z.sums_below);
   }
 
-  // Of all warps of the tile, in their order: row tile q's sum for the i-th item.
-  template <int kTiles>
-  FUSEDNN_DEVICE float sum_of(int q, int i, int behind = 0) const {
-    const float* first = sums(turn_) + behind + (tile * z.slices * kTiles + q) * 128 + element(i) * 32 + lane;
-    float sum = 0;
-#pragma unroll
-    for (int s = 0; s < kMostWarps; ++s) {
-      if (s < z.slices) sum += first[s * kTiles * 128];
-    }
-    return sum;
+  // Of all warps of the tile, in their order: each row tile's sum for the i-th item.
+  template <class Launch, int kTiles>
+  FUSEDNN_DEVICE void gather(int i, float (&sum)[kTiles], int behind = 0) const {
+    const float* first = sums(turn_) + behind + ((warp - slice) * 4 + element(i)) * kTiles * 32;
+    if constexpr (Launch::kBare) return add_up<Launch::kSlices>(first, sum);
+    if (z.slices == 8) return add_up<8>(first, sum);  // all their loads together
+    if (z.slices == 4) return add_up<4>(first, sum);
+    if (z.slices == 2) return add_up<2>(first, sum);
+    add_up<1>(first, sum);
   }
 
-  // body(inputs, i) for each item of this lane, kItemsAtOnce at a time; the inputs of the next ones, load(first item),
-  // are on their way meanwhile. `now`: those of the first ones.
-  template <class Inputs, class Load, class Body>
-  FUSEDNN_DEVICE void finish(Inputs now, Load load, Body body) const {
-    for (int first = 0; first < items; first += kItemsAtOnce) {
-      Inputs next{};
-      if (first + kItemsAtOnce < items) next = load(first + kItemsAtOnce);
+  // By a warp that finishes units: body(inputs, i) gives the output of each item of this lane. In a bare launch all are
+  // returned, for write_last, since the message that needs them comes first; else write(output, i) takes each at once,
+  // while the inputs of the next one, load(item), are on their way. `now`: the inputs of the first ones.
+  template <class Output, int kItems>
+  struct Outputs {
+    Output item[kItems];
+  };
+  template <class Output>
+  struct Outputs<Output, 0> {};
+  template <class Launch, class Inputs, class Load, class Body, class Write>
+  FUSEDNN_DEVICE auto finish(Inputs now, Load load, Body body, Write write) const {
+    using Output = decltype(body(now.item[0], 0));
+    if constexpr (Launch::kBare) {
+      Outputs<Output, Launch::kItems> out;
 #pragma unroll
-      for (int i = 0; i < kItemsAtOnce; ++i) {
-        if (first + i < items) body(now.item[i], first + i);
+      for (int i = 0; i < Launch::kItems; ++i) out.item[i] = body(now.item[i], i);
+      return out;
+    } else {
+      for (int i = 0; i < items; ++i) {
+        Inputs next = now;
+        if (i + 1 < items) next = load(i + 1);
+        write(body(now.item[0], i), i);
+        now = next;
       }
-      now = next;
+      return Outputs<Output, 0>{};
     }
+  }
+  template <class Output, int kItems, class Write>
+  FUSEDNN_DEVICE void write_last(const Outputs<Output, kItems>& out, Write write) const {
+    if constexpr (kItems > 0) {
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) write(out.item[i], i);
+    }
+  }
+
+  // walk(launch), once: of what is known of the launch beforehand. Multiply-adds leave no registers for that.
+  template <class Steps>
+  FUSEDNN_DEVICE void choose(const Asked& asked, Steps walk) const {
+    if constexpr (!kPlain<Form>) {
+      const bool bare = z.layers == 1 && !asked.any && z.lengths == nullptr && z.columns == 1;
+      if (bare && z.rung == Rung::kCluster && z.slices == 4) return walk(BareLaunch<Rung::kCluster, 4>{});
+      if (bare && z.rung == Rung::kCluster && z.slices == 2) return walk(BareLaunch<Rung::kCluster, 2>{});
+      if (bare && z.rung == Rung::kGrid && z.slices == 8) return walk(BareLaunch<Rung::kGrid, 8>{});
+      if (bare && z.rung == Rung::kBlock && z.slices == 2) return walk(BareLaunch<Rung::kBlock, 2>{});
+    }
+    walk(AnyLaunch{});
   }
 
  private:
@@ -146,17 +207,31 @@ class Walk : public Exchange<Form> {
     return reinterpret_cast<float*>(shared + z.sums + turn * z.sums_of_turn);
   }
 
-  // This warp's part of a product, among the sums.
-  template <int kTiles, int kKept>
-  FUSEDNN_DEVICE void leave(const Residence<Form, kTiles, kKept>& weights, const Bytes16* message, float* sums) const {
-    float sum[kTiles][4];
-    weights.multiply(message, sum);
-    const bool lost = ballot(Base::lost()) != 0;
-    float* mine = sums + warp * kTiles * 128 + lane;
+  template <int kSlices, int kTiles>
+  FUSEDNN_DEVICE void add_up(const float* first, float (&sum)[kTiles]) const {
+    float part[kSlices][kTiles];
+#pragma unroll
+    for (int s = 0; s < kSlices; ++s) load_values<kTiles, 32>(first + s * kTiles * 128, lane, part[s]);
 #pragma unroll
     for (int q = 0; q < kTiles; ++q) {
+      sum[q] = part[0][q];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) mine[q * 128 + e * 32] = lost ? bits_as<float>(0x7fc00000u) : sum[q][e];
+      for (int s = 1; s < kSlices; ++s) sum[q] += part[s][q];
+    }
+  }
+
+  // This warp's part of a product, among the sums.
+  template <int kTiles>
+  FUSEDNN_DEVICE void leave(const float (&sum)[kTiles][4], float* sums) const {
+    const bool lost = ballot(Base::lost()) != 0;
+    float* mine = sums + warp * kTiles * 128;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      float of[kTiles];
+#pragma unroll
+      for (int q = 0; q < kTiles; ++q) of[q] = sum[q][e];
+      if (lost) of[0] = bits_as<float>(0x7fc00000u);  // from one gate NaN reaches h and c of every cell
+      store_values<kTiles, 32>(mine + e * kTiles * 32, lane, of);
     }
   }
 

@@ -94,10 +94,10 @@ __global__ void pass_messages(cuda::Geometry z, int messages, cuda::u64 late, in
   const auto send = [&](int n, int column) {
     for (int part = 0; part < kParts; ++part) {
       for (int i = 0; i < mail.items; ++i) {
-        mail.put(part, i, value_of(n, column, part, mail.unit(i), mail.row(i)));
+        mail.template put<kParts>(part, i, value_of(n, column, part, mail.unit(i), mail.row(i)));
       }
     }
-    mail.template send<kParts>(static_cast<cuda::u32>(n), column);
+    mail.template send<kParts>(static_cast<cuda::u32>(n), mail.channel(column), mail.template route<kParts>());
   };
   const cuda::u64 begin = cuda::nanoseconds();
   while (mail.rank == 1 && cuda::nanoseconds() - begin < late) cuda::spin("a late block");
@@ -106,7 +106,7 @@ __global__ void pass_messages(cuda::Geometry z, int messages, cuda::u64 late, in
     for (int column = 0; column < z.columns; ++column) {
       if (mail.works) {
         const int first = mail.slice * z.round[0].run, end = std::min(first + z.round[0].run, z.round[0].chunks);
-        const cuda::Bytes16* found = mail.receive(static_cast<cuda::u32>(n), column, z.round[0]);
+        const cuda::Bytes16* found = mail.receive(static_cast<cuda::u32>(n), mail.channel(column), z.round[0]);
         for (int i = 0; i < end - first; ++i) {
           const int piece = i * 32 + (mail.lane + 13) % 32;  // another lane's
           const int row = piece % 32 / 4;
@@ -117,6 +117,7 @@ __global__ void pass_messages(cuda::Geometry z, int messages, cuda::u64 late, in
           }
         }
       }
+      if (mail.works) mail.await_next(static_cast<cuda::u32>(n), mail.channel(column), z.round[0]);
       cuda::block_sync();
       if (n + 1 < messages) send(n + 1, column);
     }
@@ -220,6 +221,26 @@ TEST(a_mask_of_ones_changes_no_bit) {
       p.mask.assign(p.h0.size(), 1);
       const Results with = run(p, cell, Dtype::kBFloat16, rung);
       CHECK(same(without.out.y, with.out.y) && same(without.back.d_gates, with.back.d_gates), rung << cell.name);
+    }
+  });
+}
+
+TEST(a_loop_compiled_for_a_bare_launch_gives_the_bits_of_the_one_for_any_launch) {
+  struct Bare {
+    const char* rung;
+    long hidden;
+  };
+  for_each_cell([](const CellInfo& cell) {
+    for (const Bare& bare : {Bare{"block", 64}, {"cluster", 64}, {"cluster", 128}, {"grid", 256}}) {
+      Problem p = make_problem({9, 3, bare.hidden, 0, 1}, cell, Dtype::kBFloat16, 8);
+      const Results without = run(p, cell, Dtype::kBFloat16, bare.rung);
+      p.mask.assign(p.h0.size(), 1);  // an option, so the launch is not bare
+      const Results with = run(p, cell, Dtype::kBFloat16, bare.rung);
+      const bool forward = same(without.out.y, with.out.y) && same(without.out.h_n, with.out.h_n) &&
+                           same(without.out.c_n, with.out.c_n) && same(without.out.saved, with.out.saved);
+      const bool backward = same(without.back.d_gates, with.back.d_gates) && same(without.back.d_h0, with.back.d_h0) &&
+                            same(without.back.d_c0, with.back.d_c0);
+      CHECK(forward && backward, bare.rung << " " << cell.name << " H = " << bare.hidden);
     }
   });
 }

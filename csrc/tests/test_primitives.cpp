@@ -8,6 +8,7 @@
 #include <random>
 #include <vector>
 
+#include "cuda/approximate.h"
 #include "cuda/launch.h"
 #include "cuda/primitives/cluster.h"
 #include "cuda/primitives/dependency.h"
@@ -238,6 +239,88 @@ TEST(tf32_rounds_ties_away_and_keeps_nan) {
     CHECK(same(F::value(got[i] >> 13), F::rounded(cases[i], std::round)), cases[i] << " becomes " << got[i]);
     CHECK(std::isnan(cases[i]) || (got[i] & 0x1fff) == 0, cases[i] << " leaves digits: " << got[i]);
   }
+}
+
+// ------- functions
+
+__global__ void functions_of_all(const float* in, float* powers, float* reciprocals, u32 count) {
+  for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
+    powers[i] = exp2_approximate(in[i]);
+    reciprocals[i] = reciprocal_approximate(in[i]);
+  }
+}
+
+// Every 4099th float, and what lies at the edges.
+std::vector<float> all_kinds() {
+  std::vector<float> x{0.f, -0.f, HUGE_VALF, -HUGE_VALF, float_of(0x7fc00000), 0x1p-126f, -0x1p-126f, 0x1p-127f, 1.f};
+  for (uint64_t bits = 0; bits < 0x100000000; bits += 4099) x.push_back(float_of(static_cast<u32>(bits)));
+  return x;
+}
+
+double without_subnormal(double x) {
+  return std::fabs(x) < 0x1p-126 ? std::copysign(0.0, x) : x;
+}
+
+// Within the documented relative error of a function; beyond the normal numbers zero or infinity.
+void expect_near(float x, float got, double exact, double error) {
+  const double size = std::fabs(got);
+  const bool right = std::isnan(exact)                   ? std::isnan(got)
+                     : std::fabs(exact) < 0x1p-125       ? size < 0x1.01p-125
+                     : std::fabs(exact) > 0x1.fffff8p127 ? size > 0x1.fffffp127
+                                                         : std::fabs(got - exact) <= error * std::fabs(exact);
+  CHECK(right, x << " gives " << got << ", not " << exact);
+}
+
+TEST(functions_of_the_hardware_keep_their_documented_error) {
+  const std::vector<float> x = all_kinds();
+  Memory<float> in(x), powers(x.size()), reciprocals(x.size());
+  run(functions_of_all, blocks(4, 256), in.data(), powers.data(), reciprocals.data(), static_cast<u32>(x.size()));
+  const std::vector<float> got_powers = powers.read(), got_reciprocals = reciprocals.read();
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double value = without_subnormal(x[i]);
+    expect_near(x[i], got_powers[i], std::exp2(value), kExp2Error);
+    expect_near(x[i], got_reciprocals[i], 1 / value, kReciprocalError);
+  }
+}
+
+template <class T>
+__global__ void gates_of_all(u16* sigmoids, u16* tanhs, u32 count) {
+  for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
+    const ComputedOf<T> x = widen(T{static_cast<u16>(i)});
+    sigmoids[i] = narrow<T>(static_cast<float>(cells::sigmoid(x))).bits;
+    tanhs[i] = narrow<T>(static_cast<float>(cells::tanh(x))).bits;
+  }
+}
+
+// Of every number of T: rounded to T, a function lies within the rounding and a 16th of it beside the exact value;
+// where T or fp32 has no normal numbers, within their distance from zero.
+template <class T>
+void check_gates(double eps) {
+  using F = FormatOf<T>;
+  constexpr u32 kPatterns = 65536;
+  Memory<u16> sigmoids(kPatterns), tanhs(kPatterns);
+  run(gates_of_all<T>, blocks(4, 256), sigmoids.data(), tanhs.data(), kPatterns);
+  const std::vector<u16> got_sigmoids = sigmoids.read(), got_tanhs = tanhs.read();
+  for (u32 p = 0; p < kPatterns; ++p) {
+    const double x = F::value(p), sigmoid = F::value(got_sigmoids[p]), tanh = F::value(got_tanhs[p]);
+    if (std::isnan(x)) {
+      CHECK(std::isnan(sigmoid) && std::isnan(tanh), "NaN gives " << sigmoid << " and " << tanh);
+      continue;
+    }
+    const double limit = std::ldexp(eps, 1 - F::kBias) + 0x1p-126, close = (0.5 + 1. / 32) * eps;
+    const double exact = 1 / (1 + std::exp(-x));
+    CHECK(std::fabs(sigmoid - exact) <= close * exact + limit, "sigmoid of " << x << " is " << sigmoid);
+    CHECK(std::fabs(tanh - std::tanh(x)) <= close * std::fabs(std::tanh(x)) + limit, "tanh of " << x << " is " << tanh);
+    CHECK(sigmoid >= 0 && sigmoid <= 1 && std::fabs(tanh) <= 1, x << " gives " << sigmoid << " and " << tanh);
+  }
+}
+
+TEST(gates_of_bfloat16_are_rounded_from_nearly_exact_values) {
+  check_gates<BFloat16>(0x1p-7);
+}
+
+TEST(gates_of_float16_are_rounded_from_nearly_exact_values) {
+  check_gates<Float16>(0x1p-10);
 }
 
 // ------- warps

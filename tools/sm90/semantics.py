@@ -10,7 +10,7 @@ import numpy as np
 from . import arithmetic, logic
 from .listing import Code, Instruction
 from .operands import BANK, BYTES, Step, address, following, is_predicate, signed, source
-from .warp import ALL, UNKNOWN, Unfit, Warp, constant
+from .warp import ALL, UNKNOWN, Unfit, Warp, constant, lanes_of, mask_of
 
 _SPECIAL = {"SR_LANEID": lambda w: (w.thread % 32).astype(np.uint32), "SR_TID.X": lambda w: w.thread}
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
@@ -18,7 +18,7 @@ _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 # Instructions on floats: how many registers they write.
 _FLOATS = {
     "FADD": 1, "FMUL": 1, "FFMA": 1, "FSEL": 1, "FMNMX": 1, "F2FP": 1, "F2F": 1, "HADD2": 1, "HMUL2": 1, "HFMA2": 1,
-    "HMMA": 4, "SHFL": 1, "FSET": 1, "DADD": 2, "DMUL": 2, "DFMA": 2,
+    "HMMA": 4, "FSET": 1, "DADD": 2, "DMUL": 2, "DFMA": 2,
 }  # fmt: skip
 _NOTHING = {
     "NOP", "YIELD", "ERRBAR", "CGAERRBAR", "MEMBAR", "CCTL", "FENCE", "PREEXIT", "ACQBULK", "LDGDEPBAR", "DEPBAR",
@@ -134,6 +134,21 @@ def mbarrier(i: Instruction) -> Step:
 # ------- lanes
 
 
+def shuffle(i: Instruction) -> Step:
+    """SHFL.IDX p, d, a, lane, limits: a of another lane; of the other forms the result is unknown."""
+    _, to, what, lane, limits = i.operands
+    get, which = source(what), source(lane)
+
+    def step(w: Warp, mask: int) -> None:
+        if i.name[1] != "IDX" or limits != "0x1f":
+            return w.write(to, UNKNOWN, mask)
+        (value, known), (number, sure) = get(w), which(w)
+        there = number % 32
+        w.write(to, (value[there], mask_of(lanes_of(known)[there]) & sure), mask)
+
+    return step
+
+
 def branch(i: Instruction, code: Code) -> Step:
     """BRA, with a predicate among its operands; BRA.DIV: where lanes are apart; BRA.U.ANY as a loop over lanes."""
     label = re.search(r"`\((.+)\)", i.operands[-1])
@@ -212,6 +227,7 @@ _TABLE: dict[str, Callable[[Instruction], Step]] = {
     **dict.fromkeys(("LD", "ST", "LDG", "STG", "LDS", "STS", "LDL", "STL", "LDGSTS", "STAS"), memory),
     **dict.fromkeys(("LDC", "ULDC"), parameter),
     "SYNCS": mbarrier,
+    "SHFL": shuffle,
 }
 
 
