@@ -316,4 +316,4 @@ def test_explain_names_clusters_and_how_many_are_resident():
     text = fusednn.explain(layer, torch.randn(7, 5, 8, dtype=torch.bfloat16))
     assert "launches   inference 1, training 2 (T = 7)" in text
     assert "1 x persistent_forward<Lstm, Bf16>: 16 x 1 x 1 blocks of 256 threads in clusters of 16, 8 at once" in text
-    assert "not grid: " in text
+    assert "\nnot grid, step, gemm: " in text

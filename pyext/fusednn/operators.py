@@ -22,6 +22,7 @@ Without w_ih, x is the input part of the gates itself, ``[N, D * G * H]``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -282,7 +283,9 @@ class _Recurrent(torch.autograd.Function):
             )
         d_b_ih = d_gates.sum(0).view_as(b_hh if b_ih is None else b_ih) if need["b_ih"] or need["b_hh"] else None
         d_b_hh = d_recurrent.sum(0).view_as(b_hh) if need["b_hh"] and cell.split else d_b_ih
-        d_x = d_gates if w_ih is None else d_gates @ w_ih.flatten(0, -2) if need["x"] else None
+        d_x = None
+        if need["x"]:
+            d_x = d_gates if w_ih is None else _input_gradient(d_gates, w_ih, tracks // options.heads)
         others: list[Tensor | None] = [None] * (len(needs) - 8)
         if normed is not None and norm is not None and needs[_NORM]:
             others[_NORM - 8] = (d_recurrent * normed).sum(0).view_as(norm)
@@ -297,6 +300,12 @@ class _Recurrent(torch.autograd.Function):
             d_w_hr,
             *others,
         )
+
+
+def _input_gradient(d_gates: Tensor, w_ih: Tensor, directions: int) -> Tensor:
+    """Of x. A product a direction, as torch's: one over all gates of both would round twice as long a sum."""
+    parts = zip(d_gates.chunk(directions, dim=1), w_ih.flatten(0, -2).chunk(directions), strict=True)
+    return functools.reduce(torch.add, (d @ w for d, w in parts))
 
 
 def _differentiable_backward(ctx, inputs, grads, options):
