@@ -21,7 +21,7 @@ CELLS = "(test_ladder and LSTM and (sequence or torch)) or (test_time and infere
 def start(*arguments, tamper=False):
     """pytest on the suites in a process of its own, on one thread."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FUSEDNN_TAMPER": "1" if tamper else ""}
-    command = [sys.executable, "-m", "pytest", "-p", "bench_tampering", *arguments]
+    command = [sys.executable, "-m", "pytest", "-p", "tampering", *arguments]
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             text=True)  # fmt: skip

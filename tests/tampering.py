@@ -1,4 +1,4 @@
-"""A pytest plugin (``-p bench_tampering``) for tests of the suites: their clock counts calls of functions, and nobody
+"""A pytest plugin (``-p tampering``) for tests of the suites: their clock counts calls of functions, and nobody
 counts as foreign, so that a busy machine changes nothing. With FUSEDNN_TAMPER=1 three layers are not what they were:
 GRU is slow, RNN is wrong, and LSTM makes an operator call a step more than it needs.
 """
@@ -35,10 +35,6 @@ def pytest_pyfunc_call(pyfuncitem):
         sys.setprofile(None)
 
 
-clock.perf_counter = read  # type: ignore[attr-defined]
-load.Watch.read = lambda self: 0.0  # type: ignore[method-assign]
-
-
 def slow(forward):
     def tampered(self, *given, **named):
         start = calls
@@ -68,6 +64,10 @@ def stepwise(forward):
     return tampered
 
 
-if os.environ.get("FUSEDNN_TAMPER"):
-    for layer, tamper in ((fusednn.GRU, slow), (fusednn.RNN, wrong), (fusednn.LSTM, stepwise)):
-        layer.forward = tamper(layer.forward)  # type: ignore[method-assign]
+def pytest_configure() -> None:
+    """Where this is a plugin; to import it changes nothing."""
+    clock.perf_counter = read  # type: ignore[attr-defined]
+    load.Watch.read = lambda self: 0.0  # type: ignore[method-assign]
+    if os.environ.get("FUSEDNN_TAMPER"):
+        for layer, tamper in ((fusednn.GRU, slow), (fusednn.RNN, wrong), (fusednn.LSTM, stepwise)):
+            layer.forward = tamper(layer.forward)  # type: ignore[method-assign]
