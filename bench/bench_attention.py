@@ -44,7 +44,6 @@ def test_width(measure: Measure, device: torch.device, impl: str, E: int) -> Non
 def test_half(measure: Measure, device: torch.device, mode: str, impl: str, T: int) -> None:
     """In bfloat16, which the fastest kernels of a GPU are for."""
     measure.benchmark.group = f"attention bfloat16 {mode}"
-    if device.type == "cpu":
-        pytest.skip("every cell on a CPU is in float32")
+    layers.skip_half_on_cpu(device)
     sizes = {"B": 1, "T": T, "N": 16, "E": 64, "mode": mode, "device": device}
     measure(attention_case(impl, dtype=torch.bfloat16, **sizes))

@@ -64,7 +64,6 @@ def test_scan(measure: Measure, device: torch.device, mode: str, cell: str, impl
 def test_half(measure: Measure, device: torch.device, mode: str, cell: str, impl: str, T: int) -> None:
     """In bfloat16 at the seeds' shape, against cuDNN."""
     measure.benchmark.group = f"recurrent bfloat16 {mode}"
-    if device.type == "cpu":
-        pytest.skip("every cell on a CPU is in float32")
+    layers.skip_half_on_cpu(device)
     sizes = {"B": 32, "T": T, "H": 512, "mode": mode, "device": device}
     measure(recurrent_case(impl, cell, dtype=torch.bfloat16, **sizes))

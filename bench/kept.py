@@ -101,10 +101,15 @@ MAP = Suite(CROSSOVER, "bench_crossover.py", ("sequence", "decode"), Path("docs/
 SUITES = (USERS, LEARNING, MAP)
 
 
+def _old(stored_as: str, names: Iterable[str], root: Path) -> dict[Path, list[str]]:
+    """Of every machine's results, the pictures that were drawn from others or are not there."""
+    sources = sorted((root / RESULTS).glob(f"*/{stored_as}"))
+    return {source: [n for n in names if not stamp.is_of(source.parent / n, source)] for source in sources}
+
+
 def redraw(stored_as: str, names: Iterable[str], root: Path = ROOT) -> None:
     """Draw the pictures of every machine's results that are not of these results."""
-    for source in sorted((root / RESULTS).glob(f"*/{stored_as}")):
-        missing = [name for name in names if not stamp.is_of(source.parent / name, source)]
+    for source, missing in _old(stored_as, names, root).items():
         drawn = {f"{p.name}.png": p.png for p in draw_all(Cells(load(source)))} if missing else {}
         for name in missing:
             if name in drawn:
@@ -113,10 +118,7 @@ def redraw(stored_as: str, names: Iterable[str], root: Path = ROOT) -> None:
 
 def old_pictures(stored_as: str, names: Iterable[str], root: Path = ROOT) -> str | None:
     """Which of the pictures were drawn from other results, or None."""
-    sources = sorted((root / RESULTS).glob(f"*/{stored_as}"))
-    old = [
-        source.parent / name for source in sources for name in names if not stamp.is_of(source.parent / name, source)
-    ]
+    old = [source.parent / name for source, missing in _old(stored_as, names, root).items() for name in missing]
     words = ", ".join(path.relative_to(root).as_posix() for path in old)
     return f"{words}: not drawn from {stored_as}; run: python -m bench.publish --readme-only" if old else None
 

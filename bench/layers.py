@@ -167,6 +167,12 @@ CUDA_ONLY: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def skip_half_on_cpu(device: torch.device) -> None:
+    """Skip a cell of 16 bits where all others are in float32."""
+    if device.type == "cpu":
+        pytest.skip("every cell on a CPU is in float32")
+
+
 FLASH_ATTN = "flash-attn"  # the package; 16 bits only
 
 

@@ -122,18 +122,12 @@ class Backward {
   void thread(int thread, int threads) {
     for (int i = 0; i < sizes.tracks; ++i) prepare(i, thread, threads);
     team_barrier->wait(threads);
-    const Share share = make_share(cost(), static_cast<int>(sizes.tracks), thread, threads);
+    const Share share = make_share(step_cost<Number>(sizes, G), static_cast<int>(sizes.tracks), thread, threads);
     for (int i = share.first_track; i < share.last_track; ++i) {
       const Part part = make_part(sizes, share, i, barriers, a.shape.threads);
       sequence(i, part);
       for (long b = part.rows.begin; b < part.rows.end; ++b) finish(i, part, b);
     }
-  }
-
-  StepCost cost() const {
-    const double weights = static_cast<double>(sizes.proj) * G * kLanes;
-    const double lanes = weights / Lane<Number>::kWidth;
-    return {sizes.batch, sizes.hidden_blocks, 2 * lanes, lanes * sizeof(Number)};
   }
 
   struct BackStep : Step {

@@ -44,15 +44,7 @@ struct Lane<Pair> {
   using L = Lanes<float>;
   static constexpr int kWidth = 2;
 
-  static FUSEDNN_FN L::V along(const BFloat16* row, long count) {
-    L::V v{};
-    if (count >= kWidth * L::kCount) {
-      __builtin_memcpy(&v, row, sizeof v);
-    } else {
-      __builtin_memcpy(&v, row, static_cast<size_t>(count) * sizeof *row);
-    }
-    return v;
-  }
+  static FUSEDNN_FN L::V along(const BFloat16* row, long count) { return first<L::V>(row, count); }
   static FUSEDNN_FN L::V across(const BFloat16* first, long row, long left, long units) {
     return bit_cast<L::V>(bits(first, units) | (left > 1 ? bits(first + row, units) << 16 : L::U{}));
   }
@@ -67,14 +59,20 @@ struct Lane<Pair> {
   }
 
  private:
-  static FUSEDNN_FN L::U bits(const BFloat16* p, long count) {
-    L::Half half{};
-    if (count >= L::kCount) {
-      __builtin_memcpy(&half, p, sizeof half);
+  // `count` numbers, or as many as a V holds.
+  template <class V>
+  static FUSEDNN_FN V first(const BFloat16* p, long count) {
+    V v{};
+    const size_t bytes = static_cast<size_t>(count) * sizeof *p;
+    if (bytes >= sizeof v) {
+      __builtin_memcpy(&v, p, sizeof v);
     } else {
-      __builtin_memcpy(&half, p, static_cast<size_t>(count) * sizeof *p);
+      __builtin_memcpy(&v, p, bytes);
     }
-    return __builtin_convertvector(half, L::U);
+    return v;
+  }
+  static FUSEDNN_FN L::U bits(const BFloat16* p, long count) {
+    return __builtin_convertvector(first<L::Half>(p, count), L::U);
   }
 };
 

@@ -118,8 +118,11 @@ class Forward {
     convert(static_cast<T*>(a.h_n) + h_at, d.h[0] + b * sizes.proj_row, sizes.proj);
     for (int odd = 0; odd < 2; ++odd) {
       State* row = d.factor[odd] + b * sizes.proj_row;
-      if (apart) convert(row, d.h[odd] + b * sizes.proj_row, sizes.proj);
-      if (options.mask != nullptr) mask_row(row, d.h[odd] + b * sizes.proj_row, i, b, {0, sizes.proj_blocks});
+      if (options.mask != nullptr) {
+        mask_row(row, d.h[odd] + b * sizes.proj_row, i, b, {0, sizes.proj_blocks});
+      } else if (apart) {
+        convert(row, d.h[odd] + b * sizes.proj_row, sizes.proj);
+      }
       Factors<T>::end_row(row, sizes.proj);
     }
     if (d.middle != nullptr) Factors<T>::end_row(d.middle + b * sizes.hidden_row, sizes.hidden);
@@ -135,16 +138,10 @@ class Forward {
   void thread(int thread, int threads) {
     for (int i = 0; i < sizes.tracks; ++i) prepare(i, thread, threads);
     team_barrier->wait(threads);
-    const Share share = make_share(cost(), static_cast<int>(sizes.tracks), thread, threads);
+    const Share share = make_share(step_cost<Number>(sizes, G), static_cast<int>(sizes.tracks), thread, threads);
     for (int i = share.first_track; i < share.last_track; ++i) {
       sequence(i, make_part(sizes, share, i, barriers, a.shape.threads), share.row_part, thread);
     }
-  }
-
-  StepCost cost() const {
-    const double weights = static_cast<double>(sizes.proj) * G * kLanes;
-    const double lanes = weights / Lane<Number>::kWidth;
-    return {sizes.batch, sizes.hidden_blocks, 2 * lanes, lanes * sizeof(Number)};
   }
 
   long time_of(int i, long s) const { return sizes.reverse(i) ? sizes.steps - 1 - s : s; }

@@ -30,6 +30,13 @@ struct Sizes {
   }
 };
 
+// Of a step, whose products multiply lanes of N.
+template <class N, class A>
+StepCost step_cost(const Sizes<A>& sizes, int gates) {
+  const double lanes = static_cast<double>(sizes.proj) * gates * Sizes<A>::kLanes / Lane<N>::kWidth;
+  return {sizes.batch, sizes.hidden_blocks, 2 * lanes, lanes * sizeof(N)};
+}
+
 // What one thread owns in one track.
 struct Part {
   Range rows;         // of the batch
