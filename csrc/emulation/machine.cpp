@@ -20,6 +20,7 @@ constexpr size_t kGuard = 64;              // bytes behind the shared memory tha
 constexpr uint64_t kMostSpins = 20000000;  // turns of polling loops without anything else happening
 constexpr uint64_t kEarlyBlocks = 16;      // of a programmatic launch that begin before the launch in front
 constexpr uint64_t kStall = 2000;          // picks for which the stalled warp is passed over
+constexpr uint64_t kIdle = 16;             // of so many stores one lands when nothing else can happen
 
 struct Block;
 struct Run;
@@ -109,6 +110,12 @@ struct Store {
   unsigned char data[16];
   Block* target = nullptr;
   uint32_t address = 0, barrier = 0;
+  bool idle = false;
+
+  bool overlaps(const void* at, size_t count) const {
+    const char *mine = static_cast<const char*>(to), *other = static_cast<const char*>(at);
+    return target == nullptr && mine < other + count && other < mine + bytes;
+  }
 };
 
 Thread* current = nullptr;
@@ -228,7 +235,10 @@ struct Run {
   bool advance() {
     for (;;) {
       if (!failure.empty()) return false;
-      if (!stores.empty() && draw(4) == 0) land_store(draw(stores.size()));
+      if (!stores.empty() && draw(4) == 0) {
+        const size_t at = draw(stores.size());
+        if (!stores[at].idle) land_store(at);
+      }
       Warp* warp = pick();
       if (warp == nullptr) {
         if (std::all_of(warps.begin(), warps.end(), [](Warp* w) { return w->done == kLanes; })) break;
@@ -308,7 +318,7 @@ struct Run {
   void land_store(size_t at) {
     // Stores of a block to one address keep their order.
     for (size_t i = 0; i < at; ++i) {
-      if (stores[i].from == stores[at].from && stores[i].to == stores[at].to && stores[i].target == nullptr) {
+      if (stores[i].from == stores[at].from && stores[at].overlaps(stores[i].to, stores[i].bytes)) {
         at = i;
         break;
       }
@@ -574,9 +584,14 @@ void copy_wait(unsigned groups_left) {
 
 void store_late(void* to, const void* from, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(to) % bytes != 0) die("a store is not aligned");
-  Store store{current->warp->block, to, bytes, {}};
-  std::memcpy(store.data, from, bytes);
-  here().stores.push_back(store);
+  Run& run = here();
+  const size_t whole = bytes > 4 && run.draw(4) == 0 ? 4 : bytes;  // the words of a vector may come one by one
+  for (size_t done = 0; done < bytes; done += whole) {
+    Store store{current->warp->block, static_cast<char*>(to) + done, whole, {}};
+    std::memcpy(store.data, static_cast<const char*>(from) + done, whole);
+    store.idle = run.draw(kIdle) == 0;
+    run.stores.push_back(store);
+  }
 }
 
 void land_stores() {
@@ -595,11 +610,8 @@ void land_stores() {
 void land_stores_to(const void* at, size_t bytes) {
   Run& run = here();
   const Block* block = current->warp->block;
-  const char* first = static_cast<const char*>(at);
   for (size_t i = 0; i < run.stores.size();) {
-    const Store& store = run.stores[i];
-    const char* to = static_cast<const char*>(store.to);
-    if (store.from == block && store.target == nullptr && to < first + bytes && first < to + store.bytes) {
+    if (run.stores[i].from == block && run.stores[i].overlaps(at, bytes)) {
       run.land_store(i);
     } else {
       ++i;

@@ -140,11 +140,12 @@ Passed pass(const char* rung, int hidden, int batch, int messages, cuda::u64 pat
   const char* error = cuda::lay_out(s, {4, 1, {{1, kParts, 1000}}, 1, 0, nullptr}, layout);
   CHECK(error == nullptr, error);
   std::vector<cuda::Bytes16> mail(layout.mail_bytes / sizeof(cuda::Bytes16));
-  std::vector<cuda::u32> flags(layout.flag_count);
   int wrong = 0;
   cuda::Geometry z = layout.geometry;
-  z.mail = mail.data(), z.flags = flags.data(), z.patience = patience;
+  z.mail = mail.data(), z.patience = patience;
   CHECK(cuda::wait_fault(&z.fault) == nullptr, "no memory for the fault");
+  if (!mail.empty()) error = cuda::clear_mail(z, layout.mail_bytes, 4, nullptr);
+  CHECK(error == nullptr, error);
   error = cuda::launch<pass_messages<kParts>>(layout.shape, nullptr, z, messages, late, &wrong);
   CHECK(error == nullptr, error);
   error = finish();

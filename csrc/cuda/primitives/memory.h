@@ -94,6 +94,20 @@ FUSEDNN_DEVICE u32 load_relaxed(const u32* p) {
   return v;
 #endif
 }
+// 16 bytes, aligned; each of the four words is read as a whole, in any order.
+FUSEDNN_DEVICE Bytes16 load_relaxed(const Bytes16* p) {
+#if defined(FUSEDNN_EMULATE)
+  emulation::land_stores_to(p, sizeof *p);
+  return load_constant(p);
+#else
+  Bytes16 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(p)
+               : "memory");
+  return v;
+#endif
+}
 FUSEDNN_DEVICE void store_relaxed(u32* p, u32 v) {
 #if defined(FUSEDNN_EMULATE)
   emulation::store_late(p, &v, sizeof v);
