@@ -83,7 +83,7 @@ class Exchange : public Seat {
     if (on<Launch>(Rung::kGrid)) return fetch(n, channel, round);
 #if defined(FUSEDNN_CLUSTERS)
     if (on<Launch>(Rung::kCluster)) {
-      await([&] { return mbarrier_try(barrier(n, channel.column), n / 2 % 2); });
+      await([&] { return lost_ || mbarrier_try(barrier(n, channel.column), n / 2 % 2); });
     } else
 #endif
     {
@@ -199,30 +199,39 @@ class Exchange : public Seat {
     if (route.team == 0) *to = piece;
   }
 
-  // `grid`: this warp's chunks of a message, piece by piece as they come.
+  // The one NaN that stands for a word that has not come is sent as another.
+  static FUSEDNN_DEVICE Bytes16 present(Bytes16 piece) {
+    for (u32& word : piece.word) word = word < kAbsent ? word : kAbsent - 1;
+    return piece;
+  }
+  static FUSEDNN_DEVICE bool has_come(const Bytes16& piece) {
+    const u32* word = piece.word;
+    return word[0] != kAbsent && word[1] != kAbsent && word[2] != kAbsent && word[3] != kAbsent;
+  }
+
+  // `grid`: this warp's chunks of a message, some of them together, as they come; the last one again where fewer are
+  // left.
   FUSEDNN_DEVICE const Bytes16* fetch(u32 n, const Channel& channel, const Round& round) {
-    constexpr int kTogether = 4;  // pieces that a lane looks for side by side
+    constexpr int kTogether = 4;
     if (z.depth_mask == kRing - 1 && n % kLap == 0) fence_gpu();
-    const int first = slice * round.run, left = round.chunks - first;
-    const int pieces = (left < round.run ? left : round.run) * 32;
+    const int first = slice * round.run, left = round.chunks - first, chunks = left < round.run ? left : round.run;
     Bytes16* to = shared + warp * z.fetched * 32;
     const Bytes16* from = mail(n, channel) + first * 32;
-    for (int at = lane; at < pieces; at += 32 * kTogether) {
-      Bytes16 got[kTogether] = {};
+    for (int c = 0; c < chunks; c += kTogether) {
+      int place[kTogether];
+      Bytes16 got[kTogether];
+#pragma unroll
+      for (int b = 0; b < kTogether; ++b) place[b] = (c + b < chunks ? c + b : chunks - 1) * 32 + lane;
       await([&] {
         bool come = true;
 #pragma unroll
-        for (int b = 0; b < kTogether; ++b) {
-          if (at + 32 * b < pieces) got[b] = load_relaxed(from + at + 32 * b);
-        }
+        for (int b = 0; b < kTogether; ++b) got[b] = load_relaxed(from + place[b]);
 #pragma unroll
         for (int b = 0; b < kTogether; ++b) come &= has_come(got[b]);
         return come;
       });
 #pragma unroll
-      for (int b = 0; b < kTogether; ++b) {
-        if (at + 32 * b < pieces) to[at + 32 * b] = got[b];
-      }
+      for (int b = 0; b < kTogether; ++b) to[place[b]] = got[b];
     }
     warp_sync();
     return to;
@@ -232,7 +241,7 @@ class Exchange : public Seat {
   template <class Arrived>
   FUSEDNN_DEVICE void await(Arrived arrived) {
     u64 begin = 0;
-    while (!lost_ && !arrived()) {
+    while (!arrived() && !lost_) {
       spin("a message");
       const u64 now = nanoseconds();
       if (begin == 0) begin = now;

@@ -22,17 +22,8 @@ static_assert((kRing & (kRing - 1)) == 0 && kRing / 2 % 2 == 0, "a place is of o
 static_assert(kLap >= 3, "between two fences a lane sends, and receives what others sent between theirs");
 static_assert(2 * kLap + 1 <= kRing / 2, "two fences on each half of the way around the ring");
 
-// The only NaN that is not sent as it is.
-FUSEDNN_DEVICE Bytes16 present(Bytes16 piece) {
-  for (u32& word : piece.word) word = word < kAbsent ? word : kAbsent - 1;
-  return piece;
-}
 FUSEDNN_DEVICE Bytes16 absent() {
   return {{kAbsent, kAbsent, kAbsent, kAbsent}};
-}
-FUSEDNN_DEVICE bool has_come(const Bytes16& piece) {
-  const u32* word = piece.word;
-  return word[0] != kAbsent && word[1] != kAbsent && word[2] != kAbsent && word[3] != kAbsent;
 }
 
 // Before the first message: every word of the mail is absent, but zero where no unit sends one. `vector`: values of a
