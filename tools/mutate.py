@@ -28,7 +28,7 @@ SEEDS = (1, 2, 3, 4, 5)
 CALLS = re.compile(
     r"\b(?:block_sync|warp_sync|named_sync|named_arrive|dependency_wait|copy_wait<\w+>|copy_commit|fence_gpu|grid_sync"
     r"|cluster_sync|cluster_arrive|cluster_wait|mbarrier_init_fence|mbarrier_expect|mbarrier_arrive"
-    r"|emulation::(?:land_stores|copy_wait|copy_commit|barrier_sync|barrier_arrive|mbarrier_expect|mbarrier_arrive"
+    r"|emulation::(?:land_stores|acquire|copy_wait|copy_commit|barrier_sync|barrier_arrive|mbarrier_expect|mbarrier_arrive"
     r"|mbarrier_init_fence|cluster_arrive|cluster_wait|dependency_wait))\([^;{}]*\);"
     r"|while \(!?(?:load_acquire|mbarrier_try)\([^;{}]*(?:;|\{\s*\})"
     r"|while \(lost_ &&[^;{}]*;|while \(!arrived\(\) && !lost_\) \{[^{}]*\}"
@@ -84,6 +84,8 @@ CHANGES = {  # name: the file in csrc, a text that stands in it once, what takes
     "a look at the third word": ("cuda/exchange.h", "word[2] != kAbsent && ", "", EXCHANGE),
     "a look at the fourth word": ("cuda/exchange.h", " && word[3] != kAbsent", "", EXCHANGE),
     "another NaN for that of all ones": ("cuda/exchange.h", "word = word < kAbsent ? word : kAbsent - 1", "", EXCHANGE),
+    "the receiver's half of the fence": ("cuda/exchange.h", "fence_gpu();", "emulation::land_stores();", EXCHANGE),
+    "the sender's half of the fence": ("cuda/exchange.h", "fence_gpu();", "emulation::acquire();", EXCHANGE),
     "clearing": ("cuda/exchange.h", _CLEARS, ";", EXCHANGE),
     "clearing behind all readers": ("cuda/exchange.h", _CLEARS, _CLEARS.replace("+ kRing / 2", "- 1"), EXCHANGE),
     "clearing half a ring ahead": ("cuda/exchange.h", _CLEARS, _CLEARS.replace("+ kRing / 2", "+ 2"), EXCHANGE),

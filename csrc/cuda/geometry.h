@@ -36,10 +36,10 @@ struct Geometry {
   int blocks, tiles, slices, columns;  // blocks that own units; unit tiles of a block; warps of a tile; of a group
   int rounds;
   Round round[2];
-  int slice_bits;    // slices are a power of two
-  int message;       // chunks of the longest message
-  int buffer;        // 16-byte pieces from message n to message n + 1 of a column
-  int fetched;       // `grid`: of the longest run
+  int slice_bits;  // slices are a power of two
+  int message;     // chunks of the longest message
+  int buffer;      // 16-byte pieces from message n to message n + 1 of a column
+  int fetched;     // `grid`: of the longest run
   // In a tensor [N, D, values, H], or of layers [L, N, values, H]: D or 1, and from track to track 1 or N.
   int tracks_of_row, track_rows;
 

@@ -5,8 +5,8 @@
 #include <cstring>
 
 #include "cuda/lengths.h"
-#include "cuda/sequence.h"
 #include "cuda/ring.h"
+#include "cuda/sequence.h"
 #include "cuda/waits.h"
 
 namespace fusednn::cuda {

@@ -8,8 +8,7 @@ namespace fusednn::cuda {
 constexpr int kThreads = 256;
 
 // A thread a piece.
-__global__ void __launch_bounds__(kThreads)
-    clear_kernel(const __grid_constant__ Geometry z, long pieces, int vector) {
+__global__ void __launch_bounds__(kThreads) clear_kernel(const __grid_constant__ Geometry z, long pieces, int vector) {
   const long i = static_cast<long>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= pieces) return;
   const int place = static_cast<int>(i % (z.message * 32)), message = static_cast<int>(i / z.buffer % z.depth);

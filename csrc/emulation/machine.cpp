@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <unordered_map>
 #include <vector>
 
 #include "emulation/fiber.h"
@@ -97,6 +98,8 @@ struct Block {
   char* shared = nullptr;
   Barrier barriers[kNamedBarriers];
   std::map<uint32_t, MemoryBarrier> memory_barriers;
+  uint64_t acquired = 0;                             // the event up to which it sees what others stored
+  std::unordered_map<const char*, uint64_t> newest;  // words of which it saw what was stored later, and when
   unsigned threads_left = 0;
 
   ~Block() { std::free(shared); }
@@ -116,6 +119,13 @@ struct Store {
     const char *mine = static_cast<const char*>(to), *other = static_cast<const char*>(at);
     return target == nullptr && mine < other + count && other < mine + bytes;
   }
+};
+
+// What a store to a word of global memory replaced: another block may still read it.
+struct Replaced {
+  const Block* by;
+  uint64_t when;
+  uint32_t word;
 };
 
 Thread* current = nullptr;
@@ -144,6 +154,7 @@ struct Run {
   std::vector<std::unique_ptr<Cluster>> clusters;
   std::vector<Warp*> warps;
   std::vector<Store> stores;
+  std::unordered_map<const char*, Replaced> replaced;
   std::vector<Thread*> held;  // at dependency_wait
   bool dependency_met = true;
   bool overtakes = false, waited = false;  // begins before the launch in front has ended; waits for it somewhere
@@ -328,6 +339,10 @@ struct Run {
     ++progress;
     if (store.target == nullptr) {
       ++events;
+      for (size_t at = 0; at < store.bytes; at += 4) {
+        const char* to = static_cast<const char*>(store.to) + at;
+        std::memcpy(&(replaced[to] = {store.from, events, 0}).word, to, 4);
+      }
       std::memcpy(store.to, store.data, store.bytes);
       return;
     }
@@ -619,6 +634,28 @@ void land_stores_to(const void* at, size_t bytes) {
   }
 }
 
+void acquire() {
+  current->warp->block->acquired = here().events;
+}
+
+void load_early(void* to, const void* from, size_t bytes) {
+  Run& run = here();
+  Block& block = *current->warp->block;
+  land_stores_to(from, bytes);
+  std::memcpy(to, from, bytes);
+  for (size_t at = 0; at < bytes; at += 4) {
+    const char* word = static_cast<const char*>(from) + at;
+    const auto found = run.replaced.find(word);
+    if (found == run.replaced.end() || found->second.by == &block || found->second.when <= block.acquired) continue;
+    uint64_t& newest = block.newest[word];
+    if (newest < found->second.when && run.draw(4) == 0) {
+      std::memcpy(static_cast<char*>(to) + at, &found->second.word, 4);
+    } else {
+      newest = found->second.when;
+    }
+  }
+}
+
 // ------- clusters
 
 namespace {
@@ -701,6 +738,7 @@ void cluster_wait() {
     cluster.waiting.push_back(current);
     wait_at("barrier.cluster.wait");
   }
+  acquire();
 }
 
 void mbarrier_init(uint32_t at, unsigned count) {
