@@ -93,7 +93,7 @@ struct Attention {
 
   // Panels whose lanes are the rows of x, or its columns.
   void pack_by_row(const T* x, long row, long count, const Panels<A>& to) const {
-    for (long block = 0; block * kLanes < count; ++block) pack_rows(x, row, count, block, to);
+    for (long block = 0; block * kLanes < count; ++block) pack_rows(x, row, count, block, to, to.panel(block));
   }
   void pack_by_column(const T* x, long row, long columns, const Panels<A>& to) const {
     for (long block = 0; block < to.blocks; ++block) pack_columns(x, row, columns, block, to);

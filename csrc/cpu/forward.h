@@ -49,6 +49,8 @@ class Forward {
   A* take(long n) { return static_cast<A*>(space.take(sizeof(A) * static_cast<size_t>(n))); }
   State* take_states(long n) { return static_cast<State*>(space.take(sizeof(State) * static_cast<size_t>(n))); }
 
+  const T* input_weights(long i) const { return static_cast<const T*>(a.w_ih) + i * G * sizes.hidden * a.shape.inputs; }
+
   Panels<Number> panels(long units, long k, int gates) {
     return packs ? take_panels<Number>(space, units, k, gates) : Panels<Number>{};
   }
@@ -58,7 +60,7 @@ class Forward {
     for (long i = 0; i < sizes.tracks; ++i) {
       Track& d = tracks[i];
       d.first = panels(sizes.hidden, sizes.proj, kFirst);
-      if (a.gates == nullptr) d.input.take(space, sizes, a.shape.inputs, a.shape.threads);
+      if (a.gates == nullptr) d.input.take(space, sizes, input_weights(i), a.shape.inputs, a.shape.threads);
       d.bias = take(G * sizes.hidden_row);
       for (int odd = 0; odd < 2; ++odd) {
         d.h[odd] = take(batch * sizes.proj_row);
@@ -84,7 +86,10 @@ class Forward {
     Track& d = tracks[i];
     const T* w = static_cast<const T*>(a.w_hh) + i * G * sizes.hidden * sizes.proj;
     pack(Sums::kRows, w, sizes.hidden, d.first, thread, threads);
-    if (a.gates == nullptr) prepare_input(i, thread, threads);
+    if (a.gates == nullptr) {
+      const T* b = static_cast<const T*>(a.b_ih);
+      d.input.prepare(b ? b + i * G * sizes.hidden : nullptr, thread, threads);
+    }
     if (kSecond > 0) pack(Sums::kRows, w + kFirst * sizes.hidden * sizes.proj, sizes.hidden, d.second, thread, threads);
     if (a.w_hr != nullptr) {
       pack(Sums::kRows, static_cast<const T*>(a.w_hr) + i * sizes.proj * sizes.hidden, sizes.proj, d.proj, thread,
@@ -93,12 +98,6 @@ class Forward {
     if (thread == 0) prepare_bias(i);
     const Range rows = share_of(sizes.batch, thread, threads);
     for (long b = rows.begin; b < rows.end; ++b) prepare_row(i, b);
-  }
-
-  void prepare_input(int i, int thread, int threads) {
-    const T *w = static_cast<const T*>(a.w_ih), *b = static_cast<const T*>(a.b_ih);
-    const long rows = i * G * sizes.hidden;
-    tracks[i].input.prepare(w + rows * a.shape.inputs, b ? b + rows : nullptr, thread, threads);
   }
 
   void prepare_bias(int i) {

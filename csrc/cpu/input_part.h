@@ -13,23 +13,27 @@ class InputPart {
   using A = AccOf<T>;
   using State = typename Factors<T>::State;
   using Number = typename Factors<T>::Number;
-  static constexpr long kLanes = Lanes<A>::kCount, kRow = G * kLanes;
+  static constexpr long kLanes = Lanes<A>::kCount, kRow = G * kLanes, kGroup = Blocking<G>::kGroup;
 
-  void take(Workspace& space, const Sizes<A>& sizes, long inputs, int threads) {
+  // W_ih [G*H, I].
+  void take(Workspace& space, const Sizes<A>& sizes, const T* w_ih, long inputs, int threads) {
     units = sizes.hidden;
-    w = take_panels<Number>(space, units, inputs, G);
+    weights = w_ih;
+    used_once = sizes.steps * sizes.batch <= kChunkRows;
+    w = take_panels<Number>(space, used_once ? threads * kGroup * kLanes : units, inputs, G);
     x_row = Sizes<A>::padded(inputs);
     batch = sizes.batch;
-    bias = take(space, w.blocks * kRow);
-    data = take(space, ((threads * kChunkRows + batch) * kRow + threads * kLanes) * w.blocks);
+    blocks = sizes.hidden_blocks;
+    bias = take(space, blocks * kRow);
+    data = take(space, ((threads * kChunkRows + batch) * kRow + threads * kLanes) * blocks);
     copies =
         static_cast<State*>(space.take(sizeof(State) * static_cast<size_t>(threads * (kChunkRows + batch) * x_row)));
   }
 
-  // W_ih [G*H, I], b_ih [G*H] or null.
-  void prepare(const T* weights, const T* b, int thread, int threads) {
-    pack(Sums::kRows, weights, units, w, thread, threads);
-    const Range mine = share_of(w.blocks, thread, threads);
+  // b_ih [G*H] or null.
+  void prepare(const T* b, int thread, int threads) {
+    if (!used_once) pack(Sums::kRows, weights, units, w, thread, threads);
+    const Range mine = share_of(blocks, thread, threads);
     for (long block = mine.begin; block < mine.end; ++block) {
       const long left = units - block * kLanes;
       const Block<false> lanes{static_cast<int>(left < kLanes ? left : kLanes)};
@@ -49,7 +53,7 @@ class InputPart {
   // The chunk of a group of threads: [blocks, rows, G] vectors.
   Tile<A> chunk(const Part& part, int row_part) const {
     const long most = part.rows.size() > kChunkRows ? part.rows.size() : kChunkRows;
-    return {data + ((row_part * kChunkRows + part.rows.begin) * kRow + row_part * kLanes) * w.blocks, kRow,
+    return {data + ((row_part * kChunkRows + part.rows.begin) * kRow + row_part * kLanes) * blocks, kRow,
             most * kRow + kLanes};
   }
 
@@ -58,10 +62,11 @@ class InputPart {
     const Tile<A> to = chunk(part, row_part);
     const State* x = copy_of(thread);
     walk_panels<G>(rows, part.blocks, false, [&](long block, long count) {
+      const long at = used_once ? pack_now(block, count, thread) : block;
       for_row_groups({0, rows}, [&](Range group) {
         const Tile<A> c{to.data + block * to.panel + group.begin * kRow, kRow, to.panel};
         for (long q = 0; q < count; ++q) start(c.data + q * c.panel, bias + (block + q) * kRow, group.size());
-        multiply_group<Number, G>(group.size(), Factors<T>::rows(x + group.begin * x_row, x_row), w, block, count, c);
+        multiply_group<Number, G>(group.size(), Factors<T>::rows(x + group.begin * x_row, x_row), w, at, count, c);
       });
     });
   }
@@ -73,13 +78,22 @@ class InputPart {
       for (long v = 0; v < kRow; v += kLanes) store(to + b * kRow + v, load(bias + v));
     }
   }
+  // Into the thread's own panels, which stay in L2. Returns the first of them.
+  long pack_now(long block, long count, int thread) const {
+    for (long q = 0; q < count; ++q) {
+      pack_rows(weights, w.k, units, block + q, w, w.panel(thread * kGroup + q));
+    }
+    return thread * kGroup;
+  }
   State* copy_of(int thread) const { return copies + thread * (kChunkRows + batch) * x_row; }
 
-  Panels<Number> w;
-  A* bias;        // [blocks, G] vectors
-  A* data;        // [threads * kChunkRows + B] rows of all blocks
-  State* copies;  // [threads, kChunkRows + B, x_row]
-  long units, batch, x_row;
+  const T* weights;
+  bool used_once;    // each weight, by the one chunk there is: packed then, and nowhere kept
+  Panels<Number> w;  // of all blocks; or of one group a thread
+  A* bias;           // [blocks, G] vectors
+  A* data;           // [threads * kChunkRows + B] rows of all blocks
+  State* copies;     // [threads, kChunkRows + B, x_row]
+  long units, blocks, batch, x_row;
 };
 
 }  // namespace fusednn::cpu::FUSEDNN_ISA

@@ -81,9 +81,10 @@ FUSEDNN_FN V sums_across(V (&rows)[N]) {
   return rows[0];
 }
 
-// For h W^T: sums run along the rows of w, which lie `row` apart; gate g of unit u is row g * units + u of w.
+// The panel of a block for h W^T: sums run along the rows of w, which lie `row` apart; gate g of unit u is row
+// g * units + u of w.
 template <class T, class N>
-void pack_rows(const T* w, long row, long units, long block, const Panels<N>& to) {
+void pack_rows(const T* w, long row, long units, long block, const Panels<N>& to, N* panel) {
   constexpr int n = Panels<N>::kLanes, kWidth = Panels<N>::kWidth;
   using V = Vec<typename Lane<N>::Sum>;
   const long u0 = block * n, count = units - u0 < n ? units - u0 : n;
@@ -95,7 +96,7 @@ void pack_rows(const T* w, long row, long units, long block, const Panels<N>& to
         rows[i] = i < count ? Lane<N>::along(from + i * row + k0 * kWidth, to.k - k0 * kWidth) : V{};
       }
       transpose(rows);
-      N* out = to.panel(block) + (k0 * to.gates + g) * n;
+      N* out = panel + (k0 * to.gates + g) * n;
       for (int i = 0; i < n && k0 + i < to.depth(); ++i) {
         __builtin_memcpy(out + i * to.gates * n, &rows[i], sizeof rows[i]);
       }
@@ -122,7 +123,7 @@ void pack(Sums sums, const T* w, long units, const Panels<N>& to, int thread, in
   const Range mine = share_of(to.blocks, thread, threads);
   for (long block = mine.begin; block < mine.end; ++block) {
     if (sums == Sums::kRows) {
-      pack_rows(w, to.k, units, block, to);
+      pack_rows(w, to.k, units, block, to, to.panel(block));
     } else {
       pack_columns(w, units, units, block, to);
     }
