@@ -5,9 +5,8 @@
 
 namespace fusednn::cuda {
 
-constexpr int kThreads = 256;
-
 // A thread a piece.
+template <int kThreads>
 __global__ void __launch_bounds__(kThreads) clear_kernel(const __grid_constant__ Geometry z, long pieces, int vector) {
   const long i = static_cast<long>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= pieces) return;
@@ -18,11 +17,12 @@ __global__ void __launch_bounds__(kThreads) clear_kernel(const __grid_constant__
 }
 
 const char* clear_mail(const Geometry& z, size_t mail_bytes, int vector, void* stream) {
+  constexpr int kThreads = 256;
   const size_t pieces = mail_bytes / sizeof(Bytes16);
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>((pieces + kThreads - 1) / kThreads);
   shape.threads = kThreads;
-  return launch<clear_kernel>(shape, stream, z, static_cast<long>(pieces), vector);
+  return launch<clear_kernel<kThreads>>(shape, stream, z, static_cast<long>(pieces), vector);
 }
 
 }  // namespace fusednn::cuda

@@ -91,8 +91,9 @@ cuda::u32 arrives(float value, cuda::Rung rung) {
   return rung == cuda::Rung::kGrid && bits == ~0u ? bits - 1 : bits;
 }
 
-// What a kernel does between messages: the warps of a tile read n, meet, and those that finish units send n + 1. Block
-// 1 begins late by so many turns.
+// What a kernel does between messages: the warps of a tile read n, meet, and those that finish units send n + 1; those
+// of all columns one after the other, as a layer does with those from below and its own. Block 1 begins late by so many
+// turns.
 template <int kParts>
 __global__ void pass_messages(cuda::Geometry z, int messages, cuda::u64 late, int* wrong) {
   cuda::Exchange<Words> mail(z);
@@ -126,9 +127,9 @@ __global__ void pass_messages(cuda::Geometry z, int messages, cuda::u64 late, in
         }
       }
       if (mail.works) mail.await_next(static_cast<cuda::u32>(n), mail.channel(column), z.round[0]);
-      cuda::block_sync();
-      if (n + 1 < messages) send(n + 1, column);
     }
+    cuda::block_sync();
+    for (int column = 0; n + 1 < messages && column < z.columns; ++column) send(n + 1, column);
   }
   mail.close();
 }
