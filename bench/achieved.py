@@ -71,7 +71,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("results", type=Path)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     given = parser.parse_args(argv)
-    results = load(given.results)
+    try:
+        results = load(given.results)
+    except ValueError as error:
+        parser.error(str(error))
     for folder in given.folders:
         try:
             target, launches = read(folder)

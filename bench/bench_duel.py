@@ -81,7 +81,7 @@ def stack_cases(
     return stack_case(impl, cell, basis, x, mode), stack_case(impl, ENCODER, basis, x, mode)
 
 
-@tiers(T={"standard": (25, 100), "full": (10, 25, 50, 100, 200, 500, 1000)})
+@tiers(T={"standard": (25, 200), "full": (10, 25, 50, 100, 200, 500, 1000)})
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("mode", ("inference", "training"))
 @cost(5.0)

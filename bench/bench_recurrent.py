@@ -57,12 +57,12 @@ def test_scan(measure: Measure, device: torch.device, mode: str, cell: str, impl
 
 
 @tiers(T={"standard": (200,), "full": (200, 1000)})
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", (*IMPLS, *layers.FLASH_RNN))
 @pytest.mark.parametrize("cell", layers.CELLS)
 @pytest.mark.parametrize("mode", ("inference", "training"))
 @cost(0.1)
 def test_half(measure: Measure, device: torch.device, mode: str, cell: str, impl: str, T: int) -> None:
-    """In bfloat16 at the seeds' shape, against cuDNN."""
+    """In bfloat16 at the seeds' shape, against cuDNN, and FlashRNN, which compiles itself for minutes."""
     measure.benchmark.group = f"recurrent bfloat16 {mode}"
     layers.skip_half_on_cpu(device)
     sizes = {"B": 32, "T": T, "H": 512, "mode": mode, "device": device}

@@ -108,6 +108,7 @@ def recurrent_case(
     num_layers: int = 1, bidirectional: bool = False, batch_first: bool = False, dtype: torch.dtype = torch.float32,
 ) -> Case:  # fmt: skip
     """A recurrent layer over a whole sequence, input projection included."""
+    layers.skip_unserved(impl, device)
     inputs = I or H
     options: dict[str, Any] = {"num_layers": num_layers, "batch_first": batch_first}
     if bidirectional:

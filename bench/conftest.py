@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,27 @@ from bench.tiers import TIERS, Tier
 HERE = Path(__file__).parent
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds, got {text}")
+    return value
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        pytest.UsageError: there is none.
+    """
+    gpus = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
+    known = ["cpu", *(["cuda", *gpus] if gpus else [])]
+    name = name or ("cuda" if gpus else "cpu")
+    if name not in known:
+        raise pytest.UsageError(f"--bench-device: expected one of {', '.join(known)}, got {name}")
+    return torch.device(name)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("bench", "fusednn benchmarks")
     group.addoption("--bench-tier", choices=sorted(TIERS), default="standard", help="how much to measure")
@@ -33,7 +56,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--bench-out", default="build/report", help="folder of the record and the report")
     group.addoption("--bench-resume", action="store_true", help="keep what an earlier, killed run has measured")
     group.addoption(
-        "--bench-seconds", type=float, default=None, metavar="S",
+        "--bench-seconds", type=_seconds, default=None, metavar="S",
         help="begin no further cell after S seconds; --bench-resume then goes on with the rest",
     )  # fmt: skip
     group.addoption("--bench-no-report", action="store_true", help="write results.json only")
@@ -53,8 +76,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_disable_gc = True
     if config.option.verbose == 0:
         config.option.verbose = -1  # the bar replaces pytest's dots
-    name = config.getoption("--bench-device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    if config.option.benchmark_disable or getattr(config.option, "numprocesses", None):
+        raise pytest.UsageError("the benchmarks are timed, one at a time; --bench-tier smoke runs each in no time")
+    device = _device(config.getoption("--bench-device"))
     clock.use(device)
     # On a GPU torch's RNNs would use TF32 and its products would not: unequal work.
     torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
@@ -114,6 +138,7 @@ class Run:
         self.bar: progress.Bar | None = None
         self.ends: float | None = None
         self.left: list[str] = []
+        self.notes: list[str] = []
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         # A tier without values leaves pytest's placeholder for an empty parameter set behind: drop it.
@@ -122,7 +147,8 @@ class Run:
         if config.option.collectonly or config.getoption("--bench-profile"):
             items[:] = mine
             return
-        key = {"tier": self.tier.name, "device": machine.device_name(self.device), "torch": torch.__version__}
+        key = {"tier": self.tier.name, "device": machine.device_name(self.device), "torch": torch.__version__,
+               "threads": torch.get_num_threads(), "commit": self._commit()["id"]}  # fmt: skip
         try:
             self.lines = Lines(self.out / "lines.jsonl", bool(config.getoption("--bench-resume")), key)
         except ValueError as error:
@@ -144,6 +170,11 @@ class Run:
             seconds = self.config.getoption("--bench-seconds")
             self.ends = None if seconds is None else time.monotonic() + seconds
             self.bar = progress.Bar({item.nodeid: cost_of(item) for item in session.items})
+        if self.lines is not None and session.items:
+            try:
+                self.lines.begin()
+            except OSError as error:
+                raise pytest.UsageError(f"--bench-out: {error}") from error
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -217,21 +248,31 @@ class Run:
             tier=self.tier.as_dict(),
             commit=self._commit(),
             when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            learnt=learnt(facts),
+            learnt=self._kept(learnt, facts),
         )
         write(results, self.out / "results.json")
         if not self.config.getoption("--bench-no-report"):
             from bench.report import render
 
-            render(results, self.out, last_run(facts))
+            render(results, self.out, self._kept(last_run, facts))
         session.config._benchmarksession.quiet = self.config.option.verbose < 0  # type: ignore[attr-defined]
+
+    def _kept(
+        self, of: Callable[[dict[str, Any]], dict[str, Any] | None], facts: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """Kept results of this machine; a damaged file is told, and costs no run its own."""
+        try:
+            return of(facts)
+        except ValueError as error:
+            self.notes.append(f"kept results are left out: {error}")
+            return None
 
     def _commit(self) -> dict[str, Any]:
         info = self.config.hook.pytest_benchmark_generate_commit_info(config=self.config)
         return {k: info.get(k) for k in ("id", "time", "dirty")}
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        if self.lines is None:
+        if self.lines is None or not (self.lines.lines or self.left):
             return
         kinds = [row["kind"] for row in self.lines.lines.values()]
         disturbed = sum(1 for r in self.lines.lines.values() if r["bench"]["extra_info"].get("disturbed"))
@@ -241,7 +282,11 @@ class Run:
             terminalreporter.write_line(
                 f"{len(self.left)} cells are left: the same command with --bench-resume goes on"
             )
-        terminalreporter.write_line(f"report: {os.path.relpath(self.out / 'index.html')}")
+        for note in self.notes:
+            terminalreporter.write_line(note)
+        page = self.out / ("results.json" if self.config.getoption("--bench-no-report") else "index.html")
+        if page.exists():
+            terminalreporter.write_line(f"report: {os.path.relpath(page)}")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_benchmark_generate_machine_info(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench.models import flash_rnn
 from bench.models.log_scan import LogScan
 
 try:
@@ -28,6 +29,9 @@ TORCH = "torch.nn"
 OURS = "fusednn"
 CELLS = ("RNN", "LSTM", "GRU")
 SCANS = ("MinGRU", "MinLSTM")
+FLASH_RNN = {f"flashrnn-{backend}": backend for backend in flash_rnn.BACKENDS}  # 16 bits only: its float32 is TF32
+FLASH_ATTN = "flash-attn"  # 16 bits only
+PACKAGES = {**dict.fromkeys(FLASH_RNN, "flashrnn"), FLASH_ATTN: "flash_attn"}
 
 
 def rungs() -> tuple[str, ...]:
@@ -79,7 +83,7 @@ def models() -> Any:
 
 
 def recurrent(impl: str, cell: str, inputs: int, width: int, **options: Any) -> nn.Module:
-    """A recurrent layer: ``torch.nn``, ``fusednn`` (its automatic choice) or a rung of the ladder by name.
+    """A recurrent layer: ``torch.nn``, ``fusednn`` (its automatic choice), a rung of the ladder or flashrnn's by name.
 
     A scan has no layer in torch.nn: its paper's code in torch operators stands there.
 
@@ -87,6 +91,10 @@ def recurrent(impl: str, cell: str, inputs: int, width: int, **options: Any) -> 
     """
     if impl == TORCH:
         return LogScan(cell, inputs, width, **options) if cell in SCANS else getattr(nn, cell)(inputs, width, **options)
+    if impl in FLASH_RNN:
+        if cell == "GRU" and FLASH_RNN[impl] == "cuda_fused":
+            pytest.skip("flashrnn has no fused GRU, and would run its other backend")
+        return flash_rnn.FlashRNN(cell, inputs, width, backend=FLASH_RNN[impl], **options)
     if fusednn is None:
         pytest.skip(MISSING)
     if cell in SCANS:
@@ -173,7 +181,13 @@ def skip_half_on_cpu(device: torch.device) -> None:
         pytest.skip("every cell on a CPU is in float32")
 
 
-FLASH_ATTN = "flash-attn"  # the package; 16 bits only
+def skip_unserved(impl: str, device: torch.device) -> None:
+    """Skip what needs a CUDA device or a package that is not here."""
+    if impl in (*CUDA_ONLY, *PACKAGES) and device.type != "cuda":
+        pytest.skip(f"{impl} needs a CUDA device")
+    package = PACKAGES.get(impl)
+    if package and importlib.util.find_spec(package) is None:
+        pytest.skip(f"the package {package} is not installed")
 
 
 def _flash_attn(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
@@ -184,10 +198,7 @@ def _flash_attn(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Ten
 
 def attention(impl: str, device: torch.device) -> Callable[..., Tensor]:
     """An attention function ``f(q, k, v, is_causal=...)`` on ``[B, N, T, E]``; skips where it can't run."""
-    if impl in (*CUDA_ONLY, FLASH_ATTN) and device.type != "cuda":
-        pytest.skip(f"{impl} needs a CUDA device")
-    if impl == FLASH_ATTN and importlib.util.find_spec("flash_attn") is None:
-        pytest.skip("the package flash-attn is not installed")
+    skip_unserved(impl, device)
     if impl.startswith("fusednn") and not hasattr(getattr(fusednn, "functional", None), "scaled_dot_product_attention"):
         pytest.skip(MISSING or "fusednn has no scaled_dot_product_attention yet")
     return {**ATTENTION, **CUDA_ONLY, FLASH_ATTN: _flash_attn}[impl]

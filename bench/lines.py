@@ -10,7 +10,8 @@ from typing import Any
 from bench.fields import record
 
 DONE = ("measured", "fact")  # what a resumed run keeps
-KINDS = (*DONE, "skipped", "wrong", "failed")
+FAULTS = ("wrong", "failed")
+KINDS = (*DONE, "skipped", *FAULTS)
 LEFT = "left"  # for a later shard: stands in the results of this one, and not on disk
 
 
@@ -32,32 +33,36 @@ def clean(value: Any) -> Any:
 
 
 class Lines:
-    """An append-only file of finished tests."""
+    """An append-only file of finished tests. Nothing is written before `begin`."""
 
     def __init__(self, path: Path, resume: bool, key: dict[str, Any]) -> None:
         self.path = path
         self.key = key
         self.lines: dict[str, dict[str, Any]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
         if resume and path.exists():
             self._load()
-        else:
-            path.unlink(missing_ok=True)
-        if not path.exists():
-            self._append({"key": key})
 
     def _load(self) -> None:
         rows = []
-        for text in self.path.read_text(encoding="utf-8").splitlines():
+        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 rows.append(json.loads(text))
             except json.JSONDecodeError:
                 continue  # the line a killed run was writing
-        if not rows or rows[0].get("key") != self.key:
+        if not rows or not isinstance(rows[0], dict) or rows[0].get("key") != self.key:
             raise ValueError(f"{self.path.name} was written with other settings; run without --bench-resume")
-        self.lines = {row["fullname"]: row for row in rows[1:] if row["kind"] in DONE}
+        whole = (
+            row for row in rows[1:] if isinstance(row, dict) and set(row) >= {"kind", "fullname", "bench", "series"}
+        )
+        self.lines = {row["fullname"]: row for row in whole if row["kind"] in DONE}
+
+    def begin(self) -> None:
+        """Write what is kept, in place of what was there; a run that is killed meanwhile leaves the old file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
         body = "".join(json.dumps(row) + "\n" for row in [{"key": self.key}, *self.lines.values()])
-        self.path.write_text(body, encoding="utf-8")
+        part.write_text(body, encoding="utf-8")
+        part.replace(self.path)
 
     def _append(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as out:

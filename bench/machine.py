@@ -29,7 +29,7 @@ def device_name(device: torch.device) -> str:
 def slug(name: str) -> str:
     """A device name as a folder name."""
     name = re.sub(r"\((r|tm)\)|@|\bcpu\b|\bprocessor\b", " ", name.lower())
-    return re.sub(r"[^a-z0-9.]+", "-", name).strip("-") or "unknown"
+    return re.sub(r"[^a-z0-9.]+", "-", name).strip("-.") or "unknown"
 
 
 def _fusednn() -> dict[str, Any]:

@@ -18,11 +18,14 @@ from bench.lines import LEFT
 from bench.progress import time_text
 from bench.query import Cells
 from bench.report.tables import Table
-from bench.results import load
+from bench.results import incomplete, load
 from bench.schema import problems
 from bench.stats import median
 
 RESULTS_FILE = "results.json"
+SHOWN = ("standard", "full")  # tiers
+NEEDED = {"bench_launch.py": ("ladder",), "bench_recurrent.py": ("time",), "bench_duel.py": ("posed", "stacks"),
+          "bench_models.py": ("byte_lm",)}  # fmt: skip
 PICTURES = ("ladder.png", "duel.png", "language-models.png")
 
 
@@ -109,6 +112,19 @@ def check(root: Path = ROOT) -> str | None:
     return None
 
 
+def refusal(results: dict[str, Any]) -> str | None:
+    """Why the README can't show these results, or None."""
+    if wrong := problems(results):
+        return "; ".join(wrong[:5])
+    if any(row["kind"] == LEFT for row in results["not_measured"]):
+        return "one shard of a run: --bench-resume goes on"
+    tier = results["tier"]["name"]
+    if tier not in SHOWN:
+        return f"the README shows tier {' or '.join(SHOWN)}, got tier {tier}"
+    reasons = (incomplete(results, tier, suite, tests) for suite, tests in NEEDED.items())
+    return next((reason for reason in reasons if reason), None)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.publish", description=__doc__)
     parser.add_argument("report", type=Path, nargs="?", default=Path("build/report"))
@@ -135,11 +151,12 @@ def main(argv: list[str] | None = None) -> int:
     source = published() if given.readme_only else given.report / "results.json"
     if source is None:
         raise SystemExit("README.md names no results file between its markers")
-    results = load(source)
-    if wrong := problems(results):
-        raise SystemExit(f"{source.as_posix()}: {'; '.join(wrong[:5])}")
-    if any(row["kind"] == LEFT for row in results["not_measured"]):
-        raise SystemExit(f"{source.as_posix()} is one shard of a run: --bench-resume goes on")
+    try:
+        results = load(source)
+    except ValueError as error:
+        parser.error(str(error))
+    if reason := refusal(results):
+        raise SystemExit(f"{source.as_posix()}: {reason}")
     if not given.readme_only:
         target = ROOT / folder_of(results)
         target.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from bench.claims import judge_all
 from bench.lines import DONE, clean
 
 SCHEMA = 1
+NEEDED = ("machine_info", "benchmarks", "datetime", "tier", "not_measured", "facts", "series", "claims")
 
 
 def assemble(
@@ -76,8 +77,18 @@ def write(results: dict[str, Any], path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a results file and refuse one that is not ours."""
-    results = json.loads(path.read_text(encoding="utf-8"))
-    if results.get("schema") != SCHEMA:
-        raise ValueError(f"{path.name}: schema {results.get('schema')!r}, expected {SCHEMA}")
+    """Read a results file.
+
+    Raises:
+        ValueError: it is missing, damaged, or not ours.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path.name} is no results file: {error}") from error
+    schema = results.get("schema") if isinstance(results, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"{path.name}: schema {schema!r}, expected {SCHEMA}")
+    if lacking := [name for name in NEEDED if name not in results]:
+        raise ValueError(f"{path.name} is damaged: it lacks {', '.join(lacking)}")
     return results

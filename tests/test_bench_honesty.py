@@ -56,7 +56,8 @@ def compared(runs, before, after):
     command = [sys.executable, "-m", "bench.compare", str(runs[before][1]), str(runs[after][1])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "400"})
     rows = (line.split() for line in done.stdout.splitlines() if "::" in line)
-    statuses = {row[0]: next(w for w in row if w in ("SAME", "FAST", "SLOW", "AMBIGUOUS", "CHANGED")) for row in rows}
+    words = ("SAME", "FAST", "SLOW", "AMBIGUOUS", "CHANGED", "WRONG")
+    statuses = {row[0]: next(w for w in row if w in words) for row in rows}
     return done.returncode, statuses
 
 
@@ -96,6 +97,11 @@ def test_a_claim_turned_round_in_the_kernel_turns_its_verdict(runs):
     row = (5, "LSTM, sequence")
     assert (verdicts(runs, "first")[row], verdicts(runs, "tampered")[row]) == ("CONTRADICTED", "SUPPORTED")
     assert verdicts(runs, "first")[5, "LSTM, torch.nn"] == verdicts(runs, "tampered")[5, "LSTM, torch.nn"]
+
+
+def test_a_cell_that_turned_wrong_is_wrong_in_the_comparison(runs):
+    (name,) = (name for name, got in compared(runs, "first", "tampered")[1].items() if got == "WRONG")
+    assert "inference-RNN-fusednn" in name
 
 
 def test_a_changed_count_is_called_changed(runs):
@@ -147,6 +153,41 @@ def test_help_lists_our_options():
     assert status == 0 and "how much to measure" in printed
     for option in ("tier", "device", "out", "resume", "seconds", "no-report", "profile"):
         assert f"--bench-{option}" in printed
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--bench-device=toaster", "expected one of cpu"),
+        ("--bench-seconds=-1", "expected seconds, got -1"),
+        ("--benchmark-disable", "one at a time"),
+        ("--bench-out=README.md", "--bench-out: "),
+    ],
+)
+def test_a_bad_option_is_refused_in_words(option, said):
+    status, printed = run("bench/bench_launch.py", "-k", "T4-LSTM-torch", "--bench-tier", "smoke", option)
+    assert status == 4 and said in printed and "INTERNALERROR" not in printed
+
+
+def test_a_damaged_kept_file_costs_no_run(tmp_path):
+    from bench import kept
+    from bench.conftest import Run
+
+    folder = tmp_path / kept.folder_of({"machine_info": {"device_name": "x"}})
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text("<<<<<<< HEAD")
+    run = Run.__new__(Run)
+    run.notes = []
+    assert run._kept(lambda facts: kept.last_run(facts, tmp_path), {"device_name": "x"}) is None
+    assert "results.json is no results file" in run.notes[0]
+
+
+def test_a_selection_of_nothing_leaves_the_last_record(tmp_path):
+    (tmp_path / "lines.jsonl").write_text("kept\n")
+    for cells, status in (("no_such_cell", 5), ("and and", 4)):
+        got, printed = smoke(tmp_path, cells=cells)
+        assert got == status and "report:" not in printed
+    assert (tmp_path / "lines.jsonl").read_text() == "kept\n"
 
 
 def collected(*arguments):

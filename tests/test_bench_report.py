@@ -8,10 +8,12 @@ import re
 
 import pytest
 
-from bench import claims, compare, kept, publish, results
+from bench import achieved, claims, compare, kept, publish, results
 from bench.claims import CLAIMS, ROWS, judge_all
 from bench.fields import record
 from bench.lines import Lines
+from bench.machine import slug
+from bench.report import __main__ as report
 from bench.report import render
 from bench.schema import problems
 from bench.verdict import CONTRADICTED, MIXED, NOT_MEASURED, SUPPORTED, VERDICTS
@@ -182,6 +184,45 @@ def test_noise_is_ambiguous_and_a_changed_count_is_not_excused(found):
     assert compare.compare(found, counted)[0].status == compare.CHANGED
 
 
+def test_a_cell_that_turned_wrong_is_told_and_not_left_out(found, tmp_path, capsys):
+    other = copy.deepcopy(found)
+    cell = other["benchmarks"].pop(0)
+    info = record(skip_reason="wrong result: error 1 exceeds the budget 0")
+    other["not_measured"].append({"fullname": cell["fullname"], "kind": "wrong", "params": None, "extra_info": info})
+    for name, data in (("a", found), ("b", other)):
+        results.write(data, tmp_path / f"{name}.json")
+    assert compare.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
+    said = capsys.readouterr().out
+    assert "WRONG" in said and "exceeds the budget" in said and "1 WRONG" in said
+    other["datetime"] = "2026-01-03T03:04:05+00:00"
+    assert "1 WRONG" in render(other, tmp_path, found).read_text()
+
+
+@pytest.mark.parametrize("text", [None, "", "[1, 2]", '{"schema": 1}', '{"schema": 1, "bench', "\udcff"])
+@pytest.mark.parametrize("command", [compare, report, achieved])
+def test_a_damaged_file_is_refused_in_words(command, text, found, tmp_path, capsys):
+    whole, damaged = tmp_path / "whole.json", tmp_path / "damaged.json"
+    results.write(found, whole)
+    if text is not None:
+        damaged.write_text(text, errors="surrogateescape")
+    files = [damaged] if command is report else [whole, damaged] if command is compare else [damaged, tmp_path]
+    try:
+        status = command.main([str(file) for file in files])
+    except SystemExit as left:
+        status = left.code
+    captured = capsys.readouterr()
+    assert status == 2 and "damaged.json" in captured.out + captured.err
+
+
+def test_what_the_readme_cannot_show_is_refused(found):
+    found["machine_info"] = {**found["machine_info"], "system": "Linux"}
+    assert "no cells of stacks" in (publish.refusal(found) or "")  # the duels of equal size are missing here
+    found["tier"]["name"] = "smoke"
+    assert "got tier smoke" in (publish.refusal(found) or "")
+    kept_one = publish.published()
+    assert kept_one is not None and publish.refusal(results.load(kept_one)) is None
+
+
 def test_two_devices_are_not_compared(found, tmp_path):
     other = copy.deepcopy(found)
     other["machine_info"]["device_name"] = "another"
@@ -199,11 +240,13 @@ def bench_of(name, value=1):
 def test_record_resumes_after_a_kill(tmp_path):
     path, key = tmp_path / "lines.jsonl", {"tier": "smoke"}
     first = Lines(path, resume=False, key=key)
+    first.begin()
     first.add("measured", bench_of("a"))
     first.add("failed", bench_of("b"))
     with path.open("a") as out:
-        out.write('{"kind": "measured", "fullname": "c", "be')  # killed while writing
+        out.write('7\n{}\n{"kind": "measured", "fullname": "c", "be')  # damaged, and killed while writing
     again = Lines(path, resume=True, key=key)
+    again.begin()
     assert "a" in again
     assert "b" not in again, "what failed is tried again"
     assert "c" not in again
@@ -211,12 +254,18 @@ def test_record_resumes_after_a_kill(tmp_path):
     assert set(Lines(path, resume=True, key=key).lines) == {"a", "c"}
     with pytest.raises(ValueError, match="other settings"):
         Lines(path, resume=True, key={"tier": "full"})
-    assert not Lines(path, resume=False, key=key).lines
+    fresh = Lines(path, resume=False, key=key)
+    assert not fresh.lines
+    assert set(Lines(path, resume=True, key=key).lines) == {"a", "c"}, "a run that begins nothing loses nothing"
+    fresh.begin()
+    assert not Lines(path, resume=True, key=key).lines
 
 
 def test_nan_becomes_null_on_disk(tmp_path):
     path = tmp_path / "lines.jsonl"
-    Lines(path, resume=False, key={}).add("measured", bench_of("a", float("nan")))
+    lines = Lines(path, resume=False, key={})
+    lines.begin()
+    lines.add("measured", bench_of("a", float("nan")))
     assert '"x": null' in path.read_text()
 
 
@@ -224,6 +273,7 @@ def test_readme_block_is_generated_and_checked(found, tmp_path):
     where = tmp_path / publish.folder_of(found)
     where.mkdir(parents=True)
     assert where.name == "test-3000"
+    assert slug("../NVIDIA H200 \u00b5/MIG 1g.18gb") == "nvidia-h200-mig-1g.18gb" and slug("..") == "unknown"
     results.write(found, where / "results.json")
     loaded = results.load(where / "results.json")
     readme = tmp_path / "README.md"

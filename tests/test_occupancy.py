@@ -151,6 +151,13 @@ def test_every_kernel_runs_on_every_gpu_that_it_was_compiled_for(gpu):
         assert kernel.occupancy(gpu, 0 if follows_the_sizes else None).blocks > 0, kernel.name
 
 
+@pytest.mark.parametrize("name", ["A100", "H100", "H200", "B200", "RTX 4090", "RTX 5090"])
+def test_the_named_gpus_have_the_kernels_of_every_family(name):
+    families = {kernel.name.split("<")[0] for kernel in every() if kernel.on(GPUS[name]) is not None}
+    assert {"step_forward", "gemm_backward", "persistent_forward", "attention_forward", "attention_key_value",
+            "attention_decode", "additive_forward", "scan_backward"} <= families  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "name, gpu",
     [("NVIDIA H200", "H200"), ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA GeForce RTX 5090", "RTX 5090"),

@@ -45,7 +45,7 @@ def test_every_attention_call_finds_its_passports(version):
                 (("bfloat16", True), ("float32", True), ("float32", False)), (True, False)
             ):
                 for name in attention(dtype, size - 1, hidden, suited, tf32=tf32):
-                    assert {"sm_80", "sm_90", "sm_100", "sm_120"} <= kernels[name].code.keys()
+                    assert {"sm_80", "sm_89", "sm_90", "sm_100", "sm_120"} <= kernels[name].code.keys()
 
 
 def test_the_predictions_in_the_document_are_those_of_the_passports():

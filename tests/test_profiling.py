@@ -81,12 +81,28 @@ def test_another_target_is_refused_with_what_there_is(words):
         parse_target(words)
 
 
+def test_a_missing_file_is_no_target_and_a_file_no_folder(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for words, said in (
+        (["--", "bench/bench_nope.py::test_x"], "no file bench/bench_nope.py"),
+        (["--", "missing.py"], "no file missing.py"),
+        (["--out", str(tmp_path / "file"), "--", "lstm"], "--out: "),
+    ):
+        assert main(["profile", *words]) == 2 and said in capsys.readouterr().err
+
+
 def test_compute_report_gives_fields_in_our_units_and_none_for_what_it_lacks():
     first, second = ncu_kernels(raw_page(VALUES))
     assert first["kernel"].startswith("void step_forward<Lstm") and second["kernel"] == "gemm"
     assert (first["time_us"], first["regs"], first["shared"]) == (5.12, 168, 65536)
     assert (first["occupancy_theoretical"], first["occupancy_achieved"]) == (12.5, 12.31)
     assert first["occupancy_limiter"] == "registers" and first["tensor_active_pct"] is None
+
+
+def test_a_multiprocessor_is_active_while_it_holds_a_warp_whatever_its_throughput():
+    metrics = (f"sm__{what}.avg.pct_of_peak_sustained_elapsed" for what in ("throughput", "cycles_active"))
+    page = ",".join(["ID", "Kernel Name", *metrics]) + "\n0,step,9.38,97.2\n"
+    assert ncu_kernels(page)[0]["sm_active_pct"] == 97.2
 
 
 def test_compute_report_without_a_table_is_refused_with_the_tools_error():

@@ -17,7 +17,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, nargs="?", help="default: the folder of the results")
     parser.add_argument("--judge", action="store_true", help="compute the verdicts anew and store them")
     given = parser.parse_args(argv)
-    results = load(given.results)
+    try:
+        results = load(given.results)
+    except ValueError as error:
+        parser.error(str(error))
     if given.judge:
         results["claims"] = judge_all(results, learnt(results["machine_info"]))
         write(results, given.results)

@@ -128,7 +128,7 @@ def shares(cells: Cells) -> Table:
         rows.append((name, number(i["tflops"] * 1e3), *(number(i.get(p)) for p in percents),
                      i.get("occupancy_limiter") or ""))  # fmt: skip
     head = ("cell", "GFLOP/s", "% of peak FLOP/s", "% of peak bandwidth", "occupancy achieved, %", "of at most, %",
-            "SM busy, %", "tensor cores busy, %", "limited by")  # fmt: skip
+            "SM active, %", "tensor cores busy, %", "limited by")  # fmt: skip
     rows.sort(key=lambda row: -float(row[2].replace(",", "")))
     return drop_empty(Table("shares", "Share of this machine's measured peaks", head, rows))
 
@@ -143,7 +143,7 @@ def nsight(results: dict[str, Any]) -> Table:
             name = k["kernel"].removeprefix("void ").split("(")[0]
             rows.append((target.removeprefix("bench/"), name, *map(number, figures), k["occupancy_limiter"] or ""))
     head = ("profiled", "kernel", "us", "threads", "registers", "shared bytes", "waves", "occupancy achieved, %",
-            "of at most, %", "SM busy, %", "tensor cores busy, %", "limited by")  # fmt: skip
+            "of at most, %", "SM active, %", "tensor cores busy, %", "limited by")  # fmt: skip
     return Table("nsight", "Launches under Nsight Compute", head, rows)
 
 
@@ -171,7 +171,7 @@ def learning(results: dict[str, Any]) -> Table:
 
 
 def comparison(results: dict[str, Any], before: dict[str, Any] | None) -> Table:
-    """What differs from a kept run of the same machine and tier: of times in this order SLOW, AMBIGUOUS, FAST."""
+    """What differs from a kept run of the same machine and tier: what asks for a look first."""
     head = ("cell", "before", "now", "ratio", "status", "note")
     try:
         found = compare(before, results) if before and before["datetime"] != results["datetime"] else []
@@ -179,8 +179,8 @@ def comparison(results: dict[str, Any], before: dict[str, Any] | None) -> Table:
         found = []
     tally = Counter(c.status for c in found)
     rows = [
-        (c.fullname.removeprefix("bench/"), time_text(c.before.value), time_text(c.after.value), number(c.ratio),
-         c.status, c.note)
+        (c.fullname.removeprefix("bench/"), time_text(c.before.value), time_text(c.after.value) if c.after else "",
+         number(c.ratio) if c.after else "", c.status, c.note)
         for c in sorted(found, key=lambda c: (STATUSES.index(c.status), -c.ratio)) if c.status != SAME
     ]  # fmt: skip
     words = ", ".join(f"{n} {status}" for status, n in sorted(tally.items(), key=lambda t: STATUSES.index(t[0])))

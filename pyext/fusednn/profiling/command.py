@@ -64,7 +64,12 @@ def profile(options: argparse.Namespace) -> str:
         return printed
     if lacking := tool.missing():
         raise ValueError(f"missing: {lacking}\nWhere it is there, this runs:\n{printed}")
-    options.out.mkdir(parents=True, exist_ok=True)
+    if (file := asked.target.file) and not Path(file).exists():
+        raise ValueError(f"no file {file}")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: {error}") from error
     outputs = [_run(command, tool, asked.out / "log.txt") for command in commands][1:]
     for number, output in enumerate(outputs):
         (asked.out / f"{tool.name}-{number}.csv").write_text(output)

@@ -16,7 +16,7 @@ METRICS = {
     "waves": "launch__waves_per_multiprocessor",
     "occupancy_theoretical": "sm__maximum_warps_per_active_cycle_pct",
     "occupancy_achieved": "sm__warps_active.avg.pct_of_peak_sustained_active",
-    "sm_active_pct": "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm_active_pct": "sm__cycles_active.avg.pct_of_peak_sustained_elapsed",
     "tensor_active_pct": "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
 }
 LIMITS = {  # in the order of fusednn.occupancy, which names the first of equals

@@ -17,11 +17,13 @@ class Target:
         module: what Python runs, or the file of a script.
         arguments: of that.
         marked: whether it says what is `measured`, which is then all that is profiled.
+        file: of a script or a benchmark.
     """
 
     module: str
     arguments: tuple[str, ...]
     marked: bool = False
+    file: str | None = None
 
     @property
     def command(self) -> list[str]:
@@ -52,9 +54,9 @@ def parse_target(words: Sequence[str]) -> Target:
     if first in KINDS:
         return Target("fusednn.profiling.workload", (first, *rest), marked=True)
     if file.endswith(".py") and file.rsplit("/", 1)[-1].startswith("bench_"):
-        return Target("pytest", (first, "--bench-profile", *rest), marked=True)
+        return Target("pytest", (first, "--bench-profile", *rest), marked=True, file=file)
     if file.endswith(".py"):
-        return Target(first, tuple(rest))
+        return Target(first, tuple(rest), file=first)
     raise ValueError(
         f"expected a layer ({', '.join(KINDS)}), a benchmark's id (bench/bench_x.py::test_y[...]) or a script (x.py),"
         f" got {first!r}"

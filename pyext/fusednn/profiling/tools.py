@@ -74,7 +74,7 @@ def _ncu_commands(asked: Asked) -> list[list[str]]:
 
 def _ncu_tables(asked: Asked, outputs: list[str]) -> list[Rows]:
     head = ("kernel", "us", "threads", "registers", "shared", "waves", "occupancy", "of at most", "limited by",
-            "SM busy", "tensor cores busy")  # fmt: skip
+            "SM active", "tensor cores busy")  # fmt: skip
     rows: Rows = [head]
     for k in ncu_kernels(outputs[0]):
         rows.append((
