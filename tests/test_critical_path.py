@@ -88,6 +88,13 @@ def test_parts_and_classes_add_up_to_all_instructions():
         assert sum(n for key, n in counted.items() if key[0] == what) == counted["all", ""] > 0
 
 
+def test_steps_are_alike_or_a_lap_is_shared_out():
+    lap = Counter({"all": 71, "fence": 1})
+    assert critical_path.share(lap, Counter(all=1), 7, alike=False) == {"all": 10, "fence": 0}
+    with pytest.raises(warp.Unfit, match="steps differ"):
+        critical_path.share(lap, Counter(all=1), 7, alike=True)
+
+
 def test_a_walk_outside_of_the_tensors_ends():
     with pytest.raises(warp.Unfit, match="outside of all tensors"):
         walked(code_of(KERNEL), region=warp.Region("x", TENSOR.start + TENSOR.size - 4, 4))
@@ -173,6 +180,8 @@ def test_a_message_arrives_when_its_last_part_was_sent():
         ("residence.h", "sums.template add<kChunk % 2>(kept_[kChunk], now);", "product"),
         ("exchange.h", "mbarrier_try(barrier(n, channel.column)", "receive"),
         ("exchange.h", "store_async(remote_address", "send"),
+        ("exchange.h", "got[b] = load_relaxed(from + place[b]);", "receive"),
+        ("exchange.h", "store_relaxed(mail(n, channel) + place, present(piece));", "send"),
         ("persistent_forward.h", "in.item[i].active = s.time < it.length;", "inputs"),
         ("persistent_forward.h", "const V h = cell_.forward(x, rec", "gates"),
         ("persistent_forward.h", "to[k * z.hidden] = out.saved[k];", "write"),

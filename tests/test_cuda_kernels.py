@@ -238,11 +238,26 @@ def test_gemm_launches_a_library_product_and_a_kernel_a_step(cell):
 @needs_library
 @pytest.mark.parametrize("strategy", PERSISTENT)
 def test_a_persistent_rung_launches_one_kernel_for_all_steps(strategy, cell):
-    flags = 1 if strategy == "grid" else 0  # set to zero before each call
+    clearing = 1 if strategy == "grid" else 0  # of the places of its messages, before each call
     for steps in (3, 50):
         for directions in (1, 2):
-            assert counted(cell, strategy, steps, directions) == (1 + flags, 0)
-            assert counted(cell, strategy, steps, directions, training=True) == (2 * (1 + flags), 0)
+            assert counted(cell, strategy, steps, directions) == (1 + clearing, 0)
+            assert counted(cell, strategy, steps, directions, training=True) == (2 * (1 + clearing), 0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_nan_of_all_ones_travels_around_the_ring_of_grid_in_its_row_alone(dtype, device):
+    """It stands for what has not come, in messages of 40 steps, which are more than the ring has places."""
+    torch.manual_seed(5)
+    layer = fusednn.LSTM(3, 20, strategy="grid").to(device, dtype)
+    x, h0, c0 = torch.randn(40, 9, 3), torch.randn(1, 9, 20), torch.randn(1, 9, 20)
+    x, h0, c0 = x.to(device, dtype), h0.to(device, dtype), c0.to(device, dtype)
+    clean, _ = layer(x, (h0, c0))
+    h0[0, 2] = torch.full((20 * dtype.itemsize,), 255, dtype=torch.uint8, device=device).view(dtype)
+    y, _ = layer(x, (h0, c0))
+    others = [row for row in range(9) if row != 2]
+    assert y[:, 2].isnan().all() and torch.equal(y[:, others], clean[:, others])
 
 
 @needs_library

@@ -64,7 +64,7 @@ def test_the_number_of_forward_launches_does_not_depend_on_the_number_of_layers(
     for layers in (1, 2, 4):
         sizes = Sizes(5, 50, 40, layers=layers)
         counted = {training: launches(cell, "bfloat16", "grid", sizes, training) for training in (False, True)}
-        assert sum(counted[False].values()) == 2, "one sets the flags to zero"
+        assert sum(counted[False].values()) == 2, "one clears the places of the messages"
         assert sum(counted[True].values()) == 2 + 2 * layers, "backward takes one layer after the other"
 
 

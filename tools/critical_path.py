@@ -33,6 +33,7 @@ from step_code import FILES, Case, Launched, code_of, codes, function_at, launch
 COUNTS = ROOT / "docs/kernels/critical_path.json"
 PAGE = ROOT / "docs/kernels/critical_path.md"
 STEPS = (2, 4, 6)  # of a sequence: all of its steps but the first and the last are alike
+LAPS = (35, 42, 49)  # of `grid`, whose messages go around a ring (ring.h): one step in seven has a fence
 
 LAUNCH, REPLAYED = 2.0, 1.3  # us from launch to launch, plain and of a graph's node [design: published]
 L2_RATE, SHARED_RATE = 5.5e12, 128 * CLOCK  # bytes a second, of the GPU and of a multiprocessor
@@ -126,13 +127,13 @@ def walk(launch: Launched, regions: list[Region], warp: int) -> list[Event]:
 
 def is_receive(event: Event) -> bool:
     """Whether an instruction looks for a message."""
-    return (not event.off and "PHASECHK" in event.instruction.name) or is_flag(event, "LDG")
+    return (not event.off and "PHASECHK" in event.instruction.name) or is_piece(event, "LDG")
 
 
-def is_flag(event: Event, name: str) -> bool:
-    """A load or store of a flag of `grid`."""
+def is_piece(event: Event, name: str) -> bool:
+    """A load or store of a piece of a message of `grid`; what clears one is among the stores."""
     parts = event.instruction.name
-    return not event.off and parts[0] == name and "STRONG" in parts and "GPU" in parts and "128" not in parts
+    return not event.off and parts[0] == name and "STRONG" in parts and "GPU" in parts and "128" in parts
 
 
 def messages(warps: list[list[Event]], rung: str) -> list[list[Event]]:
@@ -145,14 +146,14 @@ def messages(warps: list[list[Event]], rung: str) -> list[list[Event]]:
         for event in events:
             if is_receive(event) and (fresh or rung == "cluster"):
                 event, waits, fresh = replace(event, receives=waits), waits + 1, False
-            fresh = fresh or event.instruction.name[0] == "LDGDEPBAR"
+            fresh = fresh or event.instruction.name[0] == "BAR"
             numbered.append(event)
         out.append(numbered)
         counts.append(waits)
     total = max(counts)
     for events in out:
         places = [n for n, event in enumerate(events)
-                  if (event.instruction.name[0] == "STAS" and not event.off) or is_flag(event, "STG")]  # fmt: skip
+                  if (event.instruction.name[0] == "STAS" and not event.off) or is_piece(event, "STG")]  # fmt: skip
         if len(places) % total:
             raise Unfit(f"{len(places)} sends for {total} messages")
         for k, n in enumerate(places):
@@ -173,12 +174,12 @@ def tally(events: Iterable[Event]) -> Counter:
     return found
 
 
-def share(more: Counter, less: Counter, steps: int) -> Counter:
-    """What each of some steps adds."""
+def share(more: Counter, less: Counter, steps: int, alike: bool) -> Counter:
+    """What each of some steps adds; on average, rounded, where they are not alike."""
     added = Counter({key: more[key] - less[key] for key in more.keys() | less.keys()})
-    if any(value % steps for value in added.values()):
+    if alike and any(value % steps for value in added.values()):
         raise Unfit(f"steps differ: {dict(added)}")
-    return Counter({key: value // steps for key, value in added.items() if value})
+    return Counter({key: round(value / steps) for key, value in added.items() if value})
 
 
 def traces(case: Case, steps: int, like: list[int]) -> list[list[Event]]:
@@ -199,12 +200,13 @@ def alike(warps: list[list[Event]]) -> list[int]:
 
 def persistent(case: Case) -> dict:
     """Counts and cycles of a step of `block`, `cluster` and `grid`."""
-    runs = [traces(case, STEPS[0], [])]
-    runs += [traces(case, steps, alike(runs[0])) for steps in STEPS[1:]]
+    lengths, uniform = (LAPS, False) if case.rung == "grid" else (STEPS, True)
+    runs = [traces(case, lengths[0], [])]
+    runs += [traces(case, steps, alike(runs[0])) for steps in lengths[1:]]
     tallies = [[tally(events) for events in run] for run in runs]
-    apart = STEPS[1] - STEPS[0]
-    warps = [share(*pair, apart) for pair in zip(tallies[1], tallies[0], strict=True)]
-    if warps != [share(*pair, apart) for pair in zip(tallies[2], tallies[1], strict=True)]:
+    apart = lengths[1] - lengths[0]
+    warps = [share(*pair, apart, uniform) for pair in zip(tallies[1], tallies[0], strict=True)]
+    if warps != [share(*pair, apart, uniform) for pair in zip(tallies[2], tallies[1], strict=True)]:
         raise Unfit(f"{case.label}: later steps differ from earlier ones")
     remote = LATENCY["flag"] if case.rung == "grid" else LATENCY["remote"]
     blocks = [timeline.Block(run, remote) for run in runs[1:]]

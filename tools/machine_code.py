@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "pyext/fusednn/machine_code.json"
 ARCHITECTURES = tuple(f"sm_{number}" for number in toolkit.ARCHITECTURES)
 FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Icsrc")
-ALWAYS = ("gemm", "lengths", "states")  # files that compile in a few seconds, on sm_90a
+ALWAYS = ("gemm", "lengths", "ring", "states")  # files that compile in a few seconds, on sm_90a
 
 _INCLUDE = re.compile(r'^#include "(.+)"', re.MULTILINE)
 _COMMENT = re.compile(r"\s*//.*|^\s*\n", re.MULTILINE)

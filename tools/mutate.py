@@ -3,8 +3,8 @@
 The kernels are judged by `test_recurrent` on their rungs, the exchange of the persistent ones by `test_persistent`,
 what is replayed by `test_replay`, the primitives by `test_primitives`, all in the emulation; `tools/mutate.py kernels`
 leaves out the primitives, and `tools/mutate.py step` takes the rungs `step` and `gemm` alone, `tools/mutate.py layers`
-what stands between layers that walk together, where a mutant is a change of the text, judged by `test_wavefront`.
-Needs `make cpp` before.
+what stands between layers that walk together, judged by `test_wavefront`. There, and for the ring of `grid`, a mutant
+may be a change of the text. Needs `make cpp` before.
 Only what a mutant touches is compiled again; each runs under several seeds of the scheduler until one of them fails.
 Prints every mutant with its verdict, and exits non-zero where one survives.
 """
@@ -28,26 +28,11 @@ SEEDS = (1, 2, 3, 4, 5)
 CALLS = re.compile(
     r"\b(?:block_sync|warp_sync|named_sync|named_arrive|dependency_wait|copy_wait<\w+>|copy_commit|fence_gpu|grid_sync"
     r"|cluster_sync|cluster_arrive|cluster_wait|mbarrier_init_fence|mbarrier_expect|mbarrier_arrive"
-    r"|emulation::(?:land_stores|copy_wait|copy_commit|barrier_sync|barrier_arrive|mbarrier_expect|mbarrier_arrive"
+    r"|emulation::(?:land_stores|acquire|copy_wait|copy_commit|barrier_sync|barrier_arrive|mbarrier_expect|mbarrier_arrive"
     r"|mbarrier_init_fence|cluster_arrive|cluster_wait|dependency_wait))\([^;{}]*\);"
     r"|while \(!?(?:load_acquire|mbarrier_try)\([^;{}]*(?:;|\{\s*\})"
-    r"|\bstore_release\(channel[^;{}]*;|while \(lost_ &&[^;{}]*;|while \(!lost_ && !arrived\(\)\) \{[^{}]*\}"
+    r"|while \(lost_ &&[^;{}]*;|while \(!arrived\(\) && !lost_\) \{[^{}]*\}"
 )
-_AWAITS_BELOW = "if (load_acquire(channel.flags + of * finishers + (i & (finishers - 1))) <= n"
-CHANGES = {  # name: the file in csrc, a text that stands in it once, and what takes its place
-    "any wait for the layer below": (
-        "cuda/exchange.h",
-        "    await([&] {\n",
-        "    if (channel.sender == track) await([&] {\n",
-    ),
-    "the wait for the last of its messages": (
-        "cuda/exchange.h",
-        _AWAITS_BELOW,
-        f"{_AWAITS_BELOW} - (channel.sender != track)",
-    ),
-    "messages that are kept": ("cuda/geometry.cu", "z.depth_mask = z.layers > 1 ? ~0u : 1u", "z.depth_mask = 1u"),
-    "sums in places of their own": ("cuda/walk.h", "sums(turn_ ^ 1) + z.sums_below", "sums(turn_ ^ 1)"),
-}
 COMPILE = (os.environ.get("CXX", "c++"), "-x", "c++", "-std=c++20", "-O1", "-w", "-DFUSEDNN_EMULATE", "-fopenmp")
 
 
@@ -77,12 +62,37 @@ KERNELS = Suite(
     ("agrees_with_plain_loops_at_odd_sizes", "every_schedule"),
     ("step", "gemm"),
 )
-EXCHANGE = Suite("test_persistent", (Path("csrc/tests/test_persistent.cpp"),), ("messages",))
+EXCHANGE = Suite("test_persistent", (Path("csrc/tests/test_persistent.cpp"), Path("csrc/cuda/ring.cu")), ("messages",))
 PERSISTENT = Suite("test_recurrent", KERNELS.sources, ("every_schedule",), ("cluster", "grid", "block"))
+ODD_SIZES = Suite("test_recurrent", KERNELS.sources, KERNELS.tests[:1], ("grid",))
 REPLAY = Suite("test_replay", KERNELS.sources, ("replays_give_the_bits_of_single_steps_for",))
 LAYERS = Suite("test_wavefront", KERNELS.sources, ("every_schedule", "agree_with_plain_loops"))
 NORM = Suite("test_recurrent", KERNELS.sources, ("options_agree",), ("gemm",))
 PRIMITIVES = Suite("test_primitives", (Path("csrc/tests/test_primitives.cpp"),), ("",))
+
+_CLEARS = "store_relaxed(mail(n + kRing / 2, channel) + place, absent());"
+CHANGES = {  # name: the file in csrc, a text that stands in it once, what takes its place, and who must notice
+    "any wait for the layer below": (
+        "cuda/exchange.h",
+        "come &= has_come(got[b]);",
+        "come &= has_come(got[b]) || channel.sender != track;",
+        LAYERS,
+    ),
+    "messages that are kept": ("cuda/geometry.cu", "depth_mask = kept ? ~0u", "depth_mask = kept ? 1u", LAYERS),
+    "sums in places of their own": ("cuda/walk.h", "sums(turn_ ^ 1) + z.sums_below", "sums(turn_ ^ 1)", LAYERS),
+    "a look at the first word": ("cuda/exchange.h", "word[0] != kAbsent && ", "", EXCHANGE),
+    "a look at the second word": ("cuda/exchange.h", "word[1] != kAbsent && ", "", EXCHANGE),
+    "a look at the third word": ("cuda/exchange.h", "word[2] != kAbsent && ", "", EXCHANGE),
+    "a look at the fourth word": ("cuda/exchange.h", " && word[3] != kAbsent", "", EXCHANGE),
+    "another NaN for that of all ones": ("cuda/exchange.h", "word = word < kAbsent ? word : kAbsent - 1", "", EXCHANGE),
+    "the receiver's half of the fence": ("cuda/exchange.h", "fence_gpu();", "emulation::land_stores();", EXCHANGE),
+    "the sender's half of the fence": ("cuda/exchange.h", "fence_gpu();", "emulation::acquire();", EXCHANGE),
+    "clearing": ("cuda/exchange.h", _CLEARS, ";", EXCHANGE),
+    "clearing behind all readers": ("cuda/exchange.h", _CLEARS, _CLEARS.replace("+ kRing / 2", "- 1"), EXCHANGE),
+    "clearing half a ring ahead": ("cuda/exchange.h", _CLEARS, _CLEARS.replace("+ kRing / 2", "+ 2"), EXCHANGE),
+    "words that are absent at first": ("cuda/ring.cu", "sent ? absent() : Bytes16", "Bytes16", EXCHANGE),
+    "zeros where no unit sends": ("cuda/ring.cu", "{{0, 0, 0, 0}}", "{{~1u, ~1u, ~1u, ~1u}}", ODD_SIZES),
+}
 
 
 def mutants() -> list[Mutant]:
@@ -94,7 +104,7 @@ def mutants() -> list[Mutant]:
             line = text.count("\n", 0, match.start()) + 1
             without = text[: match.start()] + ";" + text[match.end() :]
             found.append(Mutant(path.relative_to(ROOT), line, " ".join(match.group().split()), without))
-    for name, (file, old, new) in CHANGES.items():
+    for name, (file, old, new, _) in CHANGES.items():
         path = ROOT / "csrc" / file
         text = path.read_text()
         assert text.count(old) == 1, f"{file} has {old!r} {text.count(old)} times"
@@ -147,7 +157,7 @@ def killer(suite: Suite, program: Path) -> str | None:
 def suite_of(mutant: Mutant) -> Suite:
     """Who must notice."""
     if mutant.call in CHANGES:
-        return LAYERS
+        return CHANGES[mutant.call][3]
     if mutant.path.parent.name == "primitives":
         return PRIMITIVES
     if mutant.path.name == "exchange.h":
@@ -175,8 +185,8 @@ def main() -> None:
     left_out = {
         "all": (),
         "kernels": (PRIMITIVES,),
-        "step": (PRIMITIVES, EXCHANGE, PERSISTENT, REPLAY, LAYERS),
-        "layers": (PRIMITIVES, EXCHANGE, PERSISTENT, REPLAY, KERNELS),
+        "step": (PRIMITIVES, EXCHANGE, PERSISTENT, REPLAY, LAYERS, ODD_SIZES),
+        "layers": (PRIMITIVES, EXCHANGE, PERSISTENT, REPLAY, KERNELS, ODD_SIZES),
     }
     without = left_out[parser.parse_args().what]
     every, survivors = [m for m in mutants() if suite_of(m) not in without], 0

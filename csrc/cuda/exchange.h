@@ -3,13 +3,15 @@
 //
 // A message lies in the order of residence.h, 16 bytes a piece. Messages of a column are numbered from 0 and alternate
 // between two buffers: message n + 2 can overwrite n, because nobody sends it before all have sent n + 1, and nobody
-// sends that before its whole block has read n. Of a wavefront each message is kept, for the layer above to read.
+// sends that before its whole block has read n. Those of `grid` take turns in a ring (ring.h), or are all kept: where
+// they are few, and of a wavefront, for the layer above to read.
 #pragma once
 
 #include "cuda/geometry.h"
 #include "cuda/primitives/cluster.h"
 #include "cuda/primitives/warp.h"
 #include "cuda/residence.h"
+#include "cuda/ring.h"
 
 namespace fusednn::cuda {
 
@@ -58,7 +60,6 @@ class Exchange : public Seat {
   struct Channel {
     int sender, column;  // a track, and a column of its group
     Bytes16* mail;
-    u32* flags;
   };
   FUSEDNN_DEVICE Channel channel(int column) const { return channel_of(track, column); }
 
@@ -82,7 +83,7 @@ class Exchange : public Seat {
     if (on<Launch>(Rung::kGrid)) return fetch(n, channel, round);
 #if defined(FUSEDNN_CLUSTERS)
     if (on<Launch>(Rung::kCluster)) {
-      await([&] { return mbarrier_try(barrier(n, channel.column), n / 2 % 2); });
+      await([&] { return lost_ || mbarrier_try(barrier(n, channel.column), n / 2 % 2); });
     } else
 #endif
     {
@@ -125,9 +126,6 @@ class Exchange : public Seat {
       if (place >= 0) deliver<Launch>(n, channel, place, staged<Bytes16>()[piece], route);
     }
     warp_sync();
-    if (on<Launch>(Rung::kGrid) && lane == 0) {
-      store_release(channel.flags + unit_tile * finishers + slice, n + 1);
-    }
   }
 
   // Whether a wait of this lane took longer than the patience: what it received is not what was sent.
@@ -167,8 +165,7 @@ class Exchange : public Seat {
   }
   FUSEDNN_DEVICE Channel channel_of(int sender, int column) const {
     const long group_of_all = static_cast<long>(sender) * gridDim.y + group;
-    return {sender, column, z.mail + group_of_all * z.depth * z.buffer + column * z.message * 32,
-            z.flags + (group_of_all * z.columns + column) * z.unit_tiles * finishers};
+    return {sender, column, z.mail + group_of_all * z.depth * z.buffer + column * z.message * 32};
   }
   FUSEDNN_DEVICE Bytes16* mail(u32 n, const Channel& channel) const {
     return channel.mail + static_cast<long>(n & z.depth_mask) * z.buffer;
@@ -183,7 +180,9 @@ class Exchange : public Seat {
   template <class Launch>
   FUSEDNN_DEVICE void deliver(u32 n, const Channel& channel, int place, Bytes16 piece, const Route& route) {
     if (on<Launch>(Rung::kGrid)) {
-      if (route.team == 0) store_relaxed(mail(n, channel) + place, piece);
+      if (route.team != 0) return;
+      store_relaxed(mail(n, channel) + place, present(piece));
+      if (z.depth_mask == kRing - 1) store_relaxed(mail(n + kRing / 2, channel) + place, absent());
       return;
     }
     Bytes16* to = inbox(n, channel.column) + place;
@@ -200,41 +199,49 @@ class Exchange : public Seat {
     if (route.team == 0) *to = piece;
   }
 
-  // `grid`: waits for the sender's warps that finish this warp's chunks, and copies the chunks.
-  FUSEDNN_DEVICE const Bytes16* fetch(u32 n, const Channel& channel, const Round& round) {
-    const int first = slice * round.run;
-    const int last = first + round.run < round.chunks ? first + round.run : round.chunks;
-    constexpr int kTilesOfChunk = kSpan<Form> / kTileUnits;
-    const int begin = first * kTilesOfChunk;
-    const int end =
-        last * kTilesOfChunk < round.parts * z.unit_tiles ? last * kTilesOfChunk : round.parts * z.unit_tiles;
-    await([&] {
-      for (int i = lane; i < (end - begin) * finishers; i += 32) {
-        const int of = tile_of(begin + (i >> (2 - item_bits)), round);
-        if (load_acquire(channel.flags + of * finishers + (i & (finishers - 1))) <= n) return false;
-      }
-      return true;
-    });
-    Bytes16* to = shared + warp * z.fetched * 32;
-    const Bytes16* from = mail(n, channel) + first * 32;
-    for (int i = lane; i < (last - first) * 32; i += 32) copy_async<16>(to + i, from + i);
-    copy_commit();
-    copy_wait<0>();
-    warp_sync();
-    return to;
+  // The one NaN that stands for a word that has not come is sent as another.
+  static FUSEDNN_DEVICE Bytes16 present(Bytes16 piece) {
+    for (u32& word : piece.word) word = word < kAbsent ? word : kAbsent - 1;
+    return piece;
+  }
+  static FUSEDNN_DEVICE bool has_come(const Bytes16& piece) {
+    const u32* word = piece.word;
+    return word[0] != kAbsent && word[1] != kAbsent && word[2] != kAbsent && word[3] != kAbsent;
   }
 
-  // The unit tile of the tile-th 16 values of a message, in which the parts follow one another: tile % unit_tiles.
-  FUSEDNN_DEVICE int tile_of(int tile, const Round& round) const {
-    if (round.parts == 1) return tile;
-    return tile - static_cast<int>(static_cast<u64>(tile) * z.tile_inverse >> 31) * z.unit_tiles;
+  // `grid`: this warp's chunks of a message, some of them together, as they come; the last one again where fewer are
+  // left.
+  FUSEDNN_DEVICE const Bytes16* fetch(u32 n, const Channel& channel, const Round& round) {
+    constexpr int kTogether = 4;
+    if (z.depth_mask == kRing - 1 && n % kLap == 0) fence_gpu();
+    const int first = slice * round.run, left = round.chunks - first, chunks = left < round.run ? left : round.run;
+    Bytes16* to = shared + warp * z.fetched * 32;
+    const Bytes16* from = mail(n, channel) + first * 32;
+    for (int c = 0; c < chunks; c += kTogether) {
+      int place[kTogether];
+      Bytes16 got[kTogether];
+#pragma unroll
+      for (int b = 0; b < kTogether; ++b) place[b] = (c + b < chunks ? c + b : chunks - 1) * 32 + lane;
+      await([&] {
+        bool come = true;
+#pragma unroll
+        for (int b = 0; b < kTogether; ++b) got[b] = load_relaxed(from + place[b]);
+#pragma unroll
+        for (int b = 0; b < kTogether; ++b) come &= has_come(got[b]);
+        return come;
+      });
+#pragma unroll
+      for (int b = 0; b < kTogether; ++b) to[place[b]] = got[b];
+    }
+    warp_sync();
+    return to;
   }
 
   // Until arrived() or the end of patience, which the host learns of.
   template <class Arrived>
   FUSEDNN_DEVICE void await(Arrived arrived) {
     u64 begin = 0;
-    while (!lost_ && !arrived()) {
+    while (!arrived() && !lost_) {
       spin("a message");
       const u64 now = nanoseconds();
       if (begin == 0) begin = now;

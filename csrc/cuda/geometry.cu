@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "cuda/launch.h"
+#include "cuda/ring.h"
 
 namespace fusednn::cuda {
 namespace {
@@ -106,9 +107,7 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
   z.layers = s.layers;
   z.heads = static_cast<int>(s.heads * s.layers), z.tracks = static_cast<int>(s.tracks() * s.layers);
   z.tracks_of_row = z.tracks / z.layers, z.track_rows = z.layers > 1 ? static_cast<int>(s.rows) : 1;
-  z.depth = z.layers > 1 ? z.steps + 1 : 2, z.depth_mask = z.layers > 1 ? ~0u : 1u;
   z.unit_tiles = up(z.hidden, kTileUnits);
-  z.tile_inverse = ((1u << 31) + static_cast<u32>(z.unit_tiles) - 1) / static_cast<u32>(z.unit_tiles);
   const std::string layers = z.layers > 1 ? std::to_string(z.layers) + " layers of " : "";
   const std::string what = layers + s.cell + " with H = " + std::to_string(s.hidden);
   if (s.rows > std::numeric_limits<int>::max() / z.tracks) {
@@ -135,6 +134,9 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
                   " blocks hold " + std::to_string(launched * kMostWarps));
   }
   cut(z, needs);
+  const int64_t messages = int64_t{z.layers > 1 ? 1 : z.rounds} * z.steps + 1;
+  const bool kept = z.layers > 1 || messages <= kRing;
+  z.depth = static_cast<int>(kept ? messages : kRing), z.depth_mask = kept ? ~0u : kRing - 1;
 
   LaunchShape& shape = out.shape;
   shape = LaunchShape{};
@@ -178,9 +180,8 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
   if (z.rung == Rung::kGrid) {
     const size_t columns = static_cast<size_t>(z.tracks) * shape.grid[1] * static_cast<size_t>(z.columns);
     out.mail_bytes = columns * static_cast<size_t>(z.depth) * static_cast<size_t>(z.message) * 512;
-    out.flag_count = columns * static_cast<size_t>(z.unit_tiles * std::min(z.slices, kMostItems));
   } else {
-    out.mail_bytes = out.flag_count = 0;
+    out.mail_bytes = 0;
   }
   return nullptr;
 }

@@ -36,11 +36,10 @@ struct Geometry {
   int blocks, tiles, slices, columns;  // blocks that own units; unit tiles of a block; warps of a tile; of a group
   int rounds;
   Round round[2];
-  int slice_bits;    // slices are a power of two
-  int message;       // chunks of the longest message
-  int buffer;        // 16-byte pieces from message n to message n + 1 of a column
-  u32 tile_inverse;  // 2^31 / unit_tiles, rounded up
-  int fetched;       // `grid`: of the longest run
+  int slice_bits;  // slices are a power of two
+  int message;     // chunks of the longest message
+  int buffer;      // 16-byte pieces from message n to message n + 1 of a column
+  int fetched;     // `grid`: of the longest run
   // In a tensor [N, D, values, H], or of layers [L, N, values, H]: D or 1, and from track to track 1 or N.
   int tracks_of_row, track_rows;
 
@@ -48,12 +47,10 @@ struct Geometry {
   int sums, sums_of_turn, kept, bias, bias_below, staged, staged_of_warp, barriers, rest[2];
   int sums_below;  // of the product with x_t, behind those with h_{t-1}; fp32 values
 
-  // `grid`: [track, group, depth, column, message * 32] and [track, group, column, unit tile, finishing warp]. Message
-  // n is kept in place n & depth_mask.
+  // `grid`: [track, group, depth, column, message * 32]. Message n is kept in place n & depth_mask.
   int depth;
   u32 depth_mask;
   Bytes16* mail;
-  u32* flags;
   // Packed input: the length of each row and, at [t], the rows of all steps before t; null: all rows have all steps.
   const int* lengths;
   const int64_t* offsets;
@@ -147,7 +144,7 @@ struct Layout {
   Geometry geometry;
   LaunchShape shape;
   int launches;  // tracks that are not resident together follow one another
-  size_t mail_bytes, flag_count;
+  size_t mail_bytes;
 };
 
 // Null, or why the rung cannot serve the sizes; the message lives until the thread's next call.

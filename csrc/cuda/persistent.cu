@@ -5,8 +5,8 @@
 #include <cstring>
 
 #include "cuda/lengths.h"
+#include "cuda/ring.h"
 #include "cuda/sequence.h"
-#include "cuda/states.h"
 #include "cuda/waits.h"
 
 namespace fusednn::cuda {
@@ -28,19 +28,18 @@ const PersistentKernels* kernels_of(const RecurrentShape& s) {
 // One call: what lies in the workspace, and the launches.
 struct Persistent {
   const RecurrentShape& s;
+  const Needs& needs;
   Layout layout{};
   const char* refused;
   Workspace space;
-  size_t exchanged = 0;  // bytes of messages and flags
-  float* zeroed = nullptr;
+  Bytes16* mail = nullptr;
   int* lengths = nullptr;
   int64_t* offsets = nullptr;
 
   Persistent(const RecurrentShape& shape, const Needs& needs)
-      : s(shape), refused(lay_out(shape, needs, layout)), space(shape.workspace) {
+      : s(shape), needs(needs), refused(lay_out(shape, needs, layout)), space(shape.workspace) {
     if (refused != nullptr) return;
-    exchanged = layout.mail_bytes + layout.flag_count * sizeof(u32);
-    if (exchanged > 0) zeroed = static_cast<float*>(space.take(exchanged));
+    if (layout.mail_bytes > 0) mail = static_cast<Bytes16*>(space.take(layout.mail_bytes));
     if (s.batch_sizes == nullptr) return;
     lengths = static_cast<int*>(space.take(sizeof(int) * static_cast<size_t>(s.batch)));
     offsets = static_cast<int64_t*>(space.take(sizeof(int64_t) * static_cast<size_t>(s.steps + 1)));
@@ -51,11 +50,9 @@ struct Persistent {
     FUSEDNN_TRY(refused);
     if (s.batch == 0) return settle();
     Geometry& z = layout.geometry;
-    if (exchanged > 0) {
-      FUSEDNN_TRY(spread_state(nullptr, Dtype::kFloat32, static_cast<int64_t>(exchanged / sizeof(float)),
-                               {zeroed, {}, nullptr, {}}, s.stream));
-      z.mail = reinterpret_cast<Bytes16*>(zeroed);
-      z.flags = reinterpret_cast<u32*>(zeroed) + layout.mail_bytes / sizeof(u32);
+    z.mail = mail;
+    if (layout.mail_bytes > 0) {
+      FUSEDNN_TRY(clear_mail(z, layout.mail_bytes, 16 / static_cast<int>(needs.element), s.stream));
     }
     if (lengths != nullptr) FUSEDNN_TRY(put_lengths(s, lengths, offsets));
     z.lengths = lengths, z.offsets = offsets;

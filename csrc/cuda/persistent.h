@@ -26,7 +26,7 @@ struct PersistentOf {
 
   static Needs forward_needs() {
     const auto round = [](int tiles) {
-      return RoundNeeds{tiles, 1, kept_chunks<Form>(kForwardRegisters, tiles, kRounds)};
+      return RoundNeeds{tiles, 1, kept_chunks<Form>(forward_registers(kRounds), tiles, kRounds)};
     };
     return {sizeof(typename Form::T),         kRounds, {round(kFirst), round(kSecond)},
             ForwardWalk<Cell, Form>::kStates, G,       reinterpret_cast<const void*>(persistent_forward<Cell, Form>)};

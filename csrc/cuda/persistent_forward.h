@@ -311,8 +311,8 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
   Forward walk(cell, z, a);
   walk.open();
   if (walk.rank >= z.blocks) return walk.close();
-  Residence<Form, kFirst, kept_chunks<Form>(kForwardRegisters, kFirst, kRounds)> weights;
-  Residence<Form, kSecond, kept_chunks<Form>(kForwardRegisters, kSecond, kRounds)> late;
+  Residence<Form, kFirst, kept_chunks<Form>(forward_registers(kRounds), kFirst, kRounds)> weights;
+  Residence<Form, kSecond, kept_chunks<Form>(forward_registers(kRounds), kSecond, kRounds)> late;
   Residence<Form, kSecond == 0 ? G : 0, 0> input;  // of a layer above the first
   walk.load(weights, 0, walk.rows_of(walk.weights().w_hh, 0));
   if constexpr (kSecond > 0) {

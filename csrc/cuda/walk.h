@@ -9,7 +9,9 @@
 namespace fusednn::cuda {
 
 // For weights; more of them spill.
-constexpr int kForwardRegisters = 144;
+constexpr int forward_registers(int products) {
+  return products == 1 ? 144 : 136;
+}
 constexpr int backward_registers(int products) {
   return products == 1 ? 136 : 104;
 }

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <unordered_map>
 #include <vector>
 
 #include "emulation/fiber.h"
@@ -20,6 +21,7 @@ constexpr size_t kGuard = 64;              // bytes behind the shared memory tha
 constexpr uint64_t kMostSpins = 20000000;  // turns of polling loops without anything else happening
 constexpr uint64_t kEarlyBlocks = 16;      // of a programmatic launch that begin before the launch in front
 constexpr uint64_t kStall = 2000;          // picks for which the stalled warp is passed over
+constexpr uint64_t kIdle = 16;             // of so many stores one lands when nothing else can happen
 
 struct Block;
 struct Run;
@@ -96,6 +98,8 @@ struct Block {
   char* shared = nullptr;
   Barrier barriers[kNamedBarriers];
   std::map<uint32_t, MemoryBarrier> memory_barriers;
+  uint64_t acquired = 0;                             // the event up to which it sees what others stored
+  std::unordered_map<const char*, uint64_t> newest;  // words of which it saw what was stored later, and when
   unsigned threads_left = 0;
 
   ~Block() { std::free(shared); }
@@ -109,6 +113,19 @@ struct Store {
   unsigned char data[16];
   Block* target = nullptr;
   uint32_t address = 0, barrier = 0;
+  bool idle = false;
+
+  bool overlaps(const void* at, size_t count) const {
+    const char *mine = static_cast<const char*>(to), *other = static_cast<const char*>(at);
+    return target == nullptr && mine < other + count && other < mine + bytes;
+  }
+};
+
+// What a store to a word of global memory replaced: another block may still read it.
+struct Replaced {
+  const Block* by;
+  uint64_t when;
+  uint32_t word;
 };
 
 Thread* current = nullptr;
@@ -137,6 +154,7 @@ struct Run {
   std::vector<std::unique_ptr<Cluster>> clusters;
   std::vector<Warp*> warps;
   std::vector<Store> stores;
+  std::unordered_map<const char*, Replaced> replaced;
   std::vector<Thread*> held;  // at dependency_wait
   bool dependency_met = true;
   bool overtakes = false, waited = false;  // begins before the launch in front has ended; waits for it somewhere
@@ -228,7 +246,10 @@ struct Run {
   bool advance() {
     for (;;) {
       if (!failure.empty()) return false;
-      if (!stores.empty() && draw(4) == 0) land_store(draw(stores.size()));
+      if (!stores.empty() && draw(4) == 0) {
+        const size_t at = draw(stores.size());
+        if (!stores[at].idle) land_store(at);
+      }
       Warp* warp = pick();
       if (warp == nullptr) {
         if (std::all_of(warps.begin(), warps.end(), [](Warp* w) { return w->done == kLanes; })) break;
@@ -308,7 +329,7 @@ struct Run {
   void land_store(size_t at) {
     // Stores of a block to one address keep their order.
     for (size_t i = 0; i < at; ++i) {
-      if (stores[i].from == stores[at].from && stores[i].to == stores[at].to && stores[i].target == nullptr) {
+      if (stores[i].from == stores[at].from && stores[at].overlaps(stores[i].to, stores[i].bytes)) {
         at = i;
         break;
       }
@@ -318,6 +339,10 @@ struct Run {
     ++progress;
     if (store.target == nullptr) {
       ++events;
+      for (size_t at = 0; at < store.bytes; at += 4) {
+        const char* to = static_cast<const char*>(store.to) + at;
+        std::memcpy(&(replaced[to] = {store.from, events, 0}).word, to, 4);
+      }
       std::memcpy(store.to, store.data, store.bytes);
       return;
     }
@@ -574,9 +599,14 @@ void copy_wait(unsigned groups_left) {
 
 void store_late(void* to, const void* from, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(to) % bytes != 0) die("a store is not aligned");
-  Store store{current->warp->block, to, bytes, {}};
-  std::memcpy(store.data, from, bytes);
-  here().stores.push_back(store);
+  Run& run = here();
+  const size_t whole = bytes > 4 && run.draw(4) == 0 ? 4 : bytes;  // the words of a vector may come one by one
+  for (size_t done = 0; done < bytes; done += whole) {
+    Store store{current->warp->block, static_cast<char*>(to) + done, whole, {}};
+    std::memcpy(store.data, static_cast<const char*>(from) + done, whole);
+    store.idle = run.draw(kIdle) == 0;
+    run.stores.push_back(store);
+  }
 }
 
 void land_stores() {
@@ -595,14 +625,33 @@ void land_stores() {
 void land_stores_to(const void* at, size_t bytes) {
   Run& run = here();
   const Block* block = current->warp->block;
-  const char* first = static_cast<const char*>(at);
   for (size_t i = 0; i < run.stores.size();) {
-    const Store& store = run.stores[i];
-    const char* to = static_cast<const char*>(store.to);
-    if (store.from == block && store.target == nullptr && to < first + bytes && first < to + store.bytes) {
+    if (run.stores[i].from == block && run.stores[i].overlaps(at, bytes)) {
       run.land_store(i);
     } else {
       ++i;
+    }
+  }
+}
+
+void acquire() {
+  current->warp->block->acquired = here().events;
+}
+
+void load_early(void* to, const void* from, size_t bytes) {
+  Run& run = here();
+  Block& block = *current->warp->block;
+  land_stores_to(from, bytes);
+  std::memcpy(to, from, bytes);
+  for (size_t at = 0; at < bytes; at += 4) {
+    const char* word = static_cast<const char*>(from) + at;
+    const auto found = run.replaced.find(word);
+    if (found == run.replaced.end() || found->second.by == &block || found->second.when <= block.acquired) continue;
+    uint64_t& newest = block.newest[word];
+    if (newest < found->second.when && run.draw(4) == 0) {
+      std::memcpy(static_cast<char*>(to) + at, &found->second.word, 4);
+    } else {
+      newest = found->second.when;
     }
   }
 }
@@ -689,6 +738,7 @@ void cluster_wait() {
     cluster.waiting.push_back(current);
     wait_at("barrier.cluster.wait");
   }
+  acquire();
 }
 
 void mbarrier_init(uint32_t at, unsigned count) {

@@ -78,6 +78,10 @@ void store_late(void* to, const void* from, size_t bytes);
 void land_stores();
 void land_stores_to(const void* at, size_t bytes);  // before a load by the same block
 
+// A relaxed load may still give what another block's store replaced, word by word, unless this block acquired since.
+void load_early(void* to, const void* from, size_t bytes);
+void acquire();
+
 // Clusters. An address of shared memory is 32 bits: the rank of the block in the cluster above the offset.
 unsigned cluster_rank();
 unsigned cluster_size();

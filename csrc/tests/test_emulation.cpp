@@ -340,6 +340,55 @@ TEST(some_copies_land_at_their_commit_and_some_at_their_wait) {
   });
 }
 
+// Of 16 bytes that a relaxed store brings, the first word tells nothing of the others.
+template <bool kAll>
+__global__ void hand_over_vectors(u32* out, Bytes16* data) {
+  Bytes16* mine = data + threadIdx.x;
+  if (blockIdx.x == 0) return store_relaxed(mine, Bytes16{{1, 2, 3, 4}});
+  const auto here = [](const Bytes16& v) {
+    return v.word[0] != 0 && (!kAll || (v.word[1] != 0 && v.word[2] != 0 && v.word[3] != 0));
+  };
+  Bytes16 got;
+  while (!here(got = load_relaxed(mine))) spin("16 bytes");
+  out[threadIdx.x] = got.word[0] + got.word[1] + got.word[2] + got.word[3];
+}
+
+template <bool kAll>
+bool hands_over_vectors() {
+  std::vector<Bytes16> data(32);
+  return gives(std::vector<u32>(32, 10), hand_over_vectors<kAll>, cooperative(2, 32), data.data());
+}
+
+TEST(a_look_at_one_word_of_a_vector_is_found) {
+  CHECK_DETECTED(hands_over_vectors<false>, hands_over_vectors<true>);
+}
+
+// A flag that is polled without acquire says that the data behind it came, not that it is seen.
+template <bool kFence>
+__global__ void hand_over_late(u32* out, u32* data, u32* flag) {
+  if (blockIdx.x == 0) {
+    store_relaxed(data + threadIdx.x, threadIdx.x);
+    fence_gpu();
+    block_sync();
+    if (threadIdx.x == 0) store_release(flag, 1);
+    return;
+  }
+  while (load_relaxed(flag) == 0) spin("the flag");
+  if (kFence) fence_gpu();
+  out[threadIdx.x] = load_relaxed(data + blockDim.x - 1 - threadIdx.x);
+}
+
+template <bool kFence>
+bool hands_over_late() {
+  std::vector<u32> data(64);
+  u32 flag = 0;
+  return gives(descending(64), hand_over_late<kFence>, cooperative(2, 64), data.data(), &flag);
+}
+
+TEST(a_missing_acquire_is_found) {
+  CHECK_DETECTED(hands_over_late<false>, hands_over_late<true>);
+}
+
 enum class Flag { kRelaxed, kRelease, kFence, kAdd };
 
 // Block 0 stores data and then a flag; block 1 waits for the flag and reads.

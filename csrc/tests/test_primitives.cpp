@@ -854,6 +854,56 @@ TEST(an_atomic_add_hands_data_to_another_block) {
   check_hand_over<HandOver::kAdd>();
 }
 
+enum class TakeOver { kAcquire, kFence, kAdd };
+
+// Block 0 writes, block 1 waits for the flag and reads by relaxed loads.
+template <TakeOver kHow>
+__global__ void take_over(u32* data, u32* flag, u32* out) {
+  const unsigned i = threadIdx.x, n = blockDim.x;
+  if (blockIdx.x == 0) {
+    store_relaxed(data + i, i + 1);
+    block_sync();
+    if (i == 0) store_release(flag, 1);
+    return;
+  }
+  if (i == 0) {
+    if (kHow == TakeOver::kAcquire) {
+      while (load_acquire(flag) == 0) spin("the writer");
+    } else if (kHow == TakeOver::kAdd) {
+      while (add_acq_rel(flag, 0) == 0) spin("the writer");
+    } else {
+      while (load_relaxed(flag) == 0) spin("the writer");
+      fence_gpu();
+    }
+  }
+  block_sync();
+  out[i] = load_relaxed(data + n - 1 - i);
+}
+
+template <TakeOver kHow>
+void check_take_over() {
+  over_seeds([] {
+    Memory<u32> data(64), flag(1), out(64);
+    LaunchShape shape = blocks(2, 64);
+    shape.cooperative = true;
+    run(take_over<kHow>, shape, data.data(), flag.data(), out.data());
+    const std::vector<u32> got = out.read();
+    for (u32 i = 0; i < 64; ++i) expect(got, i, 64 - i);
+  });
+}
+
+TEST(an_acquiring_load_takes_data_from_another_block) {
+  check_take_over<TakeOver::kAcquire>();
+}
+
+TEST(a_fence_behind_a_relaxed_flag_takes_data_from_another_block) {
+  check_take_over<TakeOver::kFence>();
+}
+
+TEST(an_atomic_add_takes_data_from_another_block) {
+  check_take_over<TakeOver::kAdd>();
+}
+
 __global__ void take_tickets(u32* counter, u32* taken) {
   taken[blockIdx.x * blockDim.x + threadIdx.x] = add_acq_rel(counter, 2);
 }

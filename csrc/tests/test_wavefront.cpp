@@ -159,7 +159,7 @@ TEST(a_wait_that_expires_in_a_wavefront_poisons_the_last_layer_and_fails_the_nex
   });
 }
 
-TEST(any_number_of_layers_is_one_launch_behind_that_of_the_flags) {
+TEST(any_number_of_layers_is_one_launch_behind_that_which_clears_the_mail) {
   for (int layers : {1, 2, 3, 8}) {
     const Told told = ask("gru", Dtype::kBFloat16, "grid", layers, 200);
     CHECK(told.launches.size() == 2, layers << " layers: " << told.refusal);

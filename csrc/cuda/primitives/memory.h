@@ -78,7 +78,9 @@ FUSEDNN_DEVICE void copy_wait() {
 FUSEDNN_DEVICE u32 load_acquire(const u32* p) {
 #if defined(FUSEDNN_EMULATE)
   emulation::land_stores_to(p, sizeof *p);
-  return *const_cast<const volatile u32*>(p);
+  const u32 v = *p;
+  emulation::acquire();
+  return v;
 #else
   u32 v;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
@@ -87,10 +89,28 @@ FUSEDNN_DEVICE u32 load_acquire(const u32* p) {
 }
 FUSEDNN_DEVICE u32 load_relaxed(const u32* p) {
 #if defined(FUSEDNN_EMULATE)
-  return load_acquire(p);
+  u32 v;
+  emulation::load_early(&v, p, sizeof v);
+  return v;
 #else
   u32 v;
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+#endif
+}
+// 16 bytes, aligned; each of the four words is read as a whole, in any order.
+FUSEDNN_DEVICE Bytes16 load_relaxed(const Bytes16* p) {
+#if defined(FUSEDNN_EMULATE)
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) emulation::die("a 16-byte load is not aligned");
+  Bytes16 v;
+  emulation::load_early(&v, p, sizeof v);
+  return v;
+#else
+  Bytes16 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(p)
+               : "memory");
   return v;
 #endif
 }
@@ -133,6 +153,7 @@ FUSEDNN_DEVICE u32 add_acq_rel(u32* p, u32 v) {
   emulation::land_stores();
   const u32 before = *p;
   *p = before + v;
+  emulation::acquire();
   return before;
 #else
   u32 before;
@@ -143,6 +164,7 @@ FUSEDNN_DEVICE u32 add_acq_rel(u32* p, u32 v) {
 FUSEDNN_DEVICE void fence_gpu() {
 #if defined(FUSEDNN_EMULATE)
   emulation::land_stores();
+  emulation::acquire();
 #else
   asm volatile("fence.acq_rel.gpu;" ::: "memory");
 #endif
