@@ -83,7 +83,11 @@ def cases() -> list[Case]:
     ]  # its weights do not fit
     wanted += [(rung, hidden, 16, way) for hidden in (512, 1024) for way in ("forward", "backward")
                for rung in ("step", "graph", "gemm")]  # fmt: skip
-    return [Case(rung, "lstm", "bfloat16", hidden, batch, way) for rung, hidden, batch, way in wanted]
+    rows = [Case(rung, "lstm", "bfloat16", hidden, batch, way) for rung, hidden, batch, way in wanted]
+    others = [("block", 64), ("cluster", 512), ("grid", 1024)], [(rung, 512) for rung in ("step", "graph", "gemm")]
+    return rows + [Case(rung, cell, "bfloat16", hidden, batch, way) for cell in ("gru", "rnn_tanh")
+                   for batch, sizes in zip((1, 16), others, strict=True) for rung, hidden in sizes
+                   for way in ("forward", "backward")]  # fmt: skip
 
 
 @functools.cache
@@ -186,7 +190,7 @@ def traces(case: Case, steps: int, like: list[int]) -> list[list[Event]]:
     """Of all warps of a block of a persistent kernel. ``like``: of each the one that executes the same, where known."""
     launches, regions = launched(case, steps)
     launch = next(each for each in launches if each.kernel.startswith("persistent_"))
-    # Flags of `grid` lie in the workspace: any number that is larger than all messages' lets a wait end
+    # Messages of `grid` lie in the workspace: any word but the absent one lets a wait end
     told = [Region(r.name, r.start, r.size, word=0x7FFFFFFF) if r.name == "workspace" else r for r in regions]
     own = like or list(range(launch.threads // 32))
     walked = {warp: walk(launch, told, warp) for warp in set(own)}
@@ -256,7 +260,8 @@ def stepwise(case: Case) -> dict:
     block = timeline.Block(warps, 0)
     cycles = block.run() - (timeline.Block(early, 0).run() if all(early) else 0)
     blocks = launch.grid[0] * launch.grid[1] * launch.grid[2]
-    weights = {"gemm": 4 * case.hidden**2 * (2 if case.dtype == "bfloat16" else 4)}.get(case.rung)  # LSTM's, once
+    gates = {"lstm": 4, "gru": 3, "rnn_tanh": 1}[case.cell]
+    weights = {"gemm": gates * case.hidden**2 * (2 if case.dtype == "bfloat16" else 4)}.get(case.rung)  # once
     tallies = [tally(events) for events in warps]
     if weights is None:
         places = ("from w_hh",) if case.way == "forward" else ("from workspace",)
