@@ -18,7 +18,7 @@ from typing import Any
 from bench.claims import judge_all
 from bench.kept import last_run, learnt
 from bench.report.page import render
-from bench.results import load, write
+from bench.results import load_given, write
 from fusednn.profiling.reports import ncu_kernels
 
 SOURCE = "Nsight Compute"
@@ -71,10 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("results", type=Path)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     given = parser.parse_args(argv)
-    try:
-        results = load(given.results)
-    except ValueError as error:
-        parser.error(str(error))
+    results = load_given(parser, given.results)
     for folder in given.folders:
         try:
             target, launches = read(folder)

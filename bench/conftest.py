@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import math
 import os
@@ -148,7 +149,7 @@ class Run:
             items[:] = mine
             return
         key = {"tier": self.tier.name, "device": machine.device_name(self.device), "torch": torch.__version__,
-               "threads": torch.get_num_threads(), "commit": self._commit()["id"]}  # fmt: skip
+               "threads": torch.get_num_threads(), "commit": self.commit["id"]}  # fmt: skip
         try:
             self.lines = Lines(self.out / "lines.jsonl", bool(config.getoption("--bench-resume")), key)
         except ValueError as error:
@@ -246,7 +247,7 @@ class Run:
             [*self.lines.lines.values(), *map(left_over, self.left)],
             machine_info=facts,
             tier=self.tier.as_dict(),
-            commit=self._commit(),
+            commit=self.commit,
             when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             learnt=self._kept(learnt, facts),
         )
@@ -267,7 +268,9 @@ class Run:
             self.notes.append(f"kept results are left out: {error}")
             return None
 
-    def _commit(self) -> dict[str, Any]:
+    @functools.cached_property
+    def commit(self) -> dict[str, Any]:
+        """What was measured, as it stood when the run began."""
         info = self.config.hook.pytest_benchmark_generate_commit_info(config=self.config)
         return {k: info.get(k) for k in ("id", "time", "dirty")}
 

@@ -18,7 +18,7 @@ from bench.lines import LEFT
 from bench.progress import time_text
 from bench.query import Cells
 from bench.report.tables import Table
-from bench.results import incomplete, load
+from bench.results import incomplete, load, load_given
 from bench.schema import problems
 from bench.stats import median
 
@@ -151,10 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     source = published() if given.readme_only else given.report / "results.json"
     if source is None:
         raise SystemExit("README.md names no results file between its markers")
-    try:
-        results = load(source)
-    except ValueError as error:
-        parser.error(str(error))
+    results = load_given(parser, source)
     if reason := refusal(results):
         raise SystemExit(f"{source.as_posix()}: {reason}")
     if not given.readme_only:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,3 +93,11 @@ def load(path: Path) -> dict[str, Any]:
     if lacking := [name for name in NEEDED if name not in results]:
         raise ValueError(f"{path.name} is damaged: it lacks {', '.join(lacking)}")
     return results
+
+
+def load_given(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
+    """Read the results file that a command was given; one that is none ends the command as a wrong argument does."""
+    try:
+        return load(path)
+    except ValueError as error:
+        parser.error(str(error))

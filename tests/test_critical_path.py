@@ -90,9 +90,9 @@ def test_parts_and_classes_add_up_to_all_instructions():
 
 def test_steps_are_alike_or_a_lap_is_shared_out():
     lap = Counter({"all": 71, "fence": 1})
-    assert critical_path.share(lap, Counter(all=1), 7, alike=False) == {"all": 10, "fence": 0}
+    assert critical_path.share(lap, Counter(all=1), 7, uniform=False) == {"all": 10, "fence": 0}
     with pytest.raises(warp.Unfit, match="steps differ"):
-        critical_path.share(lap, Counter(all=1), 7, alike=True)
+        critical_path.share(lap, Counter(all=1), 7, uniform=True)
 
 
 def test_a_walk_outside_of_the_tensors_ends():

@@ -30,6 +30,8 @@ from sm90.timeline import CLOCK, LATENCY, Event
 from sm90.warp import Block, Region, Unfit, Warp
 from step_code import FILES, Case, Launched, code_of, codes, function_at, launched
 
+from fusednn.reference.cells import CELLS
+
 COUNTS = ROOT / "docs/kernels/critical_path.json"
 PAGE = ROOT / "docs/kernels/critical_path.md"
 STEPS = (2, 4, 6)  # of a sequence: all of its steps but the first and the last are alike
@@ -178,10 +180,10 @@ def tally(events: Iterable[Event]) -> Counter:
     return found
 
 
-def share(more: Counter, less: Counter, steps: int, alike: bool) -> Counter:
-    """What each of some steps adds; on average, rounded, where they are not alike."""
+def share(more: Counter, less: Counter, steps: int, uniform: bool) -> Counter:
+    """What each of some steps adds; on average, rounded, where they are not uniform."""
     added = Counter({key: more[key] - less[key] for key in more.keys() | less.keys()})
-    if alike and any(value % steps for value in added.values()):
+    if uniform and any(value % steps for value in added.values()):
         raise Unfit(f"steps differ: {dict(added)}")
     return Counter({key: round(value / steps) for key, value in added.items() if value})
 
@@ -260,10 +262,10 @@ def stepwise(case: Case) -> dict:
     block = timeline.Block(warps, 0)
     cycles = block.run() - (timeline.Block(early, 0).run() if all(early) else 0)
     blocks = launch.grid[0] * launch.grid[1] * launch.grid[2]
-    gates = {"lstm": 4, "gru": 3, "rnn_tanh": 1}[case.cell]
-    weights = {"gemm": gates * case.hidden**2 * (2 if case.dtype == "bfloat16" else 4)}.get(case.rung)  # once
     tallies = [tally(events) for events in warps]
-    if weights is None:
+    if case.rung == "gemm":  # the library reads them once
+        weights = len(CELLS[case.cell].gates) * case.hidden**2 * (2 if case.dtype == "bfloat16" else 4)
+    else:
         places = ("from w_hh",) if case.way == "forward" else ("from workspace",)
         weights = blocks * sum(t["bytes", place] for t in tallies for place in places)
     exchange = {"step": LAUNCH, "graph": REPLAYED, "gemm": 2 * LAUNCH}[case.rung]

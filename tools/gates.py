@@ -36,7 +36,7 @@ def _faults(name: str, known: str, fact: dict) -> list[str]:
     number = known.removeprefix("sm_")
     limit = CAPABILITIES[f"{number[:-1]}.{number[-1]}"].shared_block
     said = []
-    if fact["spills"] > (SPILLS_89 if known == "sm_89" and name in SPILLS_89 else SPILLS).get(name, 0):
+    if fact["spills"] > (SPILLS | SPILLS_89 if known == "sm_89" else SPILLS).get(name, 0):
         said.append(f"{fact['spills']} bytes of spills")
     if fact["shared"] > limit:
         said.append(f"{fact['shared']} bytes of shared memory, the device has {limit}")

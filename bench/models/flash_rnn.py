@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.flops import GATES
+
 BACKENDS = ("cuda_fused", "cuda")  # one kernel for all steps; a product and a pointwise kernel a step
 FUNCTIONS = {"RNN": "elman", "LSTM": "lstm", "GRU": "gru"}
-GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 
 
 def recurrent_gates(cell: str, weight: Tensor) -> Tensor:

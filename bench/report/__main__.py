@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.claims import judge_all
 from bench.kept import last_run, learnt
 from bench.report.page import render
-from bench.results import load, write
+from bench.results import load_given, write
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,10 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, nargs="?", help="default: the folder of the results")
     parser.add_argument("--judge", action="store_true", help="compute the verdicts anew and store them")
     given = parser.parse_args(argv)
-    try:
-        results = load(given.results)
-    except ValueError as error:
-        parser.error(str(error))
+    results = load_given(parser, given.results)
     if given.judge:
         results["claims"] = judge_all(results, learnt(results["machine_info"]))
         write(results, given.results)

@@ -378,15 +378,15 @@ __global__ void hand_over_late(u32* out, u32* data, u32* flag) {
   out[threadIdx.x] = load_relaxed(data + blockDim.x - 1 - threadIdx.x);
 }
 
-template <bool kFence>
-bool hands_over_late() {
+// Data and a flag from one block to another.
+bool hands_over(void (*kernel)(u32*, u32*, u32*)) {
   std::vector<u32> data(64);
   u32 flag = 0;
-  return gives(descending(64), hand_over_late<kFence>, cooperative(2, 64), data.data(), &flag);
+  return gives(descending(64), kernel, cooperative(2, 64), data.data(), &flag);
 }
 
 TEST(a_missing_acquire_is_found) {
-  CHECK_DETECTED(hands_over_late<false>, hands_over_late<true>);
+  CHECK_DETECTED([] { return hands_over(hand_over_late<false>); }, [] { return hands_over(hand_over_late<true>); });
 }
 
 enum class Flag { kRelaxed, kRelease, kFence, kAdd };
@@ -414,9 +414,7 @@ __global__ void hand_over(u32* out, u32* data, u32* flag) {
 
 template <Flag kFlag>
 bool hands_over() {
-  std::vector<u32> data(64);
-  u32 flag = 0;
-  return gives(descending(64), hand_over<kFlag>, cooperative(2, 64), data.data(), &flag);
+  return hands_over(hand_over<kFlag>);
 }
 
 TEST(a_missing_release_is_found) {
