@@ -554,6 +554,35 @@ std::tuple<Tensor, Tensor, Tensor> additive_gradients(Tensor grad, Tensor query,
   return {d_query, d_key, d_weight};
 }
 
+// Gradients of y = x W^T + b: of the W of each x, of b, and with w of x.
+std::tuple<std::vector<Tensor>, Tensor, Tensor> linear_gradients(Tensor d_y, std::vector<Tensor> x, OptionalTensor w,
+                                                                 bool bias) {
+  LinearBackward args{};
+  require(d_y.dim() == 2 && (d_y.numel() == 0 || d_y.size(1) == 1 || d_y.stride(1) == 1),
+          "d_y must be [N, M] with contiguous rows");
+  require(x.size() <= 2 && (!w.has_value() || w->dim() == 2), "expected at most two x, and w [M, K]");
+  args.dtype = dtype_of(d_y);
+  args.rows = d_y.size(0), args.outputs = d_y.size(1);
+  args.d_y = d_y.const_data_ptr(), args.d_y_row = d_y.stride(0);
+  args.threads = static_cast<int>(torch::stable::get_num_threads());
+  Inputs in(d_y);
+  std::vector<Tensor> d_w;
+  for (size_t i = 0; i < x.size(); ++i) {
+    require(x[i].dim() == 2, "x must be [N, K]");
+    const int64_t size = x[i].size(1);
+    d_w.push_back(empty(d_y, {args.outputs, size}));
+    args.inputs[i] = {size, in.get("x", x[i], {args.rows, size}), d_w[i].mutable_data_ptr()};
+  }
+  args.w_size = w.has_value() ? w->size(1) : 0;
+  args.w = in.get("w", w, {args.outputs, args.w_size});
+  Tensor d_x = w.has_value() ? empty(d_y, {args.rows, args.w_size}) : empty(d_y, {0});
+  Tensor d_b = empty_if(bias, d_y, {args.outputs});
+  args.d_x = data_if(w.has_value(), d_x), args.d_b = data_if(bias, d_b);
+  const char* error = linear_backward(args);
+  require(error == nullptr, error == nullptr ? "" : error);
+  return {d_w, d_b, d_x};
+}
+
 Tensor attention_keep(Tensor seed, double probability, Tensor heads, int64_t first_query, int64_t end_query,
                       int64_t first_key, int64_t end_key) {
   DropoutKeep args{};
@@ -717,6 +746,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fusednn, CPU, m) {
   implement(m);
+  m.impl("linear_gradients", TORCH_BOX(&linear_gradients));
   m.impl("scan", TORCH_BOX(&scan));
   m.impl("scan_backward", TORCH_BOX(&scan_gradients));
   m.impl("additive_scores", TORCH_BOX(&additive_scores));

@@ -96,7 +96,7 @@ struct Attention {
     for (long block = 0; block * kLanes < count; ++block) pack_rows(x, row, count, block, to, to.panel(block));
   }
   void pack_by_column(const T* x, long row, long columns, const Panels<A>& to) const {
-    for (long block = 0; block < to.blocks; ++block) pack_columns(x, row, columns, block, to);
+    for (long block = 0; block < to.blocks; ++block) pack_columns(x, row, columns, block, to, to.panel(block));
   }
 
   // Room for panels of up to `units`; `panels_of` gives the part that a head needs.

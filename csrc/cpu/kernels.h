@@ -11,6 +11,7 @@ enum class Function : int { kTanh, kSigmoid, kExp };  // exp: of x <= 0
 struct Kernels {
   void (*forward)(const RecurrentForward&);
   void (*backward)(const RecurrentBackward&);
+  void (*linear_backward)(const LinearBackward&);
   void (*scan_forward)(const ScanForward&);
   void (*scan_backward)(const ScanBackward&);
   void (*additive_forward)(const AdditiveForward&);

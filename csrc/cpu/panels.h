@@ -106,12 +106,12 @@ void pack_rows(const T* w, long row, long units, long block, const Panels<N>& to
 
 // For d W: sums run down the columns of w, which has `units` columns and rows that lie `row` apart. One "gate".
 template <class T, class N>
-void pack_columns(const T* w, long row, long units, long block, const Panels<N>& to) {
+__attribute__((noinline)) void pack_columns(const T* w, long row, long units, long block, const Panels<N>& to, N* panel) {
   constexpr int n = Panels<N>::kLanes, kWidth = Panels<N>::kWidth;
   const long u0 = block * n;
   for (long k = 0; k < to.depth(); ++k) {
     const auto v = Lane<N>::across(w + k * kWidth * row + u0, row, to.k - k * kWidth, units - u0);
-    __builtin_memcpy(to.panel(block) + k * n, &v, sizeof v);
+    __builtin_memcpy(panel + k * n, &v, sizeof v);
   }
 }
 
@@ -125,7 +125,7 @@ void pack(Sums sums, const T* w, long units, const Panels<N>& to, int thread, in
     if (sums == Sums::kRows) {
       pack_rows(w, to.k, units, block, to, to.panel(block));
     } else {
-      pack_columns(w, units, units, block, to);
+      pack_columns(w, units, units, block, to, to.panel(block));
     }
   }
 }

@@ -13,6 +13,7 @@ template <class N>
 struct Rows {
   const N* data;
   long row;
+  long step = 1;  // distance between neighbours along k
 };
 
 template <class N>
@@ -39,7 +40,7 @@ __attribute__((noinline)) void multiply(Rows<N> a, const N* w, long w_panel, Til
     for (int j = 0; j < kWide; ++j) v[j] = Lane<N>::read(w + j / kGates * w_panel + (p * kGates + j % kGates) * n);
 #pragma GCC unroll 32
     for (int i = 0; i < kRows; ++i) {
-      const N x = a.data[i * a.row + p];
+      const N x = a.data[i * a.row + p * a.step];
 #pragma GCC unroll 32
       for (int j = 0; j < kWide; ++j) sum[i][j] = Lane<N>::multiply_add(x, v[j], sum[i][j]);
     }
@@ -95,7 +96,7 @@ void multiply_panels(long rows, Rows<N> a, const N* w, long w_panel, Tile<SumOf<
     const N* ahead = w + (k0 + kSlice) * kStep;
     for (long b = 0; b < rows; ahead += length * kVector) {
       const int count = static_cast<int>(least) + (b < larger);
-      multiply_rows<N, kGates, kPanels, kRows, kAhead>(count, {a.data + b * a.row + k0, a.row}, w + k0 * kStep, w_panel,
+      multiply_rows<N, kGates, kPanels, kRows, kAhead>(count, {a.data + b * a.row + k0 * a.step, a.row, a.step}, w + k0 * kStep, w_panel,
                                                        {c.data + b * c.row, c.row, c.panel}, length, ahead);
       b += count;
     }

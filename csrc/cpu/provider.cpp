@@ -66,6 +66,10 @@ const char* scan(const Args& args, void (*kernel)(const Args&)) {
 
 }  // namespace
 
+const char* linear_backward(const LinearBackward& args) {
+  return attempt(args, cpu::chosen_kernels(args.dtype).linear_backward);
+}
+
 const char* scan_forward(const ScanForward& args) {
   return scan(args, cpu::chosen_kernels(args.shape.dtype).scan_forward);
 }

@@ -60,6 +60,10 @@ LIBRARY.define(
     " -> (Tensor d_gates, Tensor d_recurrent, Tensor d_h0, Tensor d_c0, Tensor d_proj, Tensor d_products)",
     tags=torch.Tag.pt2_compliant_tag,
 )
+LIBRARY.define(
+    "linear_gradients(Tensor d_y, Tensor[] x, Tensor? w, bool bias) -> (Tensor[] d_w, Tensor d_b, Tensor d_x)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
 
 
 @torch.library.register_fake("fusednn::recurrent", lib=LIBRARY)
@@ -98,6 +102,17 @@ def _(
         y.new_empty(0) if c0 is None else c0.new_empty(c0.shape),
         y.new_empty(0) if w_hr is None else y.new_empty(y.shape),
         y.new_empty(0) if normed is None else torch.empty_like(d_gates),
+    )
+
+
+@torch.library.register_fake("fusednn::linear_gradients", lib=LIBRARY)
+def _(d_y, x, w, bias):
+    """Of y = x W^T + b over rows [N, M]: of the W of each x [N, K], of b, and with a W of its x."""
+    _require_one_device(d_y, *x)
+    return (
+        [d_y.new_empty(d_y.shape[1], each.shape[1]) for each in x],
+        d_y.new_empty(d_y.shape[1] if bias else 0),
+        d_y.new_empty(0) if w is None else d_y.new_empty(d_y.shape[0], w.shape[1]),
     )
 
 
@@ -159,12 +174,12 @@ def _factors(cell: Cell, previous: Tensor, saved: Tensor, mask: Tensor | None) -
     return factors if mask is None else [factor * mask for factor in factors]
 
 
-def _recurrent_weight_gradient(cell: Cell, d_products: Tensor, factors: list[Tensor]) -> Tensor:
+def _recurrent_weight_gradient(gradients, cell: Cell, d_products: Tensor, factors: list[Tensor]) -> Tensor:
     """dW_hh of one track from [N, G * H].  # [G * H, P]"""
-    if not cell.late:
-        return d_products.t() @ factors[0]
-    early = _early(cell, factors[1].shape[1])
-    return torch.cat([d_products[:, :early].t() @ factors[0], d_products[:, early:].t() @ factors[1]])
+    early = _early(cell, factors[-1].shape[1]) if cell.late else d_products.shape[1]
+    parts = zip((d_products[:, :early], d_products[:, early:]), factors, strict=False)
+    found = [gradients(d, [factor], None, False)[0][0] for d, factor in parts]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _normed_products(cell: Cell, w_hh: Tensor, factors: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -178,10 +193,10 @@ def _normed_products(cell: Cell, w_hh: Tensor, factors: list[Tensor]) -> tuple[T
     return torch.cat(normed, dim=1), torch.cat(rstd, dim=1)
 
 
-def _projection_weight_gradient(cell: Cell, d_h: Tensor, saved: Tensor, units: int) -> Tensor:
+def _projection_weight_gradient(gradients, cell: Cell, d_h: Tensor, saved: Tensor, units: int) -> Tensor:
     """dW_hr of one track; the projected vector is o * tanh(c).  # [P, H]"""
     values = dict(zip(cell.saved, saved.split(units, dim=1), strict=True))
-    return d_h.t() @ (values["o"] * torch.tanh(values["c"]))
+    return gradients(d_h, [values["o"] * torch.tanh(values["c"])], None, False)[0][0]
 
 
 def _joined(tracks: list[Tensor], like: Tensor) -> Tensor:
@@ -269,23 +284,29 @@ class _Recurrent(torch.autograd.Function):
         )
         d_recurrent = d_recurrent if cell.split else d_gates
         d_products = d_recurrent if norm is None else d_products
-        d_w_hh = d_w_hr = None
-        if need["w_hh"]:
+        gradients = _gradients_of_linear(strategy, x, h0, tracks // options.heads)
+
+        # One sum of products: both weights, the bias and x have the same d_gates.
+        alike = tracks == 1 and d_products is d_gates and not cell.late
+        d_w, d_b_ih, d_x = gradients(
+            d_gates,
+            ([x] if need["w_ih"] else []) + (factors[0] if need["w_hh"] and alike else []),
+            None if w_ih is None or not need["x"] else w_ih.flatten(0, -2),
+            need["b_ih"] or (need["b_hh"] and not cell.split),
+        )
+        d_w_ih = d_w.pop(0).view_as(w_ih) if need["w_ih"] else None
+        d_w_hh, d_w_hr, d_b_hh = d_w[0].view_as(w_hh) if d_w else None, None, d_b_ih
+        if need["w_hh"] and not alike:
             parts = zip(each_track(d_products), factors, strict=True)
-            d_w_hh = _joined([_recurrent_weight_gradient(cell, *part) for part in parts], w_hh)
+            d_w_hh = _joined([_recurrent_weight_gradient(gradients, cell, *part) for part in parts], w_hh)
         if need["w_hr"]:
-            d_w_hr = _joined(
-                [
-                    _projection_weight_gradient(cell, d, s, _units(name, w_hh))
-                    for d, s in zip(each_track(d_proj), saved_parts, strict=True)
-                ],
-                w_hr,
-            )
-        d_b_ih = d_gates.sum(0).view_as(b_hh if b_ih is None else b_ih) if need["b_ih"] or need["b_hh"] else None
-        d_b_hh = d_recurrent.sum(0).view_as(b_hh) if need["b_hh"] and cell.split else d_b_ih
-        d_x = None
-        if need["x"]:
-            d_x = d_gates if w_ih is None else _input_gradient(d_gates, w_ih, tracks // options.heads)
+            parts = zip(each_track(d_proj), saved_parts, strict=True)
+            units = _units(name, w_hh)
+            d_w_hr = _joined([_projection_weight_gradient(gradients, cell, *part, units) for part in parts], w_hr)
+        if need["b_hh"] and cell.split:
+            d_b_hh = gradients(d_recurrent, [], None, True)[1]
+        if need["x"] and w_ih is None:
+            d_x = d_gates
         others: list[Tensor | None] = [None] * (len(needs) - 8)
         if normed is not None and norm is not None and needs[_NORM]:
             others[_NORM - 8] = (d_recurrent * normed).sum(0).view_as(norm)
@@ -293,19 +314,29 @@ class _Recurrent(torch.autograd.Function):
             d_x,
             d_h0 if need["h0"] else None,
             d_c0 if need["c0"] else None,
-            (d_gates.t() @ x).view_as(w_ih) if need["w_ih"] else None,
+            d_w_ih,
             d_w_hh,
-            d_b_ih if need["b_ih"] else None,
-            d_b_hh if need["b_hh"] else None,
+            d_b_ih.view_as(b_ih) if need["b_ih"] else None,
+            d_b_hh.view_as(b_hh) if need["b_hh"] else None,
             d_w_hr,
             *others,
         )
 
 
-def _input_gradient(d_gates: Tensor, w_ih: Tensor, directions: int) -> Tensor:
-    """Of x. A product a direction, as torch's: one over all gates of both would round twice as long a sum."""
-    parts = zip(d_gates.chunk(directions, dim=1), w_ih.flatten(0, -2).chunk(directions), strict=True)
-    return functools.reduce(torch.add, (d @ w for d, w in parts))
+def _gradients_of_linear(strategy: str, x: Tensor, h0: Tensor, directions: int) -> Callable:
+    """``linear_gradients``: by the kernel behind ``sequence``, else by library GEMMs, as one step alone has no other."""
+    if strategy == "sequence" and x.shape[0] > h0.shape[1]:
+        return torch.ops.fusednn.linear_gradients
+    return functools.partial(_library_gradients, directions=directions)
+
+
+def _library_gradients(d_y: Tensor, x: list[Tensor], w: Tensor | None, bias: bool, directions: int):
+    """d_x takes a product a direction, as torch's: one over all gates of both would round twice as long a sum."""
+    d_x = None
+    if w is not None:
+        parts = zip(d_y.chunk(directions, dim=1), w.chunk(directions), strict=True)
+        d_x = functools.reduce(torch.add, (d @ w_k for d, w_k in parts))
+    return [d_y.t() @ each for each in x], d_y.sum(0) if bias else None, d_x
 
 
 def _differentiable_backward(ctx, inputs, grads, options):

@@ -35,6 +35,7 @@ void evaluate(Function f, const void* x, void* y, long n) {
 template <class T>
 inline constexpr Kernels kKernels{run_cell<Forwards, T, RecurrentForward>,
                                   run_cell<Backwards, T, RecurrentBackward>,
+                                  linear_backward_of<T>,
                                   run_scan<ScanForwardJob, T, ScanForward>,
                                   run_scan<ScanBackwardJob, T, ScanBackward>,
                                   additive_forward_of<T>,

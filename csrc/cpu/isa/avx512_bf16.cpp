@@ -31,6 +31,7 @@ Kernels with_pairs() {
   Kernels kernels = avx512_bfloat16;
   kernels.forward = avx512_bf16::run_cell<avx512_bf16::Forwards, BFloat16, RecurrentForward>;
   kernels.backward = avx512_bf16::run_cell<avx512_bf16::Backwards, BFloat16, RecurrentBackward>;
+  kernels.linear_backward = avx512_bf16::linear_backward_of<BFloat16>;
   return kernels;
 }
 

@@ -15,6 +15,7 @@
 #include "cpu/forward.h"
 #include "cpu/backward.h"
 #include "cpu/single_step.h"
+#include "cpu/linear.h"
 // clang-format on
 
 namespace fusednn::cpu::FUSEDNN_ISA {
