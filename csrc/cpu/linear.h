@@ -75,7 +75,7 @@ class Linear {
     for (int f = 0; f < 2; ++f) pack_input(f, thread, threads);
     barrier->wait(threads);
     const Range mine = share_of(line_blocks, thread, threads);
-    const bool any = a.d_b != nullptr || a.inputs[0].d_w != nullptr;
+    const bool any = a.d_b != nullptr || a.inputs[0].d_w != nullptr || a.inputs[1].d_w != nullptr;
     const Range lines = Range{mine.begin * kLanes, mine.end * kLanes}.first(any ? a.outputs : 0);
     for (long begin = lines.begin; begin < lines.end; begin += kLines) {
       weight_gradient(own[thread], Range{begin, begin + kLines}.first(lines.end));

@@ -201,7 +201,12 @@ def _projection_weight_gradient(gradients, cell: Cell, d_h: Tensor, saved: Tenso
 
 def _joined(tracks: list[Tensor], like: Tensor) -> Tensor:
     """A weight's gradient from those of its tracks."""
-    return tracks[0].view_as(like) if len(tracks) == 1 else torch.stack(tracks)
+    return _shaped(tracks[0], like) if len(tracks) == 1 else torch.stack(tracks)
+
+
+def _shaped(gradient: Tensor, like: Tensor) -> Tensor:
+    """A gradient of one track or of all their lines, with the dimensions of its weight."""
+    return gradient if gradient.dim() == like.dim() else gradient.view_as(like)
 
 
 def _gates_again(inputs, cell: str, strategy: str, previous, masks, states: Tensor, options: Options):
@@ -260,11 +265,11 @@ class _Recurrent(torch.autograd.Function):
         tracks = h0.shape[0]
 
         def each_track(tensor: Tensor) -> tuple[Tensor, ...]:
-            return tensor.chunk(tracks, dim=1)
+            return (tensor,) if tracks == 1 else tensor.chunk(tracks, dim=1)
 
         previous, factors, masks = [], [], [None] * tracks
         if options.recompute or norm is not None or need["w_hh"]:
-            parts = zip(each_track(y), h0, strict=True)
+            parts = zip(each_track(y), h0.unbind(), strict=True)
             previous = [_previous(h, h0_k, batch_sizes, k >= options.heads) for k, (h, h0_k) in enumerate(parts)]
             if mask is not None:  # of each row  # [D, N, P]
                 masks = mask[:, _row_of_batch(y.shape[0], h0.shape[1], batch_sizes, y.device)]
@@ -294,8 +299,8 @@ class _Recurrent(torch.autograd.Function):
             None if w_ih is None or not need["x"] else w_ih.flatten(0, -2),
             need["b_ih"] or (need["b_hh"] and not cell.split),
         )
-        d_w_ih = d_w.pop(0).view_as(w_ih) if need["w_ih"] else None
-        d_w_hh, d_w_hr, d_b_hh = d_w[0].view_as(w_hh) if d_w else None, None, d_b_ih
+        d_w_ih = _shaped(d_w.pop(0), w_ih) if need["w_ih"] else None
+        d_w_hh, d_w_hr, d_b_hh = _shaped(d_w[0], w_hh) if d_w else None, None, d_b_ih
         if need["w_hh"] and not alike:
             parts = zip(each_track(d_products), factors, strict=True)
             d_w_hh = _joined([_recurrent_weight_gradient(gradients, cell, *part) for part in parts], w_hh)
@@ -316,8 +321,8 @@ class _Recurrent(torch.autograd.Function):
             d_c0 if need["c0"] else None,
             d_w_ih,
             d_w_hh,
-            d_b_ih.view_as(b_ih) if need["b_ih"] else None,
-            d_b_hh.view_as(b_hh) if need["b_hh"] else None,
+            _shaped(d_b_ih, b_ih) if need["b_ih"] else None,
+            _shaped(d_b_hh, b_hh) if need["b_hh"] else None,
             d_w_hr,
             *others,
         )
