@@ -3,15 +3,41 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 namespace fusednn::cpu {
 
+namespace {
+
+constexpr size_t kMostKept = 4 << 20;
+
+// What a thread keeps of its last call for the next one: the allocator would give such blocks back to the system.
+struct Kept {
+  void* block = nullptr;
+  size_t size = 0;
+
+  ~Kept() { std::free(block); }
+};
+thread_local Kept kept;
+
+}  // namespace
+
 Workspace::~Workspace() {
+  if (size_ <= kMostKept && size_ > kept.size) {
+    std::swap(block_, kept.block);
+    kept.size = size_;
+  }
   std::free(block_);
 }
 
 void Workspace::allocate() {
-  block_ = std::aligned_alloc(kCacheLine, used_ + kCacheLine);
+  size_ = used_ + kCacheLine;
+  if (size_ <= kept.size) {
+    block_ = std::exchange(kept.block, nullptr);
+    size_ = std::exchange(kept.size, 0);
+  } else {
+    block_ = std::aligned_alloc(kCacheLine, size_);
+  }
   if (block_ == nullptr) throw std::bad_alloc();
   if (poisons_workspaces) std::memset(block_, 0xff, used_);
   used_ = 0;

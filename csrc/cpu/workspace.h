@@ -27,6 +27,7 @@ class Workspace {
 
  private:
   void* block_ = nullptr;
+  size_t size_ = 0;  // of the block
   size_t used_ = 0;
 };
 
