@@ -1,6 +1,7 @@
 // Scratch memory of one call.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 
 namespace fusednn::cpu {
@@ -26,9 +27,12 @@ class Workspace {
   void* take(size_t bytes);
 
  private:
-  void* block_ = nullptr;
-  size_t size_ = 0;  // of the block
+  struct Block;  // with its size in front
+
+  Block* block_ = nullptr;
   size_t used_ = 0;
+
+  static std::atomic<Block*> kept_;
 };
 
 // As many as are known when it is made.

@@ -163,22 +163,23 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             )
         if lengths is not None:
             check_padded(input)
-        if input.dim() not in (2, 3):
-            raise ValueError(f"{self._get_name()}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
-        batched = input.dim() == 3
+        rank = input.dim()
+        if rank not in (2, 3):
+            raise ValueError(f"{self._get_name()}: Expected input to be 2D or 3D, got {rank}D tensor instead")
+        batched = rank == 3
         if hx is not None:
             hx = given_state(self, hx, CELLS[self.cell].has_cell_state)
             self._check_state_rank(hx, batched)
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
             hx = _map(hx, lambda state: state.unsqueeze(1))
-        if hx is None:
-            self.check_input(input, None)
-            hx = self._initial(input, input.shape[0 if self.batch_first else 1])
-        else:
-            self.check_forward_args(input, hx, None)
         x = input.transpose(0, 1) if self.batch_first else input
         steps, batch, _ = x.shape
+        if hx is None:
+            self.check_input(input, None)
+            hx = self._initial(input, batch)
+        else:
+            self.check_forward_args(input, hx, None)
         if steps == 0:
             raise RuntimeError(f"Expected sequence length to be larger than 0 in {self._get_name()}")
         if lengths is not None:
@@ -250,7 +251,8 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
     def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, as ``_stacked`` gives them."""
         if self._asked is None and not (self.bidirectional or self.proj_size):  # as they are, at less cost
-            found = [self._weight(name) for name in self._all_weights[layer]]
+            parameters = self._parameters
+            found = [parameters[n] if n in parameters else getattr(self, n) for n in self._all_weights[layer]]
             return (*found, None) if self.bias else (*found, None, None, None)
         return (
             self._stacked("weight_ih", layer),
