@@ -1,7 +1,6 @@
 // Scratch memory of one call.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 
 namespace fusednn::cpu {
@@ -27,12 +26,8 @@ class Workspace {
   void* take(size_t bytes);
 
  private:
-  struct Block;  // with its size in front
-
-  Block* block_ = nullptr;
+  void* block_ = nullptr;
   size_t used_ = 0;
-
-  static std::atomic<Block*> kept_;
 };
 
 // As many as are known when it is made.
