@@ -358,9 +358,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const OptionalTensor& batch_sizes, const std::string& cell, const std::string& strategy, bool save, int64_t heads,
     const OptionalTensor& mask, const OptionalTensor& seed, double zoneout_h, double zoneout_c, int64_t first,
     const OptionalTensor& norm, bool recompute) {
-  auto [y, h_n, c_n, saved, states] =
-      sequence(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, save,
-               {heads, mask, seed, zoneout_h, zoneout_c, first, norm}, recompute);
+  auto [y, h_n, c_n, saved, states] = sequence(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy,
+                                               save, {heads, mask, seed, zoneout_h, zoneout_c, first, norm}, recompute);
   if (!saved.has_value()) saved = empty(h0, {0});
   if (!states.has_value()) states = empty(h0, {0});
   return {std::move(y), std::move(h_n), std::move(c_n), *std::move(saved), *std::move(states)};

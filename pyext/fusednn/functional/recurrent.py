@@ -134,14 +134,14 @@ def recurrent(
             raise ValueError("lengths are those of padded rows: without batch_sizes, and not for strategy='loop'")
         run, sizes_given = _padded_operator, lengths
     if compiling or run is not _operator or norm_hh is not None:
-        _check(cell, *given, norm_ih, norm_hh, batch_sizes=batch_sizes, heads=heads)
+        _check(cell, given, norm_ih, norm_hh, batch_sizes=batch_sizes, heads=heads)
     if options is not None and norm_ih is not None and norm_hh is not None:
         tensors = _normalised_input(tensors, norm_ih)
         options = options._replace(norm=norm_hh.view(tensors[1].shape[0], -1))
     try:
         y, h_n, c_n = run(tensors, sizes_given, cell, chosen, options)
     except RuntimeError:  # the kernels refuse what does not fit, at less cost, but know one error and no names
-        _check(cell, *given, norm_ih, norm_hh, batch_sizes=batch_sizes, heads=heads)
+        _check(cell, given, norm_ih, norm_hh, batch_sizes=batch_sizes, heads=heads)
         raise
     return y, h_n, c_n if c0 is not None else None
 
@@ -225,7 +225,8 @@ def _differentiates(args) -> bool:
 
 
 def _reference(tensors, batch_sizes, cell, _, options):
-    return reference_recurrent.recurrent(*tensors, batch_sizes, cell, options=options or PLAIN)
+    args: list[Any] = [*tensors, batch_sizes, cell]
+    return reference_recurrent.recurrent(*args, options=options or PLAIN)
 
 
 def _loop(tensors, batch_sizes, cell, _, options):
@@ -275,14 +276,13 @@ def _loop(tensors, batch_sizes, cell, _, options):
 _RUN = {"reference": _reference, "loop": _loop}  # any other strategy: the operator
 
 
-def _check(
-    cell: str, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, norm_ih, norm_hh, *, batch_sizes: Tensor | None, heads: int,
-) -> None:  # fmt: skip
+def _check(cell: str, tensors: tuple[Any, ...], norm_ih, norm_hh, *, batch_sizes: Tensor | None, heads: int) -> None:
     """Raise unless dtypes, devices and shapes fit together."""
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr = tensors
     dtype, device = x.dtype, x.device
     if not dtype.is_floating_point:
         raise TypeError(f"x must be of a floating-point dtype, got {dtype}")
-    for name, tensor in zip(_NAMES, (h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr), strict=True):
+    for name, tensor in zip(_NAMES, tensors[1:], strict=True):
         if tensor is not None and (tensor.dtype != dtype or tensor.device != device):
             raise TypeError(
                 f"{name} must have the dtype and device of x ({dtype}, {device}), got {tensor.dtype}, {tensor.device}"

@@ -251,9 +251,11 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
     def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, as ``_stacked`` gives them."""
         if self._asked is None and not (self.bidirectional or self.proj_size):  # as they are, at less cost
-            parameters = self._parameters
-            found = [parameters[n] if n in parameters else getattr(self, n) for n in self._all_weights[layer]]
-            return (*found, None) if self.bias else (*found, None, None, None)
+            parameters: dict[str, Any] = self._parameters
+            names = self._all_weights[layer]
+            w_ih, w_hh, *biases = [parameters[n] if n in parameters else getattr(self, n) for n in names]
+            b_ih, b_hh = biases or (None, None)
+            return w_ih, w_hh, b_ih, b_hh, None
         return (
             self._stacked("weight_ih", layer),
             self._dropped(self._stacked("weight_hh", layer)),
