@@ -209,7 +209,7 @@ def _padded_operator(tensors, lengths, cell, strategy, options):
 
 def called(operator, args, leaves):
     """What an operator gives; ``leaves`` are the values among which its tensors are."""
-    if torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or _differentiates(leaves):
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or _differentiates(leaves):
         return operator(*args)
     with torch._C._AutoDispatchBelowAutograd():  # nothing to record: a third of the time of one small step
         return operator(*args)
