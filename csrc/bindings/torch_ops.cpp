@@ -13,6 +13,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <array>
+#include <initializer_list>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -28,9 +30,12 @@ namespace {
 
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using SizeList = std::initializer_list<int64_t>;
 
-void require(bool condition, const std::string& message) {
-  if (!condition) throw std::runtime_error("fusednn: " + message);
+// The message comes in parts, which are joined only where one is raised.
+template <class... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (!condition) throw std::runtime_error((std::string("fusednn: ") + ... + parts));
 }
 
 // torch's number of a dtype, without the conversions of Tensor::scalar_type(), which cost more than a small kernel.
@@ -90,16 +95,19 @@ class Inputs {
  public:
   explicit Inputs(const Tensor& like) : type_(type_number(like)), device_(device_of(like)) {}
 
-  const void* get(const char* name, const Tensor& tensor, const std::vector<int64_t>& sizes) {
-    if (!(device_of(tensor) == device_)) fail(name, " is on another device than the other tensors");
-    if (type_number(tensor) != type_) fail(name, " differs in dtype from the other tensors");
-    const auto got = tensor.sizes();
-    if (!std::equal(got.begin(), got.end(), sizes.begin(), sizes.end())) {
-      fail(name, ": expected size " + text(sizes) + ", got " + text({got.begin(), got.end()}));
-    }
-    if (tensor.is_contiguous()) return tensor.const_data_ptr();
-    kept_.push_back(torch::stable::contiguous(tensor));
-    return kept_.back().const_data_ptr();
+  const void* get(const char* name, const Tensor& tensor, SizeList sizes) {
+    return get(name, tensor, sizes.begin(), sizes.end());
+  }
+
+  const void* get(const char* name, const OptionalTensor& tensor, SizeList sizes) {
+    return tensor.has_value() ? get(name, *tensor, sizes) : nullptr;
+  }
+
+  // A weight [D, ...], which may come without D where it is 1.
+  const void* weight(const char* name, const OptionalTensor& tensor, SizeList sizes) {
+    if (!tensor.has_value()) return nullptr;
+    const bool one = *sizes.begin() == 1 && tensor->dim() + 1 == static_cast<int64_t>(sizes.size());
+    return get(name, *tensor, sizes.begin() + one, sizes.end());
   }
 
   const int64_t* numbers(const char* name, const Tensor& tensor, int64_t count) {
@@ -110,18 +118,19 @@ class Inputs {
     return static_cast<const int64_t*>(tensor.const_data_ptr());
   }
 
-  // A weight [D, ...], which may come without D where it is 1.
-  const void* weight(const char* name, const OptionalTensor& tensor, std::vector<int64_t> sizes) {
-    if (!tensor.has_value()) return nullptr;
-    if (sizes[0] == 1 && tensor->dim() + 1 == static_cast<int64_t>(sizes.size())) sizes.erase(sizes.begin());
-    return get(name, *tensor, sizes);
-  }
-
-  const void* get(const char* name, const OptionalTensor& tensor, const std::vector<int64_t>& sizes) {
-    return tensor.has_value() ? get(name, *tensor, sizes) : nullptr;
-  }
-
  private:
+  const void* get(const char* name, const Tensor& tensor, const int64_t* size, const int64_t* end) {
+    if (!(device_of(tensor) == device_)) fail(name, " is on another device than the other tensors");
+    if (type_number(tensor) != type_) fail(name, " differs in dtype from the other tensors");
+    const auto got = tensor.sizes();
+    if (!std::equal(got.begin(), got.end(), size, end)) {
+      fail(name, ": expected size " + text({size, end}) + ", got " + text({got.begin(), got.end()}));
+    }
+    if (tensor.is_contiguous()) return tensor.const_data_ptr();
+    kept_.push_back(torch::stable::contiguous(tensor));
+    return kept_.back().const_data_ptr();
+  }
+
   [[noreturn]] static void fail(const char* name, const std::string& what) {
     throw std::runtime_error(std::string("fusednn: ") + name + what);
   }
@@ -133,7 +142,7 @@ class Inputs {
 
 const CellInfo& info(const std::string& cell) {
   const CellInfo* found = find_cell(cell.c_str());
-  require(found != nullptr, "unknown cell '" + cell + "'");
+  require(found != nullptr, "unknown cell '", cell, "'");
   return *found;
 }
 
@@ -178,7 +187,7 @@ struct Call {
       provider = &cpu_provider();
     } else {
       provider = loaded_provider("emulated");
-      require(provider != nullptr, "strategy '" + strategy + "' runs on CPU tensors only with FUSEDNN_EMULATE=1");
+      require(provider != nullptr, "strategy '", strategy, "' runs on CPU tensors only with FUSEDNN_EMULATE=1");
     }
     gemm_device = device;
   }
@@ -264,20 +273,20 @@ RecurrentShape shape_of(const std::string& cell, int64_t rows, const Tensor& h0,
   return s;
 }
 
-Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
-  std::vector<int64_t> strides(sizes.size());
+Tensor empty(const Tensor& like, SizeList sizes) {
+  std::array<int64_t, 3> strides;  // of as many dimensions as there are at most
   int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0; stride *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = stride;
+  for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(sizes.begin()[i], 1)) strides[i] = stride;
   const Device device = device_of(like);
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(),
                                                          strides.data(), type_number(like), device.type, device.index,
                                                          &handle));
   return Tensor(handle);
 }
 
-Tensor empty_if(bool wanted, const Tensor& like, const std::vector<int64_t>& sizes) {
-  return empty(like, wanted ? sizes : std::vector<int64_t>{0});
+Tensor empty_if(bool wanted, const Tensor& like, SizeList sizes) {
+  return wanted ? empty(like, sizes) : empty(like, {0});
 }
 
 void* data_if(bool wanted, const Tensor& tensor) {
@@ -294,25 +303,21 @@ Tensor input_product(const Tensor& x, const Tensor& w, const OptionalTensor& b) 
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor x, Tensor h0, OptionalTensor c0, OptionalTensor w_ih,
-                                                           Tensor w_hh, OptionalTensor b_ih, OptionalTensor b_hh,
-                                                           OptionalTensor w_hr, OptionalTensor batch_sizes,
-                                                           std::string cell, std::string strategy, bool save,
-                                                           int64_t heads, OptionalTensor mask, OptionalTensor seed,
-                                                           double zoneout_h, double zoneout_c, int64_t first,
-                                                           OptionalTensor norm, bool recompute) {
+// y, h_n, c_n, and where they are wanted saved and states.
+std::tuple<Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor> sequence(
+    const Tensor& x, const Tensor& h0, const OptionalTensor& c0, const OptionalTensor& w_ih, const Tensor& w_hh,
+    const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensor& w_hr,
+    const OptionalTensor& batch_sizes, const std::string& cell, const std::string& strategy, bool save,
+    const Asked& asked, bool recompute) {
   require(x.dim() == 2, "x [N, I] must have 2 dimensions");
   RecurrentForward args{};
-  const Call call(h0, std::move(strategy));
-  args.shape = shape_of(cell, x.size(0), h0, w_hh, batch_sizes, heads);
+  const Call call(h0, strategy);
+  args.shape = shape_of(cell, x.size(0), h0, w_hh, batch_sizes, asked.heads);
   RecurrentShape& s = args.shape;
   const CellInfo& c = info(cell);
-  const Asked asked{heads, mask, seed, zoneout_h, zoneout_c, first, norm};
   require(c0.has_value() == c.cell_state, "c0 must be given for cells with a cell state, and for no other");
   const int64_t width = c.gates * s.hidden, D = s.tracks();
   s.inputs = x.size(1);
-  const bool save_states = save && (recompute ? c.cell_state : asked.zones());
-  save = save && !recompute && c.saved > 0;
 
   Inputs in(h0);
   args.x = in.get("x", x, {s.rows, w_ih.has_value() ? s.inputs : D * width});
@@ -335,26 +340,42 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensor x, Tensor h0, 
   Tensor y = empty(h0, {s.rows, D * s.proj});
   Tensor h_n = empty(h0, {D, s.batch, s.proj});
   Tensor c_n = empty_if(c.cell_state, h0, {D, s.batch, s.hidden});
-  Tensor saved = empty_if(save, h0, {s.rows, D * c.saved * s.hidden});
-  Tensor states = empty_if(save_states, h0, {s.rows, D * s.hidden});
+  OptionalTensor saved, states;
+  if (save && !recompute && c.saved > 0) saved = empty(h0, {s.rows, D * c.saved * s.hidden});
+  if (save && (recompute ? c.cell_state : asked.zones())) states = empty(h0, {s.rows, D * s.hidden});
   args.y = y.mutable_data_ptr();
   args.h_n = h_n.mutable_data_ptr();
   args.c_n = data_if(c.cell_state, c_n);
-  args.saved = data_if(save, saved);
-  args.states = data_if(save_states, states);
+  if (saved.has_value()) args.saved = saved->mutable_data_ptr();
+  if (states.has_value()) args.states = states->mutable_data_ptr();
   call.run(args, call.provider->forward, call.provider->forward_workspace);
-  return {y, h_n, c_n, saved, states};
+  return {std::move(y), std::move(h_n), std::move(c_n), std::move(saved), std::move(states)};
 }
 
-std::tuple<Tensor, Tensor, Tensor> inference(Tensor x, Tensor h0, OptionalTensor c0, OptionalTensor w_ih, Tensor w_hh,
-                                             OptionalTensor b_ih, OptionalTensor b_hh, OptionalTensor w_hr,
-                                             OptionalTensor batch_sizes, std::string cell, std::string strategy,
-                                             int64_t heads, OptionalTensor mask, OptionalTensor seed, double zoneout_h,
-                                             double zoneout_c, int64_t first, OptionalTensor norm, bool recompute) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+    const Tensor& x, const Tensor& h0, const OptionalTensor& c0, const OptionalTensor& w_ih, const Tensor& w_hh,
+    const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensor& w_hr,
+    const OptionalTensor& batch_sizes, const std::string& cell, const std::string& strategy, bool save, int64_t heads,
+    const OptionalTensor& mask, const OptionalTensor& seed, double zoneout_h, double zoneout_c, int64_t first,
+    const OptionalTensor& norm, bool recompute) {
+  auto [y, h_n, c_n, saved, states] = sequence(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy,
+                                               save, {heads, mask, seed, zoneout_h, zoneout_c, first, norm}, recompute);
+  if (!saved.has_value()) saved = empty(h0, {0});
+  if (!states.has_value()) states = empty(h0, {0});
+  return {std::move(y), std::move(h_n), std::move(c_n), *std::move(saved), *std::move(states)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> inference(const Tensor& x, const Tensor& h0, const OptionalTensor& c0,
+                                             const OptionalTensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
+                                             const OptionalTensor& b_hh, const OptionalTensor& w_hr,
+                                             const OptionalTensor& batch_sizes, const std::string& cell,
+                                             const std::string& strategy, int64_t heads, const OptionalTensor& mask,
+                                             const OptionalTensor& seed, double zoneout_h, double zoneout_c,
+                                             int64_t first, const OptionalTensor& norm, bool recompute) {
   auto [y, h_n, c_n, saved, states] =
-      forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, std::move(cell), std::move(strategy), false, heads,
-              mask, seed, zoneout_h, zoneout_c, first, norm, recompute);
-  return {y, h_n, c_n};
+      sequence(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, false,
+               {heads, mask, seed, zoneout_h, zoneout_c, first, norm}, recompute);
+  return {std::move(y), std::move(h_n), std::move(c_n)};
 }
 
 // Layers that walk together: `weights` holds w_ih and w_hh of each, and b_ih and b_hh where there are biases.
@@ -467,7 +488,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 
 ScanShape scan_shape(const std::string& cell, const Tensor& gates) {
   const int64_t count = scan_gates(cell.c_str());
-  require(count > 0, "unknown cell '" + cell + "'");
+  require(count > 0, "unknown cell '", cell, "'");
   require(gates.dim() == 3, "gates [T, B, G*H] must have 3 dimensions");
   return {cell.c_str(),  dtype_of(gates),       gates.size(1),
           gates.size(0), gates.size(2) / count, static_cast<int>(torch::stable::get_num_threads())};

@@ -171,7 +171,7 @@ class Forward {
       const long stay = step.rows.first(next < 0 ? 0 : time.count(next)).end;
       for (long b = stay > step.rows.begin ? stay : step.rows.begin; b < step.rows.end; ++b) finish(i, step, part, b);
       inputs.data += step.rows.size() * inputs.row;
-      part.barrier->wait(part.team);
+      if (s + 1 < sizes.steps) part.barrier->wait(part.team);
     }
   }
 

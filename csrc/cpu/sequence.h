@@ -43,18 +43,17 @@ struct Part {
   Range blocks;       // of hidden units
   Range proj_blocks;  // of the units of h
   int team;           // threads that meet each step
-  Barrier* barrier;
+  Seat barrier;       // its place among them
 };
 
 template <class A>
 Part make_part(const Sizes<A>& sizes, const Share& share, int track, Barrier* barriers, int most_threads) {
-  Part part;
-  part.rows = share_of(sizes.batch, share.row_part, share.split.row_parts);
-  part.blocks = share_of(sizes.hidden_blocks, share.unit_part, share.split.unit_parts);
-  part.proj_blocks = share_of(sizes.proj_blocks, share.unit_part, share.split.unit_parts);
-  part.team = share.split.unit_parts;
-  part.barrier = barriers + track * most_threads + share.row_part;
-  return part;
+  const auto [row_parts, unit_parts] = share.split;
+  return {share_of(sizes.batch, share.row_part, row_parts),
+          share_of(sizes.hidden_blocks, share.unit_part, unit_parts),
+          share_of(sizes.proj_blocks, share.unit_part, unit_parts),
+          unit_parts,
+          {barriers + track * most_threads + share.row_part * unit_parts, share.unit_part}};
 }
 
 // Of the values that layer norm takes.

@@ -22,7 +22,7 @@ struct StepTeam {
             share_of(sizes.hidden_blocks, thread, threads),
             share_of(sizes.proj_blocks, thread, threads),
             1,
-            barrier};
+            {barrier, 0}};
   }
 
   template <class Work>

@@ -233,10 +233,11 @@ class _Recurrent(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *args):
         *tensors, cell, strategy = args[:11]
-        options = Options(*args[11:])
-        y, h_n, c_n, saved, states = torch.ops.fusednn.recurrent_forward(*args[:11], True, *options)
+        options = Options(*args[11:]) if len(args) > 11 else PLAIN  # the dispatcher leaves defaults out
+        y, h_n, c_n, saved, states = torch.ops.fusednn.recurrent_forward.default(*args[:11], True, *args[11:])
         ctx.save_for_backward(*tensors, options.mask, options.seed, options.norm, y, saved, states)
-        ctx.cell, ctx.strategy, ctx.options = cell, strategy, options._replace(mask=None, seed=None, norm=None)
+        ctx.cell, ctx.strategy = cell, strategy
+        ctx.options = options if options is PLAIN else options._replace(mask=None, seed=None, norm=None)
         ctx.set_materialize_grads(False)
         if tensors[2] is None:
             ctx.mark_non_differentiable(c_n)

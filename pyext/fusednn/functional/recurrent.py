@@ -108,8 +108,8 @@ def recurrent(
             heads, recurrent_mask, zoneout_seed, float(kept_h), float(kept_c), first_step, norm_hh, recompute
         )
         asked = options.names
-    device = x.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
+    device = "cpu" if x.is_cpu else x.device.type
+    if torch._C._is_any_autocast_enabled() and device != "meta" and torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
         tensors = tuple(_cast(t, low) for t in tensors)
         if options is not None:
@@ -128,22 +128,20 @@ def recurrent(
     )
     if not compiling and _is_transformed():
         chosen = "reference"
-    check = functools.partial(_check, cell, *tensors, norm_ih, norm_hh, batch_sizes=batch_sizes, heads=heads)
-    if options is not None and norm_ih is not None and norm_hh is not None:
-        check()
-        tensors = _normalised_input(tensors, norm_ih)
-        options = options._replace(norm=norm_hh.view(tensors[1].shape[0], -1))
-    run = {"reference": _reference, "loop": _loop}.get(chosen, _operator)
+    run, sizes_given, given = _RUN.get(chosen, _operator), batch_sizes, tensors
     if lengths is not None:
         if batch_sizes is not None or chosen == "loop":
             raise ValueError("lengths are those of padded rows: without batch_sizes, and not for strategy='loop'")
-        run, batch_sizes = _padded_operator, lengths
-    if compiling or run is not _operator:
-        check()
+        run, sizes_given = _padded_operator, lengths
+    if compiling or run is not _operator or norm_hh is not None:
+        _check(cell, given, norm_ih, norm_hh, batch_sizes=batch_sizes, heads=heads)
+    if options is not None and norm_ih is not None and norm_hh is not None:
+        tensors = _normalised_input(tensors, norm_ih)
+        options = options._replace(norm=norm_hh.view(tensors[1].shape[0], -1))
     try:
-        y, h_n, c_n = run(*tensors, batch_sizes, cell, chosen, options)
+        y, h_n, c_n = run(tensors, sizes_given, cell, chosen, options)
     except RuntimeError:  # the kernels refuse what does not fit, at less cost, but know one error and no names
-        check()
+        _check(cell, given, norm_ih, norm_hh, batch_sizes=batch_sizes, heads=heads)
         raise
     return y, h_n, c_n if c0 is not None else None
 
@@ -198,22 +196,20 @@ def _is_transformed() -> bool:
     return forward_ad._current_level >= 0 or _functorch.maybe_current_level() is not None
 
 
-def _operator(*call):
-    args, strategy, options = call[:-2], call[-2], call[-1]
-    if strategy in _TF32 and args[0].dtype == torch.float32 and _allows_tf32():
+def _operator(tensors, batch_sizes, cell, strategy, options):
+    if strategy in _TF32 and tensors[0].dtype == torch.float32 and _allows_tf32():
         strategy = f"{strategy}+tf32"
-    args = (*args, strategy) if options is None else (*args, strategy, *options)
+    args = (*tensors, batch_sizes, cell, strategy, *(options or ()))
     return called(torch.ops.fusednn.recurrent.default, args, args)
 
 
-def _padded_operator(*call):
-    *args, strategy, options = call
-    return torch.ops.fusednn.recurrent_padded(*args, strategy, *(options or ()))
+def _padded_operator(tensors, lengths, cell, strategy, options):
+    return torch.ops.fusednn.recurrent_padded(*tensors, lengths, cell, strategy, *(options or ()))
 
 
 def called(operator, args, leaves):
     """What an operator gives; ``leaves`` are the values among which its tensors are."""
-    if torch.compiler.is_compiling() or _differentiates(leaves):
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or _differentiates(leaves):
         return operator(*args)
     with torch._C._AutoDispatchBelowAutograd():  # nothing to record: a third of the time of one small step
         return operator(*args)
@@ -228,13 +224,14 @@ def _differentiates(args) -> bool:
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
 
 
-def _reference(*call):
-    *args, _, options = call
+def _reference(tensors, batch_sizes, cell, _, options):
+    args: list[Any] = [*tensors, batch_sizes, cell]
     return reference_recurrent.recurrent(*args, options=options or PLAIN)
 
 
-def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _, options):
+def _loop(tensors, batch_sizes, cell, _, options):
     """One operator call a step and direction: what a user's loop over a cell does."""
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr = tensors
     at_one = "sequence" if x.device.type == "cpu" else "step" if w_hr is None else "gemm"  # the kernel, at T = 1
     batch, rows = h0.shape[1], x.shape[0]
     sizes = batch_sizes.tolist() if batch_sizes is not None else [batch] * (rows // batch if batch else 0)
@@ -264,7 +261,7 @@ def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _, options
                 mask = own.mask if own.mask is None else own.mask[:, :n]
                 at_t = own._replace(mask=mask, first=own.first + t)
             states = h[:, :n], None if c is None else c[:, :n]
-            y, h_t, c_t = _operator(steps[t], *states, *weights, None, cell, at_one, at_t)
+            y, h_t, c_t = _operator((steps[t], *states, *weights), None, cell, at_one, at_t)
             output[t] = y
             h = h_t if n == batch else torch.cat([h_t, h[:, n:]], dim=1)
             if c is not None:
@@ -276,14 +273,16 @@ def _loop(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, _, options
     return torch.cat(outputs, dim=1), torch.cat(last_h), c_n
 
 
-def _check(
-    cell: str, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, norm_ih, norm_hh, *, batch_sizes: Tensor | None, heads: int,
-) -> None:  # fmt: skip
+_RUN = {"reference": _reference, "loop": _loop}  # any other strategy: the operator
+
+
+def _check(cell: str, tensors: tuple[Any, ...], norm_ih, norm_hh, *, batch_sizes: Tensor | None, heads: int) -> None:
     """Raise unless dtypes, devices and shapes fit together."""
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr = tensors
     dtype, device = x.dtype, x.device
     if not dtype.is_floating_point:
         raise TypeError(f"x must be of a floating-point dtype, got {dtype}")
-    for name, tensor in zip(_NAMES, (h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr), strict=True):
+    for name, tensor in zip(_NAMES, tensors[1:], strict=True):
         if tensor is not None and (tensor.dtype != dtype or tensor.device != device):
             raise TypeError(
                 f"{name} must have the dtype and device of x ({dtype}, {device}), got {tensor.dtype}, {tensor.device}"

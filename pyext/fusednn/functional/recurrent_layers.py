@@ -83,4 +83,4 @@ def _check_layers(cell: str, x: Tensor, h0: Tensor, c0: Tensor | None, weights: 
         part = slice(layer, layer + 1)
         inputs = x if layer == 0 else x.new_empty(x.shape[0], h0.shape[2])
         states = h0[part], None if c0 is None else c0[part]
-        _check(cell, inputs, *states, *own, None, None, None, batch_sizes=batch_sizes, heads=1)
+        _check(cell, (inputs, *states, *own, None), None, None, batch_sizes=batch_sizes, heads=1)

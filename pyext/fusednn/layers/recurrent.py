@@ -163,21 +163,23 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             )
         if lengths is not None:
             check_padded(input)
-        if input.dim() not in (2, 3):
-            raise ValueError(f"{self._get_name()}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
-        batched = input.dim() == 3
-        hx = given_state(self, hx, CELLS[self.cell].has_cell_state)
-        self._check_state_rank(hx, batched)
+        rank = input.dim()
+        if rank not in (2, 3):
+            raise ValueError(f"{self._get_name()}: Expected input to be 2D or 3D, got {rank}D tensor instead")
+        batched = rank == 3
+        if hx is not None:
+            hx = given_state(self, hx, CELLS[self.cell].has_cell_state)
+            self._check_state_rank(hx, batched)
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
             hx = _map(hx, lambda state: state.unsqueeze(1))
-        if hx is None:
-            self.check_input(input, None)
-            hx = self._initial(input, input.shape[0 if self.batch_first else 1])
-        else:
-            self.check_forward_args(input, hx, None)
         x = input.transpose(0, 1) if self.batch_first else input
         steps, batch, _ = x.shape
+        if hx is None:
+            self.check_input(input, None)
+            hx = self._initial(input, batch)
+        else:
+            self.check_forward_args(input, hx, None)
         if steps == 0:
             raise RuntimeError(f"Expected sequence length to be larger than 0 in {self._get_name()}")
         if lengths is not None:
@@ -230,9 +232,7 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         self.check_forward_args(x_t.unsqueeze(1 if self.batch_first else 0), hx, None)
         return self._run(x_t, hx, None)
 
-    def _check_state_rank(self, hx, batched: bool) -> None:
-        if hx is None:
-            return
+    def _check_state_rank(self, hx: Hidden, batched: bool) -> None:
         rank, name = (3, "batched 3-D") if batched else (2, "unbatched 2-D")
         states = (hx,) if isinstance(hx, Tensor) else hx
         if any(state.dim() != rank for state in states):
@@ -251,10 +251,11 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
     def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, as ``_stacked`` gives them."""
         if self._asked is None and not (self.bidirectional or self.proj_size):  # as they are, at less cost
-            w_ih, w_hh = self._weight(f"weight_ih_l{layer}"), self._weight(f"weight_hh_l{layer}")
-            if not self.bias:
-                return w_ih, w_hh, None, None, None
-            return w_ih, w_hh, self._weight(f"bias_ih_l{layer}"), self._weight(f"bias_hh_l{layer}"), None
+            parameters: dict[str, Any] = self._parameters
+            names = self._all_weights[layer]
+            w_ih, w_hh, *biases = [parameters[n] if n in parameters else getattr(self, n) for n in names]
+            b_ih, b_hh = biases or (None, None)
+            return w_ih, w_hh, b_ih, b_hh, None
         return (
             self._stacked("weight_ih", layer),
             self._dropped(self._stacked("weight_hh", layer)),
@@ -309,6 +310,11 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             if together is not None:
                 y, h_n, c_n = together
                 return y, h_n if c_n is None else (h_n, c_n)
+        if self.num_layers == 1 and self._asked is None:  # as below, at less cost
+            x, h_n, c_n = recurrent(
+                self.cell, x, h0, c0, *self._weights(0), batch_sizes, self.strategy, lengths=lengths
+            )
+            return x, h_n if c_n is None else (h_n, c_n)
         last_h, last_c = [], []
         for layer in range(self.num_layers):
             if layer and self.dropout:
