@@ -14,7 +14,6 @@ namespace {
 
 using fusednn::cpu::Barrier;
 using fusednn::cpu::run_team;
-using fusednn::cpu::Seat;
 
 constexpr int kUnits = 100;        // teams or meetings between two looks at the clock
 constexpr int kRepetitions = 101;  // fewer on a machine whose cores others use, but three at least
@@ -48,24 +47,22 @@ void parallel_regions(int threads) {
 }
 
 struct Meetings {
-  explicit Meetings(int threads) : row(static_cast<size_t>(threads)) {}
-  std::vector<Barrier> row;
+  Barrier barrier;
   double us = 0;
 };
 
 void meet(void* context, int thread, int threads) {
   Meetings& m = *static_cast<Meetings*>(context);
-  const Seat seat{m.row.data(), thread};
-  seat.wait(threads);
+  m.barrier.wait(threads);
   const double start = seconds();
-  for (int i = 0; i < kUnits; ++i) seat.wait(threads);
+  for (int i = 0; i < kUnits; ++i) m.barrier.wait(threads);
   if (thread == 0) m.us = (seconds() - start) * 1e6 / kUnits;
 }
 
 void barriers(int threads) {
   std::vector<double> us;
   for (const double begun = seconds(); more(us, begun);) {
-    Meetings meetings(threads);
+    Meetings meetings;
     run_team(threads, meet, &meetings);
     us.push_back(meetings.us);
   }

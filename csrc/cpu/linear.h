@@ -31,8 +31,8 @@ class Linear {
   static constexpr long kLanes = Lanes<A>::kCount, kWidth = Lane<Number>::kWidth;
   static constexpr long kTileRow = (Blocking<1>::kGroup + 1) * kLanes;
   // Lines of W whose sums stay in L2 while the rows pass, a chunk of them at a time.
-  static constexpr long kLines = 192, kDepth = 128;
-  static_assert(kLines % kLanes == 0 && kDepth % kWidth == 0);
+  static constexpr long kLines = 192, kDepth = 128 * kWidth;
+  static_assert(kLines % kLanes == 0);
 
   // Of one thread.
   struct Own {

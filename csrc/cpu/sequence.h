@@ -43,17 +43,18 @@ struct Part {
   Range blocks;       // of hidden units
   Range proj_blocks;  // of the units of h
   int team;           // threads that meet each step
-  Seat barrier;       // its place among them
+  Barrier* barrier;
 };
 
 template <class A>
 Part make_part(const Sizes<A>& sizes, const Share& share, int track, Barrier* barriers, int most_threads) {
-  const auto [row_parts, unit_parts] = share.split;
-  return {share_of(sizes.batch, share.row_part, row_parts),
-          share_of(sizes.hidden_blocks, share.unit_part, unit_parts),
-          share_of(sizes.proj_blocks, share.unit_part, unit_parts),
-          unit_parts,
-          {barriers + track * most_threads + share.row_part * unit_parts, share.unit_part}};
+  Part part;
+  part.rows = share_of(sizes.batch, share.row_part, share.split.row_parts);
+  part.blocks = share_of(sizes.hidden_blocks, share.unit_part, share.split.unit_parts);
+  part.proj_blocks = share_of(sizes.proj_blocks, share.unit_part, share.split.unit_parts);
+  part.team = share.split.unit_parts;
+  part.barrier = barriers + track * most_threads + share.row_part;
+  return part;
 }
 
 // Of the values that layer norm takes.

@@ -22,7 +22,7 @@ struct StepTeam {
             share_of(sizes.hidden_blocks, thread, threads),
             share_of(sizes.proj_blocks, thread, threads),
             1,
-            {barrier, 0}};
+            barrier};
   }
 
   template <class Work>

@@ -34,18 +34,6 @@ void relax() {
 #endif
 }
 
-// Until a count that only grows, and wraps around, is at least `wanted`.
-void await(const std::atomic<unsigned>& count, unsigned wanted, int& spins) {
-  for (unsigned seen; static_cast<int>((seen = count.load(std::memory_order_acquire)) - wanted) < 0;) {
-    if (spins > 0) {
-      --spins;
-      relax();
-    } else {
-      count.wait(seen);
-    }
-  }
-}
-
 }  // namespace
 
 void run_team(int threads, void (*body)(void*, int, int), void* context) {
@@ -63,30 +51,18 @@ void run_team(int threads, void (*body)(void*, int, int), void* context) {
 
 void Barrier::wait(int threads) {
   if (threads == 1) return;
-  const unsigned phase = phase_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1) + 1 == static_cast<unsigned>(threads)) {
+  const int phase = phase_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1) + 1 == threads) {
     arrived_.store(0, std::memory_order_relaxed);
     phase_.store(phase + 1);
     phase_.notify_all();
     return;
   }
-  int spins = spins_allowed.load(std::memory_order_relaxed);
-  await(phase_, phase + 1, spins);
-}
-
-void Seat::wait(int threads) const {
-  if (threads == 1) return;
-  std::atomic<unsigned>& mine = row_[place_].arrived_;
-  const unsigned meeting = mine.load(std::memory_order_relaxed) + 1;
-  mine.store(meeting, std::memory_order_release);
-  int spins = spins_allowed.load(std::memory_order_relaxed);
-  for (int i = 0; i < threads; ++i) {
-    if (i != place_) await(row_[i].arrived_, meeting, spins);
+  for (int spins = spins_allowed.load(std::memory_order_relaxed); spins > 0; --spins) {
+    if (phase_.load(std::memory_order_acquire) != phase) return;
+    relax();
   }
-  // Sleepers are looked for last, when nobody waits for this thread. Without the fence the look could come before the
-  // store, and miss who has looked at the old count and is about to sleep.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  mine.notify_all();
+  phase_.wait(phase);
 }
 
 Barrier* take_barriers(Workspace& space, int count) {

@@ -11,30 +11,15 @@ namespace fusednn::cpu {
 // must take `threads` from its argument: the pool may give fewer than asked for (nested calls, limits).
 void run_team(int threads, void (*body)(void* context, int thread, int threads), void* context);
 
-// A cache line that threads meet at. All waits spin, then sleep: who waits for long waits for a thread that another
-// process keeps from running. A sleeper leaves its processor to others and, having used less than its share, is put in
-// front of them when it wakes.
-class alignas(kCacheLine) Barrier {
+// Spins, then sleeps: who waits for long waits for a thread that another process keeps from running. A sleeper leaves
+// its processor to others and, having used less than its share, is put in front of them when it wakes.
+class alignas(64) Barrier {
  public:
-  void wait(int threads);  // of all threads, at this one barrier
+  void wait(int threads);
 
  private:
-  friend class Seat;
-  std::atomic<unsigned> arrived_ = 0;
-  std::atomic<unsigned> phase_ = 0;
-};
-
-// A thread's place in a row of barriers, one of each thread that it meets. It counts its meetings in its own line and
-// reads the others', so that all lines travel at once; at one barrier they would take turns.
-class Seat {
- public:
-  Seat(Barrier* row, int place) : row_(row), place_(place) {}
-  void wait(int threads) const;
-  const Seat* operator->() const { return this; }
-
- private:
-  Barrier* row_;
-  int place_;
+  std::atomic<int> arrived_ = 0;
+  std::atomic<int> phase_ = 0;
 };
 
 Barrier* take_barriers(Workspace& space, int count);

@@ -14,7 +14,7 @@ using namespace fusednn::cpu;
 // Each thread writes the number of the meeting into its place of one of two rows, meets, and looks at all places of
 // that row; the next meeting keeps the row from being written again before all have looked.
 struct Episodes {
-  Episodes(int threads, long meetings) : row(static_cast<size_t>(threads)), meetings(meetings) {
+  Episodes(int threads, long meetings) : meetings(meetings) {
     for (auto& written : places) written.resize(static_cast<size_t>(threads));
   }
 
@@ -23,16 +23,12 @@ struct Episodes {
       std::vector<long>& written = places[m % 2];
       written[static_cast<size_t>(thread)] = m;
       if (late != nullptr) late(m, thread);
-      if (row.size() > 1) {
-        Seat(row.data(), thread).wait(threads);
-      } else {
-        row[0].wait(threads);
-      }
+      barrier.wait(threads);
       for (int i = 0; i < threads; ++i) wrong += written[static_cast<size_t>(i)] != m;
     }
   }
 
-  std::vector<Barrier> row;  // of one for all threads, or of one each
+  Barrier barrier;
   std::vector<long> places[2];
   long meetings;
   void (*late)(long meeting, int thread) = nullptr;
@@ -55,20 +51,10 @@ void allow_brief_spins() {
 
 }  // namespace
 
-TEST(seats_keep_a_team_together_for_many_meetings) {
+TEST(a_barrier_keeps_a_team_together_for_many_meetings) {
   allow_brief_spins();
   for (int threads : {2, 3, 5, 16}) {
     Episodes episodes(threads, threads == 2 ? 100000 : 5000);
-    run_threads(episodes, threads);
-    CHECK(episodes.wrong == 0, episodes.wrong << " wrong places with " << threads << " threads");
-  }
-}
-
-TEST(one_barrier_keeps_a_team_together) {
-  allow_brief_spins();
-  for (int threads : {2, 3, 5}) {
-    Episodes episodes(threads, 5000);
-    episodes.row = std::vector<Barrier>(1);
     run_threads(episodes, threads);
     CHECK(episodes.wrong == 0, episodes.wrong << " wrong places with " << threads << " threads");
   }
