@@ -48,9 +48,9 @@ class Backward {
 
   A* take(long n) { return static_cast<A*>(space.take(sizeof(A) * static_cast<size_t>(n))); }
   State* take_states(long n) { return static_cast<State*>(space.take(sizeof(State) * static_cast<size_t>(n))); }
-  long tile_row() const { return sizes.padded(kFirst * sizes.hidden); }
+  long tile_row() const { return sizes.apart(kFirst * sizes.hidden); }
   long second() const { return kSecond > 0 ? kSecond * sizes.hidden : sizes.proj; }
-  long second_row() const { return sizes.padded(second()); }
+  long second_row() const { return sizes.apart(second()); }
 
   Panels<Number> panels(long units, long k) {
     return packs ? take_panels<Number>(space, units, k, 1) : Panels<Number>{};
@@ -109,7 +109,7 @@ class Backward {
   }
 
   static void end_row(State* tile, long b, long k) {
-    if (tile != nullptr) Factors<T>::end_row(tile + b * Sizes<A>::padded(k), k);
+    if (tile != nullptr) Factors<T>::end_row(tile + b * Sizes<A>::apart(k), k);
   }
 
   static void widen_or_zero(A* to, const void* from, long row, long n) {

@@ -21,7 +21,7 @@ class InputPart {
     weights = w_ih;
     used_once = sizes.steps * sizes.batch <= kChunkRows;
     w = take_panels<Number>(space, used_once ? threads * kGroup * kLanes : units, inputs, G);
-    x_row = Sizes<A>::padded(inputs);
+    x_row = padded<A>(inputs);
     batch = sizes.batch;
     blocks = sizes.hidden_blocks;
     bias = take(space, blocks * kRow);

@@ -13,7 +13,7 @@ class Linear {
       : a(args),
         line_blocks(round_up(args.outputs, kLanes) / kLanes),
         chunks(round_up(args.rows, kDepth) / kDepth),
-        copy_row(padded(args.outputs)) {
+        copy_row(padded<A>(args.outputs)) {
     lay_out();
     space.allocate();
     lay_out();
@@ -31,7 +31,7 @@ class Linear {
   static constexpr long kLanes = Lanes<A>::kCount, kWidth = Lane<Number>::kWidth;
   static constexpr long kTileRow = (Blocking<1>::kGroup + 1) * kLanes;
   // Lines of W whose sums stay in L2 while the rows pass, a chunk of them at a time.
-  static constexpr long kLines = 192, kDepth = 128 * kWidth;
+  static constexpr long kLines = 192, kFew = 16, kDepth = 8 * kFew * kWidth;
   static_assert(kLines % kLanes == 0);
 
   // Of one thread.
@@ -43,8 +43,7 @@ class Linear {
     A* tile;       // [kRowGroup, kGroup] vectors of d_x
   };
 
-  static constexpr long padded(long n) { return round_up(n, kLanes) + kLanes; }
-  static constexpr long kLineRow = padded(kLines);
+  static constexpr long kLineRow = padded<A>(kLines);
 
   // ------- memory
 
@@ -61,7 +60,7 @@ class Linear {
     for (int i = 0; i < a.threads; ++i) {
       Own& o = own[i];
       o.lines = take<Number>(kDepth / kWidth * kLineRow);
-      for (int f = 0; f < 2; ++f) o.sums[f] = take<A>(kLines * padded(a.inputs[f].size));
+      for (int f = 0; f < 2; ++f) o.sums[f] = take<A>(kLines * padded<A>(a.inputs[f].size));
       o.bias = take<A>(kLines);
       if (a.d_x != nullptr) o.copy = take<State>(kRowGroup * copy_row), o.tile = take<A>(kRowGroup * kTileRow);
     }
@@ -87,7 +86,7 @@ class Linear {
   // ------- d_W = d_y^T x and d_b
 
   void weight_gradient(const Own& o, Range lines) const {
-    for (int f = 0; f < 2; ++f) clear(o.sums[f], kLines * padded(a.inputs[f].size));
+    for (int f = 0; f < 2; ++f) clear(o.sums[f], kLines * padded<A>(a.inputs[f].size));
     clear(o.bias, kLines);
     for (long n = 0; n < a.rows; n += kDepth) {
       const Range rows = Range{n, n + kDepth}.first(a.rows);
@@ -100,7 +99,7 @@ class Linear {
       for (int f = 0; f < 2; ++f) {
         const long size = a.inputs[f].size;
         if (a.inputs[f].d_w != nullptr) {
-          convert(static_cast<T*>(a.inputs[f].d_w) + m * size, o.sums[f] + (m - lines.begin) * padded(size), size);
+          convert(static_cast<T*>(a.inputs[f].d_w) + m * size, o.sums[f] + (m - lines.begin) * padded<A>(size), size);
         }
       }
     }
@@ -111,15 +110,20 @@ class Linear {
     for (long u = 0; u < n; u += kLanes) store(to + u, V{});
   }
 
-  // A chunk of d_y for these lines, as products take it, and its sum to that of d_b.
+  // A chunk of d_y for these lines, as products take it, and its sum to that of d_b: a few rows at a time, so that no sum
+  // is long.
   void copy_lines(const Own& o, Range lines, Range rows) const {
-    for (long n = rows.begin; n < rows.end; n += kWidth) {
+    for (long n = rows.begin; n < rows.end; n += kFew) {
+      const Range few = Range{n, n + kFew}.first(rows.end);
       for (long m = lines.begin; m < lines.end; m += kLanes) {
-        const auto v = Lane<Number>::across(d_y(n) + m, a.d_y_row, rows.end - n, lines.end - m);
-        __builtin_memcpy(o.lines + (n - rows.begin) / kWidth * kLineRow + (m - lines.begin), &v, sizeof v);
+        V sum{};
+        for (long i = few.begin; i < few.end; ++i) sum += Lane<A>::along(d_y(i) + m, lines.end - m);
         A* bias = o.bias + (m - lines.begin);
-        for (long i = n; i < n + kWidth && i < rows.end; ++i) {
-          store(bias, load(bias) + Lane<A>::along(d_y(i) + m, lines.end - m));
+        store(bias, load(bias) + sum);
+        Number* to = o.lines + (n - rows.begin) / kWidth * kLineRow + (m - lines.begin);
+        for (long i = few.begin; i < few.end; i += kWidth, to += kLineRow) {
+          const auto v = Lane<Number>::across(d_y(i) + m, a.d_y_row, few.end - i, lines.end - m);
+          __builtin_memcpy(to, &v, sizeof v);
         }
       }
     }
@@ -129,7 +133,7 @@ class Linear {
     const Panels<Number> x = chunk(f, rows.begin / kDepth);
     walk_panels<1>(lines.size(), {0, x.blocks}, false, [&](long block, long count) {
       multiply_group<Number, 1>(lines.size(), Rows<Number>{o.lines, 1, kLineRow}, x, block, count,
-                                {o.sums[f] + block * kLanes, padded(a.inputs[f].size), kLanes});
+                                {o.sums[f] + block * kLanes, padded<A>(a.inputs[f].size), kLanes});
     });
   }
 

@@ -5,25 +5,33 @@ namespace fusednn::cpu::FUSEDNN_ISA {
 // Rows of one pass over a panel: their tile stays in L1.
 constexpr long kRowGroup = 48;
 
+// Distance between rows of n numbers that a product reads together: one vector more than needed, since powers of two
+// would put them into the same few sets of the cache.
+template <class A>
+constexpr long padded(long n) {
+  constexpr long kLanes = Lanes<A>::kCount;
+  return round_up(n, kLanes) + kLanes;
+}
+
 template <class A>
 struct Sizes {
   static constexpr long kLanes = Lanes<A>::kCount;
   long batch, steps, hidden, proj, heads, tracks;
   long hidden_blocks, proj_blocks;  // of kLanes units
-  // Distances between rows of states: one vector more than needed, since powers of two would put the rows that the
-  // product reads together into the same few sets of the cache.
-  long hidden_row, proj_row;
+  long hidden_row, proj_row;        // distances between rows of states
 
   explicit Sizes(const RecurrentShape& s)
       : batch(s.batch), steps(s.steps), hidden(s.hidden), proj(s.proj), heads(s.heads), tracks(s.tracks()) {
     hidden_blocks = round_up(hidden, kLanes) / kLanes;
     proj_blocks = round_up(proj, kLanes) / kLanes;
-    hidden_row = padded(hidden);
-    proj_row = padded(proj);
+    hidden_row = apart(hidden);
+    proj_row = apart(proj);
   }
 
   bool reverse(long track) const { return track >= heads; }
-  static long padded(long n) { return round_up(n, kLanes) + kLanes; }
+  // Of rows that threads write side by side: what a core fetches ahead, behind the last row of its own, is then no row
+  // of another thread, which would have to take it back.
+  static long apart(long n) { return padded<A>(n) + 16 * kLanes; }
   int lanes(long size, long block) const {
     const long left = size - block * kLanes;
     return static_cast<int>(left < kLanes ? left : kLanes);
