@@ -118,27 +118,6 @@ struct RecurrentBackward {
   void* d_proj;       // [N, D*P] the whole gradient that reaches h_t; null without w_hr
 };
 
-// Gradients of a linear map y = x W^T + b over rows. CPU only: on a GPU they are library GEMMs.
-struct LinearBackward {
-  Dtype dtype;
-  int64_t rows, outputs;  // N, M
-  const void* d_y;        // [N, M], rows d_y_row elements apart
-  int64_t d_y_row;
-  struct {
-    int64_t size;   // K
-    const void* x;  // [N, K]
-    void* d_w;      // [M, K] or null
-  } inputs[2];      // maps whose y are one sum have one d_y; size 0: none
-  const void* w;    // [M, w_size] where d_x is wanted
-  int64_t w_size;
-  void* d_x;        // [N, w_size] or null
-  void* d_b;        // [M] or null
-  int threads;
-};
-
-// Returns null, or a message that lives until the thread's next call.
-const char* linear_backward(const LinearBackward&);
-
 // A scan h_t = a_t h_{t-1} + b_t whose a and b come from the gates of a cell in cells/scan.h. CPU only: on a GPU the
 // kernel is Triton's. All tensors are time-major and contiguous.
 struct ScanShape {

@@ -27,8 +27,8 @@ TOLERANCES = {
     "rows": Tolerance(
         2.0,
         16.0,
-        "a weight gradient is one library GEMM over all T * B rows; torch's recurrent layers add T small ones, whose"
-        " rounding grows more slowly",
+        "on a GPU a weight gradient is one library GEMM over all T * B rows; torch's recurrent layers add T small"
+        " ones, whose rounding grows more slowly",
     ),
     "single": Tolerance(
         2.0,

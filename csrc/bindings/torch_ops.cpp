@@ -24,6 +24,7 @@
 #include "api.h"
 #include "bindings/providers.h"
 #include "cpu/dropout.h"
+#include "cpu/linear_backward.h"
 
 namespace fusednn {
 namespace {

@@ -122,7 +122,7 @@ class Backward {
   void thread(int thread, int threads) {
     for (int i = 0; i < sizes.tracks; ++i) prepare(i, thread, threads);
     team_barrier->wait(threads);
-    const Share share = make_share(step_cost<Number>(sizes, G), static_cast<int>(sizes.tracks), thread, threads);
+    const Share share = make_share(step_cost<Number>(sizes, G, G), static_cast<int>(sizes.tracks), thread, threads);
     for (int i = share.first_track; i < share.last_track; ++i) {
       const Part part = make_part(sizes, share, i, barriers, a.shape.threads);
       sequence(i, part);

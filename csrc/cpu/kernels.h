@@ -2,6 +2,7 @@
 #pragma once
 
 #include "api.h"
+#include "cpu/linear_backward.h"
 
 namespace fusednn::cpu {
 

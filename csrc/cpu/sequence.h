@@ -38,11 +38,13 @@ struct Sizes {
   }
 };
 
-// Of a step, whose products multiply lanes of N.
+// Of a step, whose products multiply lanes of N, and whose threads send each other `sent` numbers a unit.
 template <class N, class A>
-StepCost step_cost(const Sizes<A>& sizes, int gates) {
-  const double lanes = static_cast<double>(sizes.proj) * gates * Sizes<A>::kLanes / Lane<N>::kWidth;
-  return {sizes.batch, sizes.hidden_blocks, 2 * lanes, lanes * sizeof(N)};
+StepCost step_cost(const Sizes<A>& sizes, int gates, int sent) {
+  constexpr long kLanes = Sizes<A>::kLanes;
+  const double lanes = static_cast<double>(sizes.proj) * gates * kLanes / Lane<N>::kWidth;
+  const double number = static_cast<double>(sizeof(N)) / Lane<N>::kWidth;
+  return {sizes.batch, sizes.hidden_blocks, 2 * lanes, lanes * sizeof(N), number * sent * kLanes};
 }
 
 // What one thread owns in one track.

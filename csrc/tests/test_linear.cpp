@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/linear_backward.h"
 #include "elements.h"
 #include "tests/check.h"
 #include "tests/problem.h"

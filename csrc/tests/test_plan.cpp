@@ -8,9 +8,11 @@ namespace {
 
 using namespace fusednn::cpu;
 
+constexpr double kSpread = 30e3, kGrouped = 90e3;  // as far_bytes_per_us()
+
 StepCost cost_of(long rows, long blocks) {
   return {rows, blocks, 2. * 16 * 4 * 16. * static_cast<double>(blocks),
-          4. * 4 * 16 * 16 * static_cast<double>(blocks)};
+          4. * 4 * 16 * 16 * static_cast<double>(blocks), 4. * 16};
 }
 
 }  // namespace
@@ -39,16 +41,24 @@ TEST(every_row_and_block_of_each_track_has_exactly_one_thread) {
 }
 
 TEST(small_weights_split_the_batch_and_large_ones_the_units) {
-  CHECK(choose_split(cost_of(8, 4), 2).row_parts == 2, "H = 64");
-  CHECK(choose_split(cost_of(8, 32), 2).unit_parts == 2, "H = 512");
-  CHECK(choose_split(cost_of(1, 32), 2).unit_parts == 2, "one row");
+  CHECK(choose_split(cost_of(8, 4), 2, kSpread).row_parts == 2, "H = 64");
+  CHECK(choose_split(cost_of(8, 32), 2, kSpread).unit_parts == 2, "H = 512");
+  CHECK(choose_split(cost_of(8, 32), 2, kGrouped).row_parts == 2, "H = 512, where the next cache is fast");
+  CHECK(choose_split(cost_of(1, 32), 2, kGrouped).unit_parts == 2, "one row");
+}
+
+TEST(threads_that_send_each_other_much_split_the_batch) {
+  StepCost cost = cost_of(8, 16);
+  CHECK(choose_split(cost, 2, kSpread).unit_parts == 2, "little is sent");
+  cost.sent_bytes *= 100;
+  CHECK(choose_split(cost, 2, kSpread).row_parts == 2, "much is sent");
 }
 
 TEST(one_row_splits_its_units_where_that_saves_more_than_a_meeting_costs) {
   const auto one_gate = [](long blocks) {
     const double weights = 16. * 16 * static_cast<double>(blocks);
-    return StepCost{1, blocks, 2 * weights, 4 * weights};
+    return StepCost{1, blocks, 2 * weights, 4 * weights, 4. * 16};
   };
-  CHECK(choose_split(one_gate(4), 2).threads() == 1, "H = 64");
-  CHECK(choose_split(one_gate(8), 2).unit_parts == 2, "H = 128");
+  CHECK(choose_split(one_gate(4), 2, kSpread).threads() == 1, "H = 64");
+  CHECK(choose_split(one_gate(8), 2, kSpread).unit_parts == 2, "H = 128");
 }

@@ -9,8 +9,8 @@ the layout of ``torch.nn.utils.rnn.PackedSequence``. ``reference.options`` defin
 
 * where a compiled kernel exists for the device, forward is one ``recurrent_forward``, which computes the input product
   with the recurrence on the CPU and has a library GEMM before it on a GPU; backward is one ``recurrent_backward``,
-  which walks the steps in reverse and yields the gradients of the pre-activations, and library GEMMs over all rows for
-  weights and inputs;
+  which walks the steps in reverse and yields the gradients of the pre-activations, and products over all rows for
+  weights and inputs: one ``linear_gradients`` on the CPU, library GEMMs on a GPU;
 * where none exists, the plain PyTorch reference is registered for the device, and autograd differentiates that;
 * second-order gradients always differentiate the reference;
 * with ``recompute`` forward keeps y and c alone, and backward begins with the gates of all rows, which are those of one
@@ -329,9 +329,13 @@ class _Recurrent(torch.autograd.Function):
         )
 
 
+_LIBRARY_ROWS = {torch.bfloat16: 512}  # measured: from so many on the library's dot products outrun the kernel's
+
+
 def _gradients_of_linear(strategy: str, x: Tensor, h0: Tensor, directions: int) -> Callable:
-    """``linear_gradients``: by the kernel behind ``sequence``, else by library GEMMs, as one step alone has no other."""
-    if strategy == "sequence" and x.shape[0] > h0.shape[1]:
+    """``linear_gradients`` by the kernel behind ``sequence``, or by library GEMMs: on a GPU, and for one step alone."""
+    rows = x.shape[0]
+    if strategy == "sequence" and h0.shape[1] < rows < _LIBRARY_ROWS.get(x.dtype, rows + 1):
         return torch.ops.fusednn.linear_gradients
     return functools.partial(_library_gradients, directions=directions)
 
