@@ -1,8 +1,8 @@
 // Gradients of a linear map y = x W^T + b over all rows. Included after sequence.h.
 //
-// d_W = d_y^T x is a product whose sums run over the rows: a thread takes lines of W, and for each of them all of d_y and
-// x, so that threads write apart and a sum's order depends on nothing but the number of rows. d_x = d_y W is a product like
-// those of the recurrence, in which a thread takes rows.
+// d_W = d_y^T x is a product whose sums run over the rows: a thread takes lines of W, and for each of them all of d_y
+// and x, so that threads write apart and a sum's order depends on nothing but the number of rows. d_x = d_y W is a
+// product like those of the recurrence, in which a thread takes rows.
 
 namespace fusednn::cpu::FUSEDNN_ISA {
 
@@ -37,10 +37,10 @@ class Linear {
   // Of one thread.
   struct Own {
     Number* lines;  // [kDepth, kLines] of d_y
-    A* sums[2];    // [kLines, padded(K)] of d_W
-    A* bias;       // [kLines] of d_b
-    State* copy;   // [kRowGroup, copy_row] of d_y
-    A* tile;       // [kRowGroup, kGroup] vectors of d_x
+    A* sums[2];     // [kLines, padded(K)] of d_W
+    A* bias;        // [kLines] of d_b
+    State* copy;    // [kRowGroup, copy_row] of d_y
+    A* tile;        // [kRowGroup, kGroup] vectors of d_x
   };
 
   static constexpr long kLineRow = padded<A>(kLines);
@@ -110,8 +110,8 @@ class Linear {
     for (long u = 0; u < n; u += kLanes) store(to + u, V{});
   }
 
-  // A chunk of d_y for these lines, as products take it, and its sum to that of d_b: a few rows at a time, so that no sum
-  // is long.
+  // A chunk of d_y for these lines, as products take it, and its sum to that of d_b: a few rows at a time, so that no
+  // sum is long.
   void copy_lines(const Own& o, Range lines, Range rows) const {
     for (long n = rows.begin; n < rows.end; n += kFew) {
       const Range few = Range{n, n + kFew}.first(rows.end);

@@ -19,8 +19,8 @@ struct LinearBackward {
   } inputs[2];      // maps whose y are one sum have one d_y; size 0: none
   const void* w;    // [M, w_size] where d_x is wanted
   int64_t w_size;
-  void* d_x;        // [N, w_size] or null
-  void* d_b;        // [M] or null
+  void* d_x;  // [N, w_size] or null
+  void* d_b;  // [M] or null
   int threads;
 };
 

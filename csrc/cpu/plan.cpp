@@ -8,6 +8,7 @@ namespace {
 constexpr double kFlopsPerUs = 150e3;
 constexpr double kFastBytes = 700e3;      // weights that stay in L2 beside h and the gates
 constexpr double kFastBytesPerUs = 75e3;  // for one row, its cells included
+constexpr double kExposed = 0.15;         // of arithmetic or traffic, whichever is less: what the other does not hide
 constexpr double kSentBytesPerUs = 10e3;  // from core to core
 constexpr double kBarrierUs = 0.2, kBarrierPerThreadUs = 0.05;
 
@@ -22,10 +23,10 @@ double step_us(const StepCost& c, Split s, double far) {
   const double bytes = blocks * c.weight_bytes;
   const double fast = bytes < kFastBytes ? bytes : kFastBytes;
   const double memory = fast / kFastBytesPerUs + (bytes - fast) / far;
-  const double larger = compute > memory ? compute : memory;
-  if (s.unit_parts == 1) return larger;
+  const double both = compute > memory ? compute + kExposed * memory : memory + kExposed * compute;
+  if (s.unit_parts == 1) return both;
   const double sent = rows * (static_cast<double>(c.blocks) - blocks) * c.sent_bytes;
-  return larger + kBarrierUs + kBarrierPerThreadUs * s.unit_parts + sent / kSentBytesPerUs;
+  return both + kBarrierUs + kBarrierPerThreadUs * s.unit_parts + sent / kSentBytesPerUs;
 }
 
 }  // namespace

@@ -96,8 +96,9 @@ void multiply_panels(long rows, Rows<N> a, const N* w, long w_panel, Tile<SumOf<
     const N* ahead = w + (k0 + kSlice) * kStep;
     for (long b = 0; b < rows; ahead += length * kVector) {
       const int count = static_cast<int>(least) + (b < larger);
-      multiply_rows<N, kGates, kPanels, kRows, kAhead>(count, {a.data + b * a.row + k0 * a.step, a.row, a.step}, w + k0 * kStep, w_panel,
-                                                       {c.data + b * c.row, c.row, c.panel}, length, ahead);
+      multiply_rows<N, kGates, kPanels, kRows, kAhead>(count, {a.data + b * a.row + k0 * a.step, a.row, a.step},
+                                                       w + k0 * kStep, w_panel, {c.data + b * c.row, c.row, c.panel},
+                                                       length, ahead);
       b += count;
     }
   }

@@ -20,8 +20,8 @@ using namespace fusednn::testing;
 struct Sizes {
   long rows, outputs, inputs[2];
 };
-// One of everything; less than a vector; more rows than a chunk, and than two, an odd number; more lines than a thread takes at a
-// time; one input alone; no rows.
+// One of everything; less than a vector; more rows than a chunk, and than two, an odd number; more lines than a thread
+// takes at a time; one input alone; no rows.
 const Sizes kSizes[] = {{1, 1, {1, 1}},     {5, 7, {3, 9}},      {129, 40, {33, 17}}, {259, 16, {70, 1}},
                         {50, 401, {16, 5}}, {97, 193, {130, 0}}, {0, 5, {3, 2}}};
 

@@ -11,8 +11,8 @@ using namespace fusednn::cpu;
 constexpr double kSpread = 30e3, kGrouped = 90e3;  // as far_bytes_per_us()
 
 StepCost cost_of(long rows, long blocks) {
-  return {rows, blocks, 2. * 16 * 4 * 16. * static_cast<double>(blocks),
-          4. * 4 * 16 * 16 * static_cast<double>(blocks), 4. * 16};
+  return {rows, blocks, 2. * 16 * 4 * 16. * static_cast<double>(blocks), 4. * 4 * 16 * 16 * static_cast<double>(blocks),
+          4. * 16};
 }
 
 }  // namespace
@@ -43,8 +43,14 @@ TEST(every_row_and_block_of_each_track_has_exactly_one_thread) {
 TEST(small_weights_split_the_batch_and_large_ones_the_units) {
   CHECK(choose_split(cost_of(8, 4), 2, kSpread).row_parts == 2, "H = 64");
   CHECK(choose_split(cost_of(8, 32), 2, kSpread).unit_parts == 2, "H = 512");
-  CHECK(choose_split(cost_of(8, 32), 2, kGrouped).row_parts == 2, "H = 512, where the next cache is fast");
   CHECK(choose_split(cost_of(1, 32), 2, kGrouped).unit_parts == 2, "one row");
+}
+
+TEST(where_the_next_cache_is_fast_backward_splits_the_batch) {
+  StepCost cost = cost_of(8, 16);
+  cost.sent_bytes *= 4;  // of all gates
+  CHECK(choose_split(cost, 2, kSpread).unit_parts == 2, "slow");
+  CHECK(choose_split(cost, 2, kGrouped).row_parts == 2, "fast");
 }
 
 TEST(threads_that_send_each_other_much_split_the_batch) {

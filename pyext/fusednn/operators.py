@@ -204,9 +204,9 @@ def _joined(tracks: list[Tensor], like: Tensor) -> Tensor:
     return _shaped(tracks[0], like) if len(tracks) == 1 else torch.stack(tracks)
 
 
-def _shaped(gradient: Tensor, like: Tensor) -> Tensor:
+def _shaped(gradient: Tensor, like: Tensor | None) -> Tensor:
     """A gradient of one track or of all their lines, with the dimensions of its weight."""
-    return gradient if gradient.dim() == like.dim() else gradient.view_as(like)
+    return gradient if like is None or gradient.dim() == like.dim() else gradient.view_as(like)
 
 
 def _gates_again(inputs, cell: str, strategy: str, previous, masks, states: Tensor, options: Options):
