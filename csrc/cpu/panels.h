@@ -106,7 +106,8 @@ void pack_rows(const T* w, long row, long units, long block, const Panels<N>& to
 
 // For d W: sums run down the columns of w, which has `units` columns and rows that lie `row` apart. One "gate".
 template <class T, class N>
-__attribute__((noinline)) void pack_columns(const T* w, long row, long units, long block, const Panels<N>& to, N* panel) {
+__attribute__((noinline)) void pack_columns(const T* w, long row, long units, long block, const Panels<N>& to,
+                                            N* panel) {
   constexpr int n = Panels<N>::kLanes, kWidth = Panels<N>::kWidth;
   const long u0 = block * n;
   for (long k = 0; k < to.depth(); ++k) {
