@@ -52,6 +52,40 @@ def test_opcheck_recurrent(cell, directions, packed):
 
 
 @compiled
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_opcheck_linear_gradients(count, wanted):
+    d_y = torch.randn(6, 9)[:, 2:7]  # of one direction
+    call = (d_y, [torch.randn(6, 3), torch.randn(6, 8)][:count], torch.randn(5, 3) if wanted else None, wanted)
+    torch.library.opcheck(torch.ops.fusednn.linear_gradients.default, call, test_utils=CHECKS)
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("x", "w", "named"),
+    [
+        ([torch.zeros(5, 3)], None, "x: expected size"),
+        ([torch.zeros(6, 3, dtype=torch.float64)], None, "dtype"),
+        ([torch.zeros(6, 3)], torch.zeros(4, 3), "w: expected size"),
+        ([torch.zeros(6, 1)] * 3, None, "at most two x"),
+    ],
+)
+def test_linear_gradients_refuses_what_does_not_fit(x, w, named):
+    with pytest.raises(RuntimeError, match=named):
+        torch.ops.fusednn.linear_gradients(torch.zeros(6, 5), x, w, False)
+
+
+@compiled
+@pytest.mark.parametrize(("rows", "by_kernel"), [(508, True), (512, False)])
+def test_the_products_of_many_rows_in_bf16_are_the_librarys(rows, by_kernel):
+    layer = fusednn.LSTM(3, 5).to(torch.bfloat16)
+    y, _ = layer(torch.randn(rows // 4, 4, 3, dtype=torch.bfloat16))
+    with torch.profiler.profile() as profile:
+        y.sum().backward()
+    assert ("fusednn::linear_gradients" in {event.name for event in profile.events()}) == by_kernel
+
+
+@compiled
 @pytest.mark.parametrize("packed", [False, True])
 def test_opcheck_forward_and_backward(cell, packed):
     call = (*arguments(cell, 2, packed), True)
