@@ -77,10 +77,10 @@ void multiply_rows(int rows, Rows<N> a, const N* w, long w_panel, Tile<SumOf<N>>
   multiply<N, kGates, kPanels, kRows, kAhead>(a, w, w_panel, c, k, ahead);
 }
 
-// Lanes of k summed apart before they join the total: the weights of a slice stay in L1 while the rows pass, and the
+// Lanes of k summed apart before they join the total: the weights of a slice stay near while the rows pass, and the
 // rounding error grows with the slice and the number of slices, not with k (one long fp32 sum over 4 H terms lost 3
-// bits).
-constexpr long kSlice = 64;
+// bits). A shorter slice reads and writes the total more often than the better place in L1 is worth.
+constexpr long kSlice = 128;
 
 // All rows by kPanels panels, slice by slice. kAhead is for weights that outgrow L2: while the rows pass over one
 // slice, the next one arrives.
