@@ -292,25 +292,27 @@ class _Recurrent(torch.autograd.Function):
         d_products = d_recurrent if norm is None else d_products
         gradients = _gradients_of_linear(strategy, x, h0, tracks // options.heads)
 
-        # One sum of products: both weights, the bias and x have the same d_gates.
-        alike = tracks == 1 and d_products is d_gates and not cell.late
+        # A call takes all that has one gradient of gates: of d_gates x and its weights, and unless the cell splits it
+        # all of W_hh, where that has one product.
+        own = factors[0] if need["w_hh"] and tracks == 1 and norm is None and not cell.late else []
         d_w, d_b_ih, d_x = gradients(
             d_gates,
-            ([x] if need["w_ih"] else []) + (factors[0] if need["w_hh"] and alike else []),
+            ([x] if need["w_ih"] else []) + ([] if cell.split else own),
             None if w_ih is None or not need["x"] else w_ih.flatten(0, -2),
             need["b_ih"] or (need["b_hh"] and not cell.split),
         )
         d_w_ih = _shaped(d_w.pop(0), w_ih) if need["w_ih"] else None
-        d_w_hh, d_w_hr, d_b_hh = _shaped(d_w[0], w_hh) if d_w else None, None, d_b_ih
-        if need["w_hh"] and not alike:
+        d_b_hh, d_w_hr = d_b_ih, None
+        if cell.split and (own or need["b_hh"]):
+            d_w, d_b_hh, _ = gradients(d_recurrent, own, None, need["b_hh"])
+        d_w_hh = _shaped(d_w[0], w_hh) if own else None
+        if need["w_hh"] and not own:
             parts = zip(each_track(d_products), factors, strict=True)
             d_w_hh = _joined([_recurrent_weight_gradient(gradients, cell, *part) for part in parts], w_hh)
         if need["w_hr"]:
             parts = zip(each_track(d_proj), saved_parts, strict=True)
             units = _units(name, w_hh)
             d_w_hr = _joined([_projection_weight_gradient(gradients, cell, *part, units) for part in parts], w_hr)
-        if need["b_hh"] and cell.split:
-            d_b_hh = gradients(d_recurrent, [], None, True)[1]
         if need["x"] and w_ih is None:
             d_x = d_gates
         others: list[Tensor | None] = [None] * (len(needs) - 8)
