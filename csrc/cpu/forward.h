@@ -28,13 +28,14 @@ class Forward {
   using Number = typename Factors<T>::Number;
   static constexpr long kLanes = Lanes<A>::kCount;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
+  static constexpr long kBiasRow = G * kLanes;
   static constexpr int kTogether = G < 4 ? 4 : 2;  // rows whose cells run side by side
   static constexpr long kTile = (kRowGroup + 1) * kLanes * largest(Blocking<kFirst>::kGroup * kFirst, 8);
 
   struct Track {
     Panels<Number> first, second, proj;
     InputPart<G, T> input;  // where the gates are not given
-    A* bias;                // [G, hidden_row]
+    A* bias;                // [hidden_blocks, G] vectors
     A* h[2];                // [B, proj_row] of this and the next step
     State* factor[2];       // what W_hh multiplies: h, or h times the mask
     A* c[2];                // [B, hidden_row] likewise; without zoneout one and the same
@@ -61,7 +62,7 @@ class Forward {
       Track& d = tracks[i];
       d.first = panels(sizes.hidden, sizes.proj, kFirst);
       if (a.gates == nullptr) d.input.take(space, sizes, input_weights(i), a.shape.inputs, a.shape.threads);
-      d.bias = take(G * sizes.hidden_row);
+      d.bias = take(sizes.hidden_blocks * kBiasRow);
       for (int odd = 0; odd < 2; ++odd) {
         d.h[odd] = take(batch * sizes.proj_row);
         d.factor[odd] = apart ? take_states(batch * sizes.proj_row) : reinterpret_cast<State*>(d.h[odd]);
@@ -95,17 +96,14 @@ class Forward {
       pack(Sums::kRows, static_cast<const T*>(a.w_hr) + i * sizes.proj * sizes.hidden, sizes.proj, d.proj, thread,
            threads);
     }
-    if (thread == 0) prepare_bias(i);
+    prepare_bias(i, share_of(sizes.hidden_blocks, thread, threads));
     const Range rows = share_of(sizes.batch, thread, threads);
     for (long b = rows.begin; b < rows.end; ++b) prepare_row(i, b);
   }
 
-  void prepare_bias(int i) {
-    A* bias = tracks[i].bias;
-    for (long u = 0; u < G * sizes.hidden_row; ++u) bias[u] = 0;
-    if (a.b_hh == nullptr) return;
-    const T* b = static_cast<const T*>(a.b_hh) + i * G * sizes.hidden;
-    for (int g = 0; g < G; ++g) convert(bias + g * sizes.hidden_row, b + g * sizes.hidden, sizes.hidden);
+  void prepare_bias(int i, Range blocks) {
+    const T* b = static_cast<const T*>(a.b_hh);
+    pack_bias(b ? b + i * G * sizes.hidden : nullptr, G, sizes.hidden, blocks, tracks[i].bias);
   }
 
   // Both buffers start from h0: a row that joins later (packed, reverse) reads either. A row that takes part in no step
@@ -194,17 +192,19 @@ class Forward {
   struct Multiplied {
     const Panels<Number>& w;
     Rows<State> from;
-    const A* bias;
+    Start<A> start;  // of block 0
     const T* gates;  // to fetch: of row 0 at the product's first gate; null: none, or in a chunk
     const T* done;   // as in Track
     long units;      // of the result
   };
 
+  static Start<A> bias_from(const Track& d, int gate) { return {d.bias + gate * kLanes, 0, kBiasRow}; }
+
   void first_product(int i, const InputStep& step, const Part& part, A* tile) {
     const Track& d = tracks[i];
-    const Multiplied factors{d.first, {d.factor[step.odd], sizes.proj_row},
-                             d.bias,  a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0),
-                             d.done,  sizes.hidden};
+    const Multiplied factors{d.first,         {d.factor[step.odd], sizes.proj_row},
+                             bias_from(d, 0), a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0),
+                             d.done,          sizes.hidden};
     if (options.norm != nullptr) {
       return normed_product<kFirst, 0>(i, factors, step, part, tile, [&](auto lanes, long block, long b, const A* r) {
         first_cells(i, step, lanes, {block, block + 1}, {b, b + 1}, {r, 0, 0});
@@ -219,7 +219,7 @@ class Forward {
     const Track& d = tracks[i];
     const Multiplied factors{d.second,
                              {d.middle, sizes.hidden_row},
-                             d.bias + kFirst * sizes.hidden_row,
+                             bias_from(d, kFirst),
                              a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0) + kFirst * sizes.hidden,
                              d.done,
                              sizes.hidden};
@@ -236,7 +236,7 @@ class Forward {
 
   void project(int i, const InputStep& step, const Part& part, A* tile) {
     const Track& d = tracks[i];
-    const Multiplied factors{d.proj, {d.middle, sizes.hidden_row}, nullptr, nullptr, d.done, sizes.proj};
+    const Multiplied factors{d.proj, {d.middle, sizes.hidden_row}, {kZeros<A>, 0, 0}, nullptr, d.done, sizes.proj};
     product<1>(factors, step, part.proj_blocks, tile, [&](auto lanes, Range blocks, Range rows, Tile<const A> r) {
       for (long block = blocks.begin; block < blocks.end; ++block, r.data += r.panel) {
         for (long b = rows.begin; b < rows.end; ++b) {
@@ -253,10 +253,13 @@ class Forward {
     for_row_groups(step.rows, [&](Range rows) {
       walk_panels<kGates>(rows.size(), blocks, step.odd, [&](long block, long count) {
         const Tile<A> c{tile, kGates * kLanes, (rows.size() * kGates + 1) * kLanes};
-        for (long q = 0; q < count; ++q) start_tile<kGates>(c.data + q * c.panel, f, block + q, rows);
+        for (long q = 0; f.gates != nullptr && q < count; ++q) fetch_gates<kGates>(f.gates, block + q, rows);
         if (f.done == nullptr) {
-          multiply_group<Number, kGates>(
-              rows.size(), Factors<T>::rows(f.from.data + rows.begin * f.from.row, f.from.row), f.w, block, count, c);
+          multiply_group<Number, kGates>(rows.size(),
+                                         Factors<T>::rows(f.from.data + rows.begin * f.from.row, f.from.row), f.w,
+                                         block, count, {f.start.data + block * f.start.panel, 0, f.start.panel}, c);
+        } else {
+          for (long q = 0; q < count; ++q) take_done<kGates>(c.data + q * c.panel, f, block + q, rows);
         }
         const bool row = kGates == 1 && rows.size() == 1 && sizes.lanes(f.units, block + count - 1) == kLanes;
         const long at_once = row ? count : 1;  // blocks
@@ -273,13 +276,6 @@ class Forward {
     });
   }
 
-  template <int kGates>
-  void start_tile(A* tile, const Multiplied& f, long block, Range rows) const {
-    fill_bias<kGates>(tile, f.bias, block, rows.size());
-    if (f.gates != nullptr) fetch_gates<kGates>(f.gates, block, rows);
-    if (f.done != nullptr) add_done<kGates>(tile, f.done, f.units, block, rows);
-  }
-
   // The cells of a block read one cache line a gate and row, far apart: no hardware prefetcher follows. Asked for
   // before the product, the lines arrive behind it.
   template <int kGates>
@@ -291,20 +287,12 @@ class Forward {
   }
 
   template <int kGates>
-  void fill_bias(A* tile, const A* bias, long block, long rows) const {
-    V v[kGates];
-    for (int g = 0; g < kGates; ++g) v[g] = bias ? load(bias + g * sizes.hidden_row + block * kLanes) : V{};
-    for (long b = 0; b < rows; ++b) {
-      for (int g = 0; g < kGates; ++g) store(tile + (b * kGates + g) * kLanes, v[g]);
-    }
-  }
-
-  template <int kGates>
-  void add_done(A* tile, const T* done, long units, long block, Range rows) const {
-    const Block<false> lanes{sizes.lanes(units, block)};
+  void take_done(A* tile, const Multiplied& f, long block, Range rows) const {
+    const Block<false> lanes{sizes.lanes(f.units, block)};
+    const A* start = f.start.data + block * f.start.panel;
     for (long b = rows.begin; b < rows.end; ++b) {
       for (int g = 0; g < kGates; ++g, tile += kLanes) {
-        store(tile, load(tile) + lanes.load(done + (b * kGates + g) * units + block * kLanes));
+        store(tile, load(start + g * kLanes) + lanes.load(f.done + (b * kGates + g) * f.units + block * kLanes));
       }
     }
   }
@@ -342,12 +330,14 @@ class Forward {
   template <int kFrom, int kTo, class Lane>
   FUSEDNN_FN void cells(int i, const InputStep& step, Lane lanes, Range blocks, Range rows, Tile<const A> r) {
     if constexpr (kTo - kFrom == 1) {  // with more gates a cell has enough that does not wait for one another
-      static_assert(Blocking<1>::kPanels % kTogether == 0 && Blocking<1>::kSinglePanels % kTogether == 0);
       if (blocks.size() > 1) {
-        for (; blocks.begin < blocks.end; blocks.begin += kTogether, r.data += kTogether * r.panel) {
+        for (; blocks.size() >= kTogether; blocks.begin += kTogether, r.data += kTogether * r.panel) {
           cells_of<kTogether, true, kFrom, kTo>(i, step, lanes, blocks.begin, rows.begin, r);
         }
-        return;
+        for (; blocks.size() >= 2; blocks.begin += 2, r.data += 2 * r.panel) {
+          cells_of<2, true, kFrom, kTo>(i, step, lanes, blocks.begin, rows.begin, r);
+        }
+        if (blocks.size() == 0) return;
       }
     }
     constexpr long kRow = (kTo - kFrom) * kLanes;
@@ -425,8 +415,8 @@ class Forward {
   // visit(lanes, block, b, gates [kGates] vectors) for the thread's blocks of each row.
   template <int kGates, int kFrom, class Visit>
   void normed_product(int i, Multiplied f, const Step& step, const Part& part, A* tile, Visit visit) {
-    const A* bias = f.bias;
-    f.bias = nullptr;
+    const Start<A> bias = f.start;
+    f.start = {kZeros<A>, 0, 0};
     A* raw = tracks[i].raw;
     const long row =
         sizes.hidden_blocks * G * kLanes;  // for either product: rows of other threads may be at the other one
@@ -448,7 +438,7 @@ class Forward {
         const T* gain = static_cast<const T*>(options.norm) + (i * G + kFrom) * sizes.hidden + block * kLanes;
         for (int g = 0; g < kGates; ++g) {
           const V n = (load(raw + b * row + (block * kGates + g) * kLanes) - m.mean) * m.rstd;
-          const V shift = load(bias + g * sizes.hidden_row + block * kLanes);
+          const V shift = load(bias.data + block * bias.panel + g * kLanes);
           store(tile + g * kLanes, n * lanes.load(gain + g * sizes.hidden) + shift);
         }
         visit(lanes, block, b, tile);

@@ -33,14 +33,7 @@ class InputPart {
   // b_ih [G*H] or null.
   void prepare(const T* b, int thread, int threads) {
     if (!used_once) pack(Sums::kRows, weights, units, w, thread, threads);
-    const Range mine = share_of(blocks, thread, threads);
-    for (long block = mine.begin; block < mine.end; ++block) {
-      const long left = units - block * kLanes;
-      const Block<false> lanes{static_cast<int>(left < kLanes ? left : kLanes)};
-      for (int g = 0; g < G; ++g) {
-        store(bias + block * kRow + g * kLanes, b ? lanes.load(b + g * units + block * kLanes) : Vec<A>{});
-      }
-    }
+    pack_bias(b, G, units, share_of(blocks, thread, threads), bias);
   }
 
   // Row `at` of a thread's chunk of x.
@@ -64,20 +57,15 @@ class InputPart {
     walk_panels<G>(rows, part.blocks, false, [&](long block, long count) {
       const long at = used_once ? pack_now(block, count, thread) : block;
       for_row_groups({0, rows}, [&](Range group) {
-        const Tile<A> c{to.data + block * to.panel + group.begin * kRow, kRow, to.panel};
-        for (long q = 0; q < count; ++q) start(c.data + q * c.panel, bias + (block + q) * kRow, group.size());
-        multiply_group<Number, G>(group.size(), Factors<T>::rows(x + group.begin * x_row, x_row), w, at, count, c);
+        multiply_group<Number, G>(group.size(), Factors<T>::rows(x + group.begin * x_row, x_row), w, at, count,
+                                  {bias + block * kRow, 0, kRow},
+                                  {to.data + block * to.panel + group.begin * kRow, kRow, to.panel});
       });
     });
   }
 
  private:
   static A* take(Workspace& space, long n) { return static_cast<A*>(space.take(sizeof(A) * static_cast<size_t>(n))); }
-  static void start(A* to, const A* bias, long rows) {
-    for (long b = 0; b < rows; ++b) {
-      for (long v = 0; v < kRow; v += kLanes) store(to + b * kRow + v, load(bias + v));
-    }
-  }
   // Into the thread's own panels, which stay in L2. Returns the first of them.
   long pack_now(long block, long count, int thread) const {
     for (long q = 0; q < count; ++q) {

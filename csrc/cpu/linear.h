@@ -132,8 +132,8 @@ class Linear {
   void add_products(const Own& o, int f, Range lines, Range rows) const {
     const Panels<Number> x = chunk(f, rows.begin / kDepth);
     walk_panels<1>(lines.size(), {0, x.blocks}, false, [&](long block, long count) {
-      multiply_group<Number, 1>(lines.size(), Rows<Number>{o.lines, 1, kLineRow}, x, block, count,
-                                {o.sums[f] + block * kLanes, padded<A>(a.inputs[f].size), kLanes});
+      const Tile<A> sums{o.sums[f] + block * kLanes, padded<A>(a.inputs[f].size), kLanes};
+      multiply_group<Number, 1>(lines.size(), Rows<Number>{o.lines, 1, kLineRow}, x, block, count, sums, sums);
     });
   }
 
@@ -167,9 +167,8 @@ class Linear {
       Factors<T>::end_row(to, a.outputs);
     }
     walk_panels<1>(rows.size(), {0, weights.blocks}, false, [&](long block, long count) {
-      clear(o.tile, rows.size() * kTileRow);
       multiply_group<Number, 1>(rows.size(), Factors<T>::rows(o.copy, copy_row), weights, block, count,
-                                {o.tile, kTileRow, kLanes});
+                                {kZeros<A>, 0, 0}, {o.tile, kTileRow, kLanes});
       const Range units = Range{block * kLanes, (block + count) * kLanes}.first(size);
       for (long n = rows.begin; n < rows.end; ++n) {
         convert(static_cast<T*>(a.d_x) + n * size + units.begin, o.tile + (n - rows.begin) * kTileRow, units.size());

@@ -116,6 +116,19 @@ __attribute__((noinline)) void pack_columns(const T* w, long row, long units, lo
   }
 }
 
+// b [gates * units], or null: as panels lie, a vector a gate of each block.
+template <class T, class A>
+void pack_bias(const T* b, int gates, long units, Range blocks, A* to) {
+  constexpr long n = Lanes<A>::kCount;
+  for (long block = blocks.begin; block < blocks.end; ++block) {
+    const long left = units - block * n;
+    const Block<false> lanes{static_cast<int>(left < n ? left : n)};
+    for (int g = 0; g < gates; ++g) {
+      store(to + (block * gates + g) * n, b ? lanes.load(b + g * units + block * n) : Vec<A>{});
+    }
+  }
+}
+
 enum class Sums { kRows, kColumns };
 
 // One thread's part of the packing.

@@ -1,4 +1,4 @@
-// C += A W for a few rows and panels: the one inner loop of all kernels. Included after panels.h.
+// C = S + A W for a few rows and panels: the one inner loop of all kernels. Included after panels.h.
 
 namespace fusednn::cpu::FUSEDNN_ISA {
 
@@ -7,6 +7,17 @@ struct Tile {
   A* data;
   long row;    // distance between rows
   long panel;  // distance between panels
+};
+
+// Where the sums start: C itself, or what is the same in all rows.
+template <class A>
+struct Start {
+  const A* data;
+  long row;    // 0: the same in all rows
+  long panel;  // likewise
+
+  FUSEDNN_FN Start(const A* data, long row, long panel) : data(data), row(row), panel(panel) {}
+  FUSEDNN_FN Start(Tile<A> c) : Start(c.data, c.row, c.panel) {}
 };
 
 template <class N>
@@ -19,12 +30,16 @@ struct Rows {
 template <class N>
 using SumOf = typename Lane<N>::Sum;
 
+// To start from nothing.
+template <class A>
+alignas(64) inline constexpr A kZeros[FUSEDNN_ACCUMULATORS * Lanes<A>::kCount]{};
+
 // Accumulators in registers: kRows rows by kPanels panels of kGates vectors, over at most kSlice elements of k. A row's
 // sums run over k in the same order whatever kRows and kPanels are, so a row's bits do not depend on its neighbours.
 // kAhead: meanwhile asks L2 for k vectors from `ahead` on.
 template <class N, int kGates, int kPanels, int kRows, bool kAhead = false>
-__attribute__((noinline)) void multiply(Rows<N> a, const N* w, long w_panel, Tile<SumOf<N>> c, long k,
-                                        const N* ahead = nullptr) {
+__attribute__((noinline)) void multiply(Rows<N> a, const N* w, long w_panel, Start<SumOf<N>> start, Tile<SumOf<N>> c,
+                                        long k, const N* ahead = nullptr) {
   using A = SumOf<N>;
   constexpr int n = Lanes<A>::kCount, kWide = kGates * kPanels;
   Vec<A> sum[kRows][kWide];
@@ -49,8 +64,8 @@ __attribute__((noinline)) void multiply(Rows<N> a, const N* w, long w_panel, Til
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 32
     for (int j = 0; j < kWide; ++j) {
-      A* to = c.data + i * c.row + j / kGates * c.panel + j % kGates * n;
-      store(to, load(to) + sum[i][j]);
+      const A* from = start.data + i * start.row + j / kGates * start.panel + j % kGates * n;
+      store(c.data + i * c.row + j / kGates * c.panel + j % kGates * n, load(from) + sum[i][j]);
     }
   }
 }
@@ -70,11 +85,14 @@ struct Blocking {
 };
 
 template <class N, int kGates, int kPanels, int kRows, bool kAhead>
-void multiply_rows(int rows, Rows<N> a, const N* w, long w_panel, Tile<SumOf<N>> c, long k, const N* ahead) {
+void multiply_rows(int rows, Rows<N> a, const N* w, long w_panel, Start<SumOf<N>> start, Tile<SumOf<N>> c, long k,
+                   const N* ahead) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return multiply_rows<N, kGates, kPanels, kRows - 1, kAhead>(rows, a, w, w_panel, c, k, ahead);
+    if (rows < kRows) {
+      return multiply_rows<N, kGates, kPanels, kRows - 1, kAhead>(rows, a, w, w_panel, start, c, k, ahead);
+    }
   }
-  multiply<N, kGates, kPanels, kRows, kAhead>(a, w, w_panel, c, k, ahead);
+  multiply<N, kGates, kPanels, kRows, kAhead>(a, w, w_panel, start, c, k, ahead);
 }
 
 // Lanes of k summed apart before they join the total: the weights of a slice stay near while the rows pass, and the
@@ -85,40 +103,53 @@ constexpr long kSlice = 128;
 // All rows by kPanels panels, slice by slice. kAhead is for weights that outgrow L2: while the rows pass over one
 // slice, the next one arrives.
 template <class N, int kGates, int kPanels, int kRows = Blocking<kGates>::kRows, bool kAhead = false>
-void multiply_panels(long rows, Rows<N> a, const N* w, long w_panel, Tile<SumOf<N>> c, long k) {
+void multiply_panels(long rows, Rows<N> a, const N* w, long w_panel, Start<SumOf<N>> start, Tile<SumOf<N>> c, long k) {
   constexpr long kVector = Lanes<SumOf<N>>::kCount, kStep = kGates * kVector;
   if (rows == 0) return;
   // Parts as even as can be, the larger ones first.
   const unsigned parts = static_cast<unsigned>(rows + kRows - 1) / kRows, least = static_cast<unsigned>(rows) / parts;
   const long larger = static_cast<long>(static_cast<unsigned>(rows) - least * parts) * (least + 1);
-  for (long k0 = 0; k0 < k; k0 += kSlice) {
+  long k0 = 0;
+  do {
     const long length = k - k0 < kSlice ? k - k0 : kSlice;
     const N* ahead = w + (k0 + kSlice) * kStep;
     for (long b = 0; b < rows; ahead += length * kVector) {
       const int count = static_cast<int>(least) + (b < larger);
-      multiply_rows<N, kGates, kPanels, kRows, kAhead>(count, {a.data + b * a.row + k0 * a.step, a.row, a.step},
-                                                       w + k0 * kStep, w_panel, {c.data + b * c.row, c.row, c.panel},
-                                                       length, ahead);
+      multiply_rows<N, kGates, kPanels, kRows, kAhead>(
+          count, {a.data + b * a.row + k0 * a.step, a.row, a.step}, w + k0 * kStep, w_panel,
+          {start.data + b * start.row, start.row, start.panel}, {c.data + b * c.row, c.row, c.panel}, length, ahead);
       b += count;
     }
-  }
+    start = c;
+    k0 += kSlice;
+  } while (k0 < k);
 }
 
 constexpr size_t kStreamedBytes = 1536 * 1024;  // of weights, from which on a share of them does not stay in L2
 
+// One row and up to kPanels panels.
+template <class N, int kGates, int kPanels = Blocking<kGates>::kSinglePanels>
+void multiply_single(long count, Rows<N> a, const N* w, long w_panel, Start<SumOf<N>> start, Tile<SumOf<N>> c, long k) {
+  if constexpr (kPanels > 1) {
+    if (count < kPanels) return multiply_single<N, kGates, kPanels - 1>(count, a, w, w_panel, start, c, k);
+  }
+  multiply_panels<N, kGates, kPanels, 1>(1, a, w, w_panel, start, c, k);
+}
+
 // `count` neighbouring panels from `block` on; count is what walk_panels gave.
 template <class N, int kGates>
-void multiply_group(long rows, Rows<N> a, const Panels<N>& w, long block, long count, Tile<SumOf<N>> c) {
+void multiply_group(long rows, Rows<N> a, const Panels<N>& w, long block, long count, Start<SumOf<N>> start,
+                    Tile<SumOf<N>> c) {
   using S = Blocking<kGates>;
   const N* panel = w.panel(block);
-  if (rows == 1 && count == S::kSinglePanels) {
-    multiply_panels<N, kGates, S::kSinglePanels, 1>(rows, a, panel, w.panel_size(), c, w.depth());
+  if (rows == 1) {
+    multiply_single<N, kGates>(count, a, panel, w.panel_size(), start, c, w.depth());
   } else if (count == S::kPanels && rows > S::kRows && w.bytes() > kStreamedBytes) {
-    multiply_panels<N, kGates, S::kPanels, S::kRows, true>(rows, a, panel, w.panel_size(), c, w.depth());
+    multiply_panels<N, kGates, S::kPanels, S::kRows, true>(rows, a, panel, w.panel_size(), start, c, w.depth());
   } else if (count == S::kPanels) {
-    multiply_panels<N, kGates, S::kPanels>(rows, a, panel, w.panel_size(), c, w.depth());
+    multiply_panels<N, kGates, S::kPanels>(rows, a, panel, w.panel_size(), start, c, w.depth());
   } else {
-    multiply_panels<N, kGates, 1>(rows, a, panel, w.panel_size(), c, w.depth());
+    multiply_panels<N, kGates, 1>(rows, a, panel, w.panel_size(), start, c, w.depth());
   }
 }
 
@@ -129,7 +160,8 @@ FUSEDNN_FN void walk_panels(long rows, Range blocks, bool backwards, Visit visit
   using S = Blocking<kGates>;
   while (blocks.size() > 0) {
     const long left = blocks.size();
-    const long count = rows == 1 && left >= S::kSinglePanels ? S::kSinglePanels : left >= S::kPanels ? S::kPanels : 1;
+    const long few = left < S::kSinglePanels ? left : S::kSinglePanels;
+    const long count = rows == 1 ? few : left >= S::kPanels ? S::kPanels : 1;
     visit(backwards ? blocks.end - count : blocks.begin, count);
     if (backwards) {
       blocks.end -= count;

@@ -68,7 +68,7 @@ class ForwardStep : Forward<Cell, T> {
   void track(int i) {
     const StepTeam<A> team{sizes, a.shape.threads, this->barriers};
     const typename Base::InputStep step{{0, 0, {0, sizes.batch}, false}, {}};
-    this->prepare_bias(i);
+    this->prepare_bias(i, {0, sizes.hidden_blocks});
     for (long b = 0; b < sizes.batch; ++b) this->prepare_row(i, b);
     const T* w = static_cast<const T*>(a.w_hh) + i * G * sizes.hidden * sizes.proj;
     if (options.mask == nullptr) {

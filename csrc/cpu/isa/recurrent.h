@@ -5,6 +5,7 @@
 // clang-format off: each needs those before it
 #include "cpu/vec.h"
 #include "cpu/several.h"
+#include "cpu/exponential.h"
 #include "cpu/vector_math.h"
 #include "cpu/factors.h"
 #include "cpu/panels.h"
