@@ -91,6 +91,20 @@ void* current_stream(const Device& device) {
   return stream;
 }
 
+Tensor empty(const Device& device, int32_t type, SizeList sizes) {
+  std::array<int64_t, 3> strides;  // of as many dimensions as there are at most
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(sizes.begin()[i], 1)) strides[i] = stride;
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(),
+                                                         strides.data(), type, device.type, device.index, &handle));
+  return Tensor(handle);
+}
+
+Tensor empty(const Tensor& like, SizeList sizes) {
+  return empty(device_of(like), type_number(like), sizes);
+}
+
 // The arguments of a call, contiguous and alive until it ends.
 class Inputs {
  public:
@@ -202,11 +216,7 @@ struct Call {
     args.shape.allow_tf32 = allow_tf32;
     args.shape.stream = stream;
     if (workspace != nullptr) {
-      const int64_t sizes[] = {static_cast<int64_t>(workspace(args)) + kAlign}, strides[] = {1};
-      AtenTensorHandle handle;
-      STABLE_TORCH_ERROR_CODE_CHECK(
-          aoti_torch_empty_strided(1, sizes, strides, aoti_torch_dtype_uint8(), device.type, device.index, &handle));
-      space.emplace(handle);
+      space = empty(device, aoti_torch_dtype_uint8(), {static_cast<int64_t>(workspace(args)) + kAlign});
       const auto start = reinterpret_cast<uintptr_t>(space->mutable_data_ptr());
       args.shape.workspace = reinterpret_cast<void*>((start + kAlign - 1) / kAlign * kAlign);
     }
@@ -272,18 +282,6 @@ RecurrentShape shape_of(const std::string& cell, int64_t rows, const Tensor& h0,
   }
   require(sum == rows, "batch_sizes must add up to the number of rows");
   return s;
-}
-
-Tensor empty(const Tensor& like, SizeList sizes) {
-  std::array<int64_t, 3> strides;  // of as many dimensions as there are at most
-  int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(sizes.begin()[i], 1)) strides[i] = stride;
-  const Device device = device_of(like);
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(),
-                                                         strides.data(), type_number(like), device.type, device.index,
-                                                         &handle));
-  return Tensor(handle);
 }
 
 Tensor empty_if(bool wanted, const Tensor& like, SizeList sizes) {
@@ -535,12 +533,7 @@ AdditiveShape additive_shape(const Tensor& query, const Tensor& key) {
 // In the type that scores have: fp32, for fp64 fp64.
 Tensor empty_scores(const Tensor& like, const AdditiveShape& s) {
   const Dtype wide = s.dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
-  const int64_t sizes[] = {s.batch, s.queries, s.keys}, strides[] = {s.queries * s.keys, s.keys, 1};
-  const Device device = device_of(like);
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(3, sizes, strides, type_number(wide), device.type, device.index, &handle));
-  return Tensor(handle);
+  return empty(device_of(like), type_number(wide), {s.batch, s.queries, s.keys});
 }
 
 Tensor additive_scores(Tensor query, Tensor key, Tensor weight) {
@@ -618,11 +611,7 @@ Tensor attention_keep(Tensor seed, double probability, Tensor heads, int64_t fir
   args.first_query = first_query, args.end_query = end_query, args.first_key = first_key, args.end_key = end_key;
   args.threads = static_cast<int>(torch::stable::get_num_threads());
   const int64_t queries = end_query - first_query, keys = end_key - first_key;
-  const int64_t sizes[] = {args.count, queries, keys}, strides[] = {queries * keys, keys, 1};
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(3, sizes, strides, aoti_torch_dtype_bool(), aoti_torch_device_type_cpu(), 0, &handle));
-  Tensor keep(handle);
+  Tensor keep = empty(Device{aoti_torch_device_type_cpu(), 0}, aoti_torch_dtype_bool(), {args.count, queries, keys});
   args.keep = static_cast<bool*>(keep.mutable_data_ptr());
   if (args.count * queries * keys > 0) dropout_keep(args);
   return keep;

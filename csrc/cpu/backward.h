@@ -19,7 +19,8 @@ class Backward {
   }
 
   void run() {
-    run_team(a.shape.threads, [](void* job, int i, int n) { static_cast<Backward*>(job)->thread(i, n); }, this);
+    const int threads = useful_threads(cost(), static_cast<int>(sizes.tracks), a.shape.threads);
+    run_team(threads, [](void* job, int i, int n) { static_cast<Backward*>(job)->thread(i, n); }, this);
   }
 
  protected:
@@ -119,10 +120,12 @@ class Backward {
 
   // ------- the steps
 
+  StepCost cost() const { return step_cost<Number>(sizes, G, G); }
+
   void thread(int thread, int threads) {
     for (int i = 0; i < sizes.tracks; ++i) prepare(i, thread, threads);
     team_barrier->wait(threads);
-    const Share share = make_share(step_cost<Number>(sizes, G, G), static_cast<int>(sizes.tracks), thread, threads);
+    const Share share = make_share(cost(), static_cast<int>(sizes.tracks), thread, threads);
     for (int i = share.first_track; i < share.last_track; ++i) {
       const Part part = make_part(sizes, share, i, barriers, a.shape.threads);
       sequence(i, part);
@@ -476,13 +479,11 @@ class Backward {
   void finish(int i, const Part& part, long b) const {
     const Track& d = tracks[i];
     const long row = i * sizes.batch + b;
-    const Range h = units(part.proj_blocks, sizes.proj), c = units(part.blocks, sizes.hidden);
+    const Range h = sizes.units(part.proj_blocks, sizes.proj), c = sizes.units(part.blocks, sizes.hidden);
     convert(static_cast<T*>(a.d_h0) + row * sizes.proj + h.begin, d.dh + b * sizes.proj_row + h.begin, h.size());
     if (!Cell::kCellState) return;
     convert(static_cast<T*>(a.d_c0) + row * sizes.hidden + c.begin, d.dc + b * sizes.hidden_row + c.begin, c.size());
   }
-
-  static Range units(Range blocks, long size) { return Range{blocks.begin * kLanes, blocks.end * kLanes}.first(size); }
 
   const RecurrentBackward& a;
   const RecurrentOptions& options;

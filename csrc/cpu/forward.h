@@ -18,7 +18,8 @@ class Forward {
   }
 
   void run() {
-    run_team(a.shape.threads, [](void* job, int i, int n) { static_cast<Forward*>(job)->thread(i, n); }, this);
+    const int threads = useful_threads(cost(), static_cast<int>(sizes.tracks), a.shape.threads);
+    run_team(threads, [](void* job, int i, int n) { static_cast<Forward*>(job)->thread(i, n); }, this);
   }
 
  protected:
@@ -50,8 +51,6 @@ class Forward {
   A* take(long n) { return static_cast<A*>(space.take(sizeof(A) * static_cast<size_t>(n))); }
   State* take_states(long n) { return static_cast<State*>(space.take(sizeof(State) * static_cast<size_t>(n))); }
 
-  const T* input_weights(long i) const { return static_cast<const T*>(a.w_ih) + i * G * sizes.hidden * a.shape.inputs; }
-
   Panels<Number> panels(long units, long k, int gates) {
     return packs ? take_panels<Number>(space, units, k, gates) : Panels<Number>{};
   }
@@ -61,7 +60,10 @@ class Forward {
     for (long i = 0; i < sizes.tracks; ++i) {
       Track& d = tracks[i];
       d.first = panels(sizes.hidden, sizes.proj, kFirst);
-      if (a.gates == nullptr) d.input.take(space, sizes, input_weights(i), a.shape.inputs, a.shape.threads);
+      if (a.gates == nullptr) {
+        const T* w_ih = static_cast<const T*>(a.w_ih) + i * G * sizes.hidden * a.shape.inputs;
+        d.input.take(space, sizes, w_ih, a.shape.inputs, a.shape.threads);
+      }
       d.bias = take(sizes.hidden_blocks * kBiasRow);
       for (int odd = 0; odd < 2; ++odd) {
         d.h[odd] = take(batch * sizes.proj_row);
@@ -132,10 +134,12 @@ class Forward {
 
   // ------- the steps
 
+  StepCost cost() const { return step_cost<Number>(sizes, G, 1); }
+
   void thread(int thread, int threads) {
     for (int i = 0; i < sizes.tracks; ++i) prepare(i, thread, threads);
     team_barrier->wait(threads);
-    const Share share = make_share(step_cost<Number>(sizes, G, 1), static_cast<int>(sizes.tracks), thread, threads);
+    const Share share = make_share(cost(), static_cast<int>(sizes.tracks), thread, threads);
     for (int i = share.first_track; i < share.last_track; ++i) {
       sequence(i, make_part(sizes, share, i, barriers, a.shape.threads), share.row_part, thread);
     }
@@ -316,13 +320,13 @@ class Forward {
 
   template <class Lane>
   __attribute__((noinline)) void first_cells(int i, const InputStep& step, Lane lanes, Range blocks, Range rows,
-                                             Tile<const A> r) {
+                                             const Tile<const A>& r) {
     cells<0, kFirst>(i, step, lanes, blocks, rows, r);
   }
 
   template <class Lane>
   __attribute__((noinline)) void second_cells(int i, const InputStep& step, Lane lanes, Range blocks, Range rows,
-                                              Tile<const A> r) {
+                                              const Tile<const A>& r) {
     cells<kFirst, G>(i, step, lanes, blocks, rows, r);
   }
 
@@ -511,7 +515,7 @@ class Forward {
   }
 
   void save_state(long row, const A* state, Range blocks) const {
-    const Range mine = units(blocks, sizes.hidden);
+    const Range mine = sizes.units(blocks, sizes.hidden);
     convert(static_cast<T*>(a.states) + row * sizes.hidden + mine.begin, state + mine.begin, mine.size());
   }
 
@@ -519,15 +523,13 @@ class Forward {
   void finish(int i, const Step& step, const Part& part, long b) const {
     const Track& d = tracks[i];
     const long row = i * sizes.batch + b;
-    const Range h = units(part.proj_blocks, sizes.proj), c = units(part.blocks, sizes.hidden);
+    const Range h = sizes.units(part.proj_blocks, sizes.proj), c = sizes.units(part.blocks, sizes.hidden);
     convert(static_cast<T*>(a.h_n) + row * sizes.proj + h.begin, d.h[!step.odd] + b * sizes.proj_row + h.begin,
             h.size());
     if (!Cell::kCellState) return;
     convert(static_cast<T*>(a.c_n) + row * sizes.hidden + c.begin, d.c[!step.odd] + b * sizes.hidden_row + c.begin,
             c.size());
   }
-
-  static Range units(Range blocks, long size) { return Range{blocks.begin * kLanes, blocks.end * kLanes}.first(size); }
 
   const RecurrentForward& a;
   const RecurrentOptions& options;

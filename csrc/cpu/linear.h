@@ -20,6 +20,7 @@ class Linear {
   }
 
   void run() {
+    if (!reads_lines() && a.d_x == nullptr) return;
     run_team(a.threads, [](void* job, int i, int n) { static_cast<Linear*>(job)->thread(i, n); }, this);
   }
 
@@ -67,6 +68,8 @@ class Linear {
     barrier = take_barriers(space, 1);
   }
 
+  bool reads_lines() const { return a.d_b != nullptr || a.inputs[0].d_w != nullptr || a.inputs[1].d_w != nullptr; }
+
   void thread(int thread, int threads) {
     if (a.d_x != nullptr) {
       pack(Sums::kColumns, static_cast<const T*>(a.w), a.w_size, weights, thread, threads);
@@ -74,8 +77,7 @@ class Linear {
     for (int f = 0; f < 2; ++f) pack_input(f, thread, threads);
     barrier->wait(threads);
     const Range mine = share_of(line_blocks, thread, threads);
-    const bool any = a.d_b != nullptr || a.inputs[0].d_w != nullptr || a.inputs[1].d_w != nullptr;
-    const Range lines = Range{mine.begin * kLanes, mine.end * kLanes}.first(any ? a.outputs : 0);
+    const Range lines = Sizes<A>::units(mine, reads_lines() ? a.outputs : 0);
     for (long begin = lines.begin; begin < lines.end; begin += kLines) {
       weight_gradient(own[thread], Range{begin, begin + kLines}.first(lines.end));
     }
@@ -116,10 +118,7 @@ class Linear {
     for (long n = rows.begin; n < rows.end; n += kFew) {
       const Range few = Range{n, n + kFew}.first(rows.end);
       for (long m = lines.begin; m < lines.end; m += kLanes) {
-        V sum{};
-        for (long i = few.begin; i < few.end; ++i) sum += Lane<A>::along(d_y(i) + m, lines.end - m);
-        A* bias = o.bias + (m - lines.begin);
-        store(bias, load(bias) + sum);
+        if (a.d_b != nullptr) add_rows(o.bias + (m - lines.begin), few, m, lines.end - m);
         Number* to = o.lines + (n - rows.begin) / kWidth * kLineRow + (m - lines.begin);
         for (long i = few.begin; i < few.end; i += kWidth, to += kLineRow) {
           const auto v = Lane<Number>::across(d_y(i) + m, a.d_y_row, few.end - i, lines.end - m);
@@ -127,6 +126,13 @@ class Linear {
         }
       }
     }
+  }
+
+  // To a vector of d_b, from line m on.
+  void add_rows(A* bias, Range rows, long m, long count) const {
+    V sum{};
+    for (long i = rows.begin; i < rows.end; ++i) sum += Lane<A>::along(d_y(i) + m, count);
+    store(bias, load(bias) + sum);
   }
 
   void add_products(const Own& o, int f, Range lines, Range rows) const {
@@ -169,7 +175,7 @@ class Linear {
     walk_panels<1>(rows.size(), {0, weights.blocks}, false, [&](long block, long count) {
       multiply_group<Number, 1>(rows.size(), Factors<T>::rows(o.copy, copy_row), weights, block, count,
                                 {kZeros<A>, 0, 0}, {o.tile, kTileRow, kLanes});
-      const Range units = Range{block * kLanes, (block + count) * kLanes}.first(size);
+      const Range units = Sizes<A>::units({block, block + count}, size);
       for (long n = rows.begin; n < rows.end; ++n) {
         convert(static_cast<T*>(a.d_x) + n * size + units.begin, o.tile + (n - rows.begin) * kTileRow, units.size());
       }

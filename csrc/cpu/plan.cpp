@@ -49,6 +49,11 @@ Split choose_split(const StepCost& cost, int threads, double far) {
   return best;
 }
 
+int useful_threads(const StepCost& cost, int tracks, int threads) {
+  if (tracks >= threads) return threads;
+  return tracks * choose_split(cost, threads / tracks, far_bytes_per_us()).threads();
+}
+
 Share make_share(const StepCost& cost, int tracks, int thread, int threads) {
   if (tracks > threads) {  // each thread walks through its own, and never waits
     const Range mine = share_of(tracks, thread, threads);

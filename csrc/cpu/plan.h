@@ -28,6 +28,9 @@ double far_bytes_per_us();
 
 Split choose_split(const StepCost& cost, int threads, double far_bytes_per_us);
 
+// Of `threads`, those that a recurrence is divided among: others would only cost time.
+int useful_threads(const StepCost& cost, int tracks, int threads);
+
 // What one thread does: tracks [first, last), and in each of them a part of the rows and of the units.
 struct Share {
   int first_track, last_track;

@@ -84,9 +84,10 @@ struct Blocking {
   static constexpr int kGroup = largest(kPanels, kSinglePanels);
 };
 
+// From here on rows and tiles are passed by reference: a copy of one waits for the stores that have just made it.
 template <class N, int kGates, int kPanels, int kRows, bool kAhead>
-void multiply_rows(int rows, Rows<N> a, const N* w, long w_panel, Start<SumOf<N>> start, Tile<SumOf<N>> c, long k,
-                   const N* ahead) {
+void multiply_rows(int rows, const Rows<N>& a, const N* w, long w_panel, const Start<SumOf<N>>& start,
+                   const Tile<SumOf<N>>& c, long k, const N* ahead) {
   if constexpr (kRows > 1) {
     if (rows < kRows) {
       return multiply_rows<N, kGates, kPanels, kRows - 1, kAhead>(rows, a, w, w_panel, start, c, k, ahead);
@@ -103,12 +104,14 @@ constexpr long kSlice = 128;
 // All rows by kPanels panels, slice by slice. kAhead is for weights that outgrow L2: while the rows pass over one
 // slice, the next one arrives.
 template <class N, int kGates, int kPanels, int kRows = Blocking<kGates>::kRows, bool kAhead = false>
-void multiply_panels(long rows, Rows<N> a, const N* w, long w_panel, Start<SumOf<N>> start, Tile<SumOf<N>> c, long k) {
+void multiply_panels(long rows, const Rows<N>& a, const N* w, long w_panel, const Start<SumOf<N>>& first,
+                     const Tile<SumOf<N>>& c, long k) {
   constexpr long kVector = Lanes<SumOf<N>>::kCount, kStep = kGates * kVector;
   if (rows == 0) return;
   // Parts as even as can be, the larger ones first.
   const unsigned parts = static_cast<unsigned>(rows + kRows - 1) / kRows, least = static_cast<unsigned>(rows) / parts;
   const long larger = static_cast<long>(static_cast<unsigned>(rows) - least * parts) * (least + 1);
+  Start<SumOf<N>> start = first;
   long k0 = 0;
   do {
     const long length = k - k0 < kSlice ? k - k0 : kSlice;
@@ -129,7 +132,8 @@ constexpr size_t kStreamedBytes = 1536 * 1024;  // of weights, from which on a s
 
 // One row and up to kPanels panels.
 template <class N, int kGates, int kPanels = Blocking<kGates>::kSinglePanels>
-void multiply_single(long count, Rows<N> a, const N* w, long w_panel, Start<SumOf<N>> start, Tile<SumOf<N>> c, long k) {
+void multiply_single(long count, const Rows<N>& a, const N* w, long w_panel, const Start<SumOf<N>>& start,
+                     const Tile<SumOf<N>>& c, long k) {
   if constexpr (kPanels > 1) {
     if (count < kPanels) return multiply_single<N, kGates, kPanels - 1>(count, a, w, w_panel, start, c, k);
   }
@@ -138,8 +142,8 @@ void multiply_single(long count, Rows<N> a, const N* w, long w_panel, Start<SumO
 
 // `count` neighbouring panels from `block` on; count is what walk_panels gave.
 template <class N, int kGates>
-void multiply_group(long rows, Rows<N> a, const Panels<N>& w, long block, long count, Start<SumOf<N>> start,
-                    Tile<SumOf<N>> c) {
+void multiply_group(long rows, const Rows<N>& a, const Panels<N>& w, long block, long count,
+                    const Start<SumOf<N>>& start, const Tile<SumOf<N>>& c) {
   using S = Blocking<kGates>;
   const N* panel = w.panel(block);
   if (rows == 1) {

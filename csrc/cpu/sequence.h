@@ -32,6 +32,8 @@ struct Sizes {
   // Of rows that threads write side by side: what a core fetches ahead, behind the last row of its own, is then no row
   // of another thread, which would have to take it back.
   static long apart(long n) { return padded<A>(n) + 16 * kLanes; }
+  // Of some blocks, those that exist of `size`.
+  static Range units(Range blocks, long size) { return Range{blocks.begin * kLanes, blocks.end * kLanes}.first(size); }
   int lanes(long size, long block) const {
     const long left = size - block * kLanes;
     return static_cast<int>(left < kLanes ? left : kLanes);

@@ -40,6 +40,24 @@ TEST(every_row_and_block_of_each_track_has_exactly_one_thread) {
   }
 }
 
+TEST(no_thread_of_a_team_is_idle) {
+  for (int threads = 1; threads <= 9; ++threads) {
+    for (int tracks = 1; tracks <= 5; ++tracks) {
+      for (long rows : {1L, 3L, 40L}) {
+        for (long blocks : {1L, 2L, 5L, 64L}) {
+          const int team = useful_threads(cost_of(rows, blocks), tracks, threads);
+          CHECK(team >= 1 && team <= threads, team << " of " << threads);
+          for (int i = 0; i < team; ++i) {
+            CHECK(!make_share(cost_of(rows, blocks), tracks, i, team).idle(),
+                  i << " of " << team << ", " << tracks << " tracks, " << rows << " x " << blocks);
+          }
+        }
+      }
+    }
+  }
+  CHECK(useful_threads(cost_of(1, 1), 1, 8) == 1, "one block of one row");
+}
+
 TEST(small_weights_split_the_batch_and_large_ones_the_units) {
   CHECK(choose_split(cost_of(8, 4), 2, kSpread).row_parts == 2, "H = 64");
   CHECK(choose_split(cost_of(8, 32), 2, kSpread).unit_parts == 2, "H = 512");
