@@ -8,7 +8,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -249,24 +249,14 @@ class Run:
             tier=self.tier.as_dict(),
             commit=self.commit,
             when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            learnt=self._kept(learnt, facts),
+            learnt=learnt(facts, tell=self.notes.append),
         )
         write(results, self.out / "results.json")
         if not self.config.getoption("--bench-no-report"):
             from bench.report import render
 
-            render(results, self.out, self._kept(last_run, facts))
+            render(results, self.out, last_run(facts, tell=self.notes.append))
         session.config._benchmarksession.quiet = self.config.option.verbose < 0  # type: ignore[attr-defined]
-
-    def _kept(
-        self, of: Callable[[dict[str, Any]], dict[str, Any] | None], facts: dict[str, Any]
-    ) -> dict[str, Any] | None:
-        """Kept results of this machine; a damaged file is told, and costs no run its own."""
-        try:
-            return of(facts)
-        except ValueError as error:
-            self.notes.append(f"kept results are left out: {error}")
-            return None
 
     @functools.cached_property
     def commit(self) -> dict[str, Any]:

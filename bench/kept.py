@@ -128,16 +128,26 @@ def folder_of(results: dict[str, Any]) -> Path:
     return RESULTS / slug(results["machine_info"]["device_name"])
 
 
-def last_run(machine_info: dict[str, Any], root: Path = ROOT) -> dict[str, Any] | None:
+Tell = Callable[[str], None]
+
+
+def last_run(machine_info: dict[str, Any], root: Path = ROOT, tell: Tell = print) -> dict[str, Any] | None:
     """The run of a machine that was kept last, for a report to compare with, or None."""
-    path = root / folder_of({"machine_info": machine_info}) / "results.json"
-    return load(path) if path.exists() else None
+    return _sound(root / folder_of({"machine_info": machine_info}) / "results.json", tell)
 
 
-def learnt(machine_info: dict[str, Any], root: Path = ROOT) -> dict[str, Any] | None:
+def learnt(machine_info: dict[str, Any], root: Path = ROOT, tell: Tell = print) -> dict[str, Any] | None:
     """What tier learning has measured on a machine and was kept, or None."""
-    path = root / folder_of({"machine_info": machine_info}) / LEARNING.stored_as
-    return load(path) if path.exists() else None
+    return _sound(root / folder_of({"machine_info": machine_info}) / LEARNING.stored_as, tell)
+
+
+def _sound(path: Path, tell: Tell) -> dict[str, Any] | None:
+    """Results, where there are any; a damaged file is told, and costs nobody more than itself."""
+    try:
+        return load(path) if path.exists() else None
+    except ValueError as error:
+        tell(f"kept results are left out: {error}")
+        return None
 
 
 def replaced(page: str, new: str) -> str:

@@ -171,15 +171,13 @@ def test_a_bad_option_is_refused_in_words(option, said):
 
 def test_a_damaged_kept_file_costs_no_run(tmp_path):
     from bench import kept
-    from bench.conftest import Run
 
     folder = tmp_path / kept.folder_of({"machine_info": {"device_name": "x"}})
     folder.mkdir(parents=True)
     (folder / "results.json").write_text("<<<<<<< HEAD")
-    run = Run.__new__(Run)
-    run.notes = []
-    assert run._kept(lambda facts: kept.last_run(facts, tmp_path), {"device_name": "x"}) is None
-    assert "results.json is no results file" in run.notes[0]
+    notes = []
+    assert kept.last_run({"device_name": "x"}, tmp_path, notes.append) is None
+    assert "results.json is no results file" in notes[0]
 
 
 def test_a_selection_of_nothing_leaves_the_last_record(tmp_path):

@@ -89,7 +89,7 @@ class Exponential<float, N, kNearZero> {
     constexpr float kRoundToStep = 0x1.8p19f;  // adding it leaves n, the number of steps, in the low bits
     V f[N];
     FUSEDNN_EACH shifted[i] = in_turn<N>(x[i] * kLog2e + kRoundToStep);
-    FUSEDNN_EACH f[i] = in_turn<N>(x[i] * kLog2e - (shifted[i] - kRoundToStep));
+    FUSEDNN_EACH f[i] = in_turn<N>(fused(x[i], kLog2e, kRoundToStep - shifted[i]));
     if constexpr (!kNearZero) FUSEDNN_EACH f[i] = in_turn<N>(x[i] * kLog2eLow + f[i]);
     // (2^f - 1) / f, by Chebyshev's interpolation: within 2^-28, or 2^-23 where p is added to 1 and under 1/32.
     if constexpr (kNearZero) {
@@ -111,6 +111,11 @@ class Exponential<float, N, kNearZero> {
   }
 
  private:
+  // x a + y, rounded once: what remains of x is in the digits that a product loses.
+  static FUSEDNN_FN V fused(V x, float a, V y) {
+    return bit_cast<V>(_mm512_fmadd_ps(bit_cast<__m512>(x), _mm512_set1_ps(a), bit_cast<__m512>(y)));
+  }
+
   template <class To, class From>
   FUSEDNN_FN To look_up(const From* table, int i) const {
     return bit_cast<To>(_mm512_permutexvar_epi32(bit_cast<__m512i>(shifted[i]), _mm512_load_si512(table)));
