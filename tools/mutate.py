@@ -69,6 +69,7 @@ REPLAY = Suite("test_replay", KERNELS.sources, ("replays_give_the_bits_of_single
 LAYERS = Suite("test_wavefront", KERNELS.sources, ("every_schedule", "agree_with_plain_loops"))
 NORM = Suite("test_recurrent", KERNELS.sources, ("options_agree",), ("gemm",))
 PRIMITIVES = Suite("test_primitives", (Path("csrc/tests/test_primitives.cpp"),), ("",))
+SUITES = (KERNELS, EXCHANGE, PERSISTENT, ODD_SIZES, REPLAY, LAYERS, NORM, PRIMITIVES)
 
 _CLEARS = "store_relaxed(mail(n + kRing / 2, channel) + place, absent());"
 CHANGES = {  # name: the file in csrc, a text that stands in it once, what takes its place, and who must notice
@@ -182,14 +183,9 @@ def main() -> None:
     """Judge every mutant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("all", "kernels", "step", "layers"), default="all")
-    left_out = {
-        "all": (),
-        "kernels": (PRIMITIVES,),
-        "step": (PRIMITIVES, EXCHANGE, PERSISTENT, REPLAY, LAYERS, ODD_SIZES),
-        "layers": (PRIMITIVES, EXCHANGE, PERSISTENT, REPLAY, KERNELS, ODD_SIZES),
-    }
-    without = left_out[parser.parse_args().what]
-    every, survivors = [m for m in mutants() if suite_of(m) not in without], 0
+    judges = {"all": SUITES, "kernels": SUITES[:-1], "step": (KERNELS, NORM), "layers": (LAYERS,)}
+    asked = judges[parser.parse_args().what]
+    every, survivors = [m for m in mutants() if suite_of(m) in asked], 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for mutant, found in zip(every, pool.map(judge, every), strict=True):
             survivors += found is None
