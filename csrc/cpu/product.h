@@ -34,39 +34,42 @@ using SumOf = typename Lane<N>::Sum;
 template <class A>
 alignas(64) inline constexpr A kZeros[FUSEDNN_ACCUMULATORS * Lanes<A>::kCount]{};
 
-// Accumulators in registers: kRows rows by kPanels panels of kGates vectors, over at most kSlice elements of k. A row's
-// sums run over k in the same order whatever kRows and kPanels are, so a row's bits do not depend on its neighbours.
-// kAhead: meanwhile asks L2 for k vectors from `ahead` on.
+// Accumulators in registers: kRows rows by kPanels panels of kGates vectors, over at most kSlice elements of k; one
+// tile of so many rows after the other. A row's sums run over k in the same order whatever kRows and kPanels are, so a
+// row's bits do not depend on its neighbours. kAhead: meanwhile asks L2 for k vectors a tile from `ahead` on.
 template <class N, int kGates, int kPanels, int kRows, bool kAhead = false>
-__attribute__((noinline)) void multiply(Rows<N> a, const N* w, long w_panel, Start<SumOf<N>> start, Tile<SumOf<N>> c,
-                                        long k, const N* ahead = nullptr) {
+__attribute__((noinline)) void multiply(long tiles, Rows<N> a, const N* w, long w_panel, Start<SumOf<N>> start,
+                                        Tile<SumOf<N>> c, long k, const N* ahead) {
   using A = SumOf<N>;
   constexpr int n = Lanes<A>::kCount, kWide = kGates * kPanels;
-  Vec<A> sum[kRows][kWide];
-#pragma GCC unroll 32
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 32
-    for (int j = 0; j < kWide; ++j) sum[i][j] = Vec<A>{};
-  }
-  for (long p = 0; p < k; ++p) {
-    if constexpr (kAhead) __builtin_prefetch(ahead + p * n, 0, 2);
-    Vec<A> v[kWide];
-#pragma GCC unroll 32
-    for (int j = 0; j < kWide; ++j) v[j] = Lane<N>::read(w + j / kGates * w_panel + (p * kGates + j % kGates) * n);
+  for (; tiles > 0; --tiles) {
+    Vec<A> sum[kRows][kWide];
 #pragma GCC unroll 32
     for (int i = 0; i < kRows; ++i) {
-      const N x = a.data[i * a.row + p * a.step];
 #pragma GCC unroll 32
-      for (int j = 0; j < kWide; ++j) sum[i][j] = Lane<N>::multiply_add(x, v[j], sum[i][j]);
+      for (int j = 0; j < kWide; ++j) sum[i][j] = Vec<A>{};
     }
-  }
+    for (long p = 0; p < k; ++p) {
+      if constexpr (kAhead) __builtin_prefetch(ahead + p * n, 0, 2);
+      Vec<A> v[kWide];
 #pragma GCC unroll 32
-  for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < kWide; ++j) v[j] = Lane<N>::read(w + j / kGates * w_panel + (p * kGates + j % kGates) * n);
 #pragma GCC unroll 32
-    for (int j = 0; j < kWide; ++j) {
-      const A* from = start.data + i * start.row + j / kGates * start.panel + j % kGates * n;
-      store(c.data + i * c.row + j / kGates * c.panel + j % kGates * n, load(from) + sum[i][j]);
+      for (int i = 0; i < kRows; ++i) {
+        const N x = a.data[i * a.row + p * a.step];
+#pragma GCC unroll 32
+        for (int j = 0; j < kWide; ++j) sum[i][j] = Lane<N>::multiply_add(x, v[j], sum[i][j]);
+      }
     }
+#pragma GCC unroll 32
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 32
+      for (int j = 0; j < kWide; ++j) {
+        const A* from = start.data + i * start.row + j / kGates * start.panel + j % kGates * n;
+        store(c.data + i * c.row + j / kGates * c.panel + j % kGates * n, load(from) + sum[i][j]);
+      }
+    }
+    a.data += kRows * a.row, start.data += kRows * start.row, c.data += kRows * c.row, ahead += k * n;
   }
 }
 
@@ -86,14 +89,14 @@ struct Blocking {
 
 // From here on rows and tiles are passed by reference: a copy of one waits for the stores that have just made it.
 template <class N, int kGates, int kPanels, int kRows, bool kAhead>
-void multiply_rows(int rows, const Rows<N>& a, const N* w, long w_panel, const Start<SumOf<N>>& start,
-                   const Tile<SumOf<N>>& c, long k, const N* ahead) {
+void multiply_tiles(long tiles, long rows, const Rows<N>& a, const N* w, long w_panel, const Start<SumOf<N>>& start,
+                    const Tile<SumOf<N>>& c, long k, const N* ahead) {
   if constexpr (kRows > 1) {
     if (rows < kRows) {
-      return multiply_rows<N, kGates, kPanels, kRows - 1, kAhead>(rows, a, w, w_panel, start, c, k, ahead);
+      return multiply_tiles<N, kGates, kPanels, kRows - 1, kAhead>(tiles, rows, a, w, w_panel, start, c, k, ahead);
     }
   }
-  multiply<N, kGates, kPanels, kRows, kAhead>(a, w, w_panel, start, c, k, ahead);
+  multiply<N, kGates, kPanels, kRows, kAhead>(tiles, a, w, w_panel, start, c, k, ahead);
 }
 
 // Lanes of k summed apart before they join the total: the weights of a slice stay near while the rows pass, and the
@@ -108,21 +111,23 @@ void multiply_panels(long rows, const Rows<N>& a, const N* w, long w_panel, cons
                      const Tile<SumOf<N>>& c, long k) {
   constexpr long kVector = Lanes<SumOf<N>>::kCount, kStep = kGates * kVector;
   if (rows == 0) return;
-  // Parts as even as can be, the larger ones first.
-  const unsigned parts = static_cast<unsigned>(rows + kRows - 1) / kRows, least = static_cast<unsigned>(rows) / parts;
-  const long larger = static_cast<long>(static_cast<unsigned>(rows) - least * parts) * (least + 1);
+  // Tiles as even as can be, those with a row more first.
+  const unsigned tiles = static_cast<unsigned>(rows + kRows - 1) / kRows, least = static_cast<unsigned>(rows) / tiles;
+  const long larger = static_cast<unsigned>(rows) - least * tiles, b = larger * (least + 1);
   Start<SumOf<N>> start = first;
   long k0 = 0;
   do {
     const long length = k - k0 < kSlice ? k - k0 : kSlice;
     const N* ahead = w + (k0 + kSlice) * kStep;
-    for (long b = 0; b < rows; ahead += length * kVector) {
-      const int count = static_cast<int>(least) + (b < larger);
-      multiply_rows<N, kGates, kPanels, kRows, kAhead>(
-          count, {a.data + b * a.row + k0 * a.step, a.row, a.step}, w + k0 * kStep, w_panel,
-          {start.data + b * start.row, start.row, start.panel}, {c.data + b * c.row, c.row, c.panel}, length, ahead);
-      b += count;
+    const Rows<N> from{a.data + k0 * a.step, a.row, a.step};
+    if (larger > 0) {
+      multiply_tiles<N, kGates, kPanels, kRows, kAhead>(larger, least + 1, from, w + k0 * kStep, w_panel, start, c,
+                                                        length, ahead);
     }
+    multiply_tiles<N, kGates, kPanels, kRows, kAhead>(
+        tiles - larger, least, {from.data + b * a.row, a.row, a.step}, w + k0 * kStep, w_panel,
+        {start.data + b * start.row, start.row, start.panel}, {c.data + b * c.row, c.row, c.panel}, length,
+        ahead + larger * length * kVector);
     start = c;
     k0 += kSlice;
   } while (k0 < k);
