@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import fusednn
+from bench.fleet import fleet
 
 BATCH, PROCESSES = 4, 2
 
@@ -64,33 +62,27 @@ def fsdp(model):
 WAYS = {"ddp": ddp, "fsdp": fsdp}
 
 
-def process(rank, folder):
-    """One of the processes: its part of the batch, each way in turn."""
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
-    for name, way in WAYS.items():
-        model, x, start, lengths = setting()
-        mine = slice(rank * BATCH // PROCESSES, (rank + 1) * BATCH // PROCESSES)
-        found = gradients(way(model), x[mine], start[:, mine], lengths[mine])
-        whole = {n: g.full_tensor() if hasattr(g, "full_tensor") else g for n, g in found.items()}
-        if rank == 0:
-            torch.save(whole, f"{folder}/{name}.pt")
-    dist.destroy_process_group()
+def part(way):
+    """One of the processes: the gradients of its part of the batch, as all processes have them together."""
+    model, x, start, lengths = setting()
+    rank = dist.get_rank()
+    mine = slice(rank * BATCH // PROCESSES, (rank + 1) * BATCH // PROCESSES)
+    found = gradients(WAYS[way](model), x[mine], start[:, mine], lengths[mine])
+    return {n: g.full_tensor() if hasattr(g, "full_tensor") else g for n, g in found.items()}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where the processes have left their gradients."""
-    folder = tmp_path_factory.mktemp("processes")
-    mp.start_processes(process, (folder,), nprocs=PROCESSES, start_method="spawn")
-    return folder
+def ranks():
+    """The processes."""
+    with fleet(PROCESSES) as made:
+        yield made
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_two_processes_give_the_gradients_of_one(way, folder):
+def test_two_processes_give_the_gradients_of_one(way, ranks):
     model, *call = setting()
-    expected, found = gradients(model, *call), torch.load(folder / f"{way}.pt")
-    assert list(found) == list(expected)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, msg=lambda m, name=name: f"{name}: {m}")
+    expected = gradients(model, *call)
+    for found in ranks(part, way):
+        assert list(found) == list(expected)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, msg=lambda m, name=name: f"{name}: {m}")
