@@ -105,15 +105,9 @@ struct Attention {
   // c += a w for some blocks of w and k elements from k0 on.
   static void product(long rows, Rows<A> a, const Panels<A>& w, Range blocks, long k0, long k, Tile<A> c) {
     walk_panels<1>(rows, blocks, false, [&](long block, long count) {
-      const A* panel = w.panel(block) + k0 * kLanes;
       const Tile<A> to{c.data + (block - blocks.begin) * c.panel, c.row, c.panel};
-      if (rows == 1) {
-        multiply_single<A, 1>(count, a, panel, w.panel_size(), to, to, k);
-      } else if (count == Blocking<1>::kPanels) {
-        multiply_panels<A, 1, Blocking<1>::kPanels>(rows, a, panel, w.panel_size(), to, to, k);
-      } else {
-        multiply_panels<A, 1, 1>(rows, a, panel, w.panel_size(), to, to, k);
-      }
+      const Panels<A> part{w.panel(block) + k0 * kLanes, count, k, 1, w.pad + w.k - k};
+      multiply_group<A, 1>(rows, a, part, 0, count, to, to);
     });
   }
 

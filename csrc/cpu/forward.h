@@ -261,7 +261,7 @@ class Forward {
         if (f.done == nullptr) {
           multiply_group<Number, kGates>(rows.size(),
                                          Factors<T>::rows(f.from.data + rows.begin * f.from.row, f.from.row), f.w,
-                                         block, count, {f.start.data + block * f.start.panel, 0, f.start.panel}, c);
+                                         block, count, f.start.at(block), c);
         } else {
           for (long q = 0; q < count; ++q) take_done<kGates>(c.data + q * c.panel, f, block + q, rows);
         }
@@ -293,7 +293,7 @@ class Forward {
   template <int kGates>
   void take_done(A* tile, const Multiplied& f, long block, Range rows) const {
     const Block<false> lanes{sizes.lanes(f.units, block)};
-    const A* start = f.start.data + block * f.start.panel;
+    const A* start = f.start.at(block).data;
     for (long b = rows.begin; b < rows.end; ++b) {
       for (int g = 0; g < kGates; ++g, tile += kLanes) {
         store(tile, load(start + g * kLanes) + lanes.load(f.done + (b * kGates + g) * f.units + block * kLanes));
@@ -442,7 +442,7 @@ class Forward {
         const T* gain = static_cast<const T*>(options.norm) + (i * G + kFrom) * sizes.hidden + block * kLanes;
         for (int g = 0; g < kGates; ++g) {
           const V n = (load(raw + b * row + (block * kGates + g) * kLanes) - m.mean) * m.rstd;
-          const V shift = load(bias.data + block * bias.panel + g * kLanes);
+          const V shift = load(bias.at(block).data + g * kLanes);
           store(tile + g * kLanes, n * lanes.load(gain + g * sizes.hidden) + shift);
         }
         visit(lanes, block, b, tile);

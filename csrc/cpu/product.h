@@ -18,6 +18,7 @@ struct Start {
 
   FUSEDNN_FN Start(const A* data, long row, long panel) : data(data), row(row), panel(panel) {}
   FUSEDNN_FN Start(Tile<A> c) : Start(c.data, c.row, c.panel) {}
+  FUSEDNN_FN Start at(long block) const { return {data + block * panel, row, panel}; }
 };
 
 template <class N>

@@ -35,7 +35,10 @@ struct VectorMath {
     FUSEDNN_EACH y[i] = in_turn<N>(bit_cast<V>(bit_cast<U>(x.v[i] + x.v[i]) | sign()));
     FUSEDNN_EACH y[i] = in_turn<N>(not_under(y[i], least));
     const Exponential<A, N, true> e(y);
-    FUSEDNN_EACH result.v[i] = in_turn<N>(bit_cast<V>(bit_cast<U>(e.rest(i) / (2 - e.rest(i))) | sign_of(x.v[i])));
+    FUSEDNN_EACH {
+      const V rest = e.rest(i);
+      result.v[i] = in_turn<N>(bit_cast<V>(bit_cast<U>(rest / (2 - rest)) | sign_of(x.v[i])));
+    }
     return result;
   }
 
@@ -47,7 +50,7 @@ struct VectorMath {
 #endif
     return x < least ? least : x;
   }
-  static FUSEDNN_FN U sign() { return bit_cast<U>(-V{}); }
+  static FUSEDNN_FN U sign() { return bit_cast<U>(-V{}); }  // -V{} is -0
   static FUSEDNN_FN U sign_of(V x) { return bit_cast<U>(x) & sign(); }
 };
 
