@@ -80,7 +80,7 @@ struct RecurrentForward {
   const void* x;      // [N, I]
   const void* w_ih;   // [D, G*H, I]
   const void* b_ih;   // [D, G*H] or null
-  const void* h0;     // [D, B, P]
+  const void* h0;     // [D, B, P]; null (cpu), and c0 with it: zeros, which the first step does not multiply
   const void* c0;     // [D, B, H]; null where the cell has no c
   const void* w_hh;   // [D, G*H, P]
   const void* b_hh;   // [D, G*H] or null

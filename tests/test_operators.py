@@ -52,6 +52,14 @@ def test_opcheck_recurrent(cell, directions, packed):
 
 
 @compiled
+@pytest.mark.parametrize("directions", [1, 2])
+def test_opcheck_recurrent_from_zeros(cell, directions):
+    rows, _, _, *weights = arguments(cell, directions, False)[:8]
+    call = (rows.view(4, 3, -1), *weights, cell)
+    torch.library.opcheck(torch.ops.fusednn.recurrent.from_zeros, call, test_utils=CHECKS)
+
+
+@compiled
 @pytest.mark.parametrize("count", [0, 1, 2])
 @pytest.mark.parametrize("wanted", [False, True])
 def test_opcheck_linear_gradients(count, wanted):

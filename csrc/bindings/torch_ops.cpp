@@ -250,16 +250,33 @@ struct Asked {
   }
 };
 
-// Sizes of a call from those tensors that hold them all.
-RecurrentShape shape_of(const std::string& cell, int64_t rows, const Tensor& h0, const Tensor& w_hh,
-                        const OptionalTensor& batch_sizes, int64_t heads) {
-  require(h0.dim() == 3, "h0 [D, B, P] must have 3 dimensions");
+// Of h0.
+struct States {
+  int64_t tracks, batch, proj;
+
+  explicit States(const Tensor& h0) {
+    require(h0.dim() == 3, "h0 [D, B, P] must have 3 dimensions");
+    tracks = h0.size(0), batch = h0.size(1), proj = h0.size(2);
+  }
+
+  // That there would be for x [T, B, I].
+  States(const Tensor& x, const Tensor& w_hh) {
+    require(x.dim() == 3 && x.numel() > 0, "x must be [T, B, I] and not empty where there is no h0");
+    require(w_hh.dim() == 3 || w_hh.dim() == 2, "w_hh must be [D, G*H, P], or [G*H, P]");
+    tracks = w_hh.dim() == 3 ? w_hh.size(0) : 1, batch = x.size(1), proj = w_hh.size(w_hh.dim() - 1);
+  }
+};
+
+// Sizes of a call from those tensors that hold them all; `like` has their dtype.
+RecurrentShape shape_of(const std::string& cell, int64_t rows, const Tensor& like, const States& states,
+                        const Tensor& w_hh, const OptionalTensor& batch_sizes, int64_t heads) {
   require(w_hh.dim() == 3 || w_hh.dim() == 2, "w_hh must be [D, G*H, P], or [G*H, P]");
   RecurrentShape s{};
   s.cell = cell.c_str();
-  s.dtype = dtype_of(h0);
-  require(heads > 0 && h0.size(0) % heads == 0, "heads must divide D");
-  s.heads = heads, s.layers = 1, s.directions = h0.size(0) / heads, s.batch = h0.size(1), s.proj = h0.size(2);
+  s.dtype = dtype_of(like);
+  require(heads > 0 && states.tracks % heads == 0, "heads must divide D");
+  s.heads = heads, s.layers = 1, s.directions = states.tracks / heads;
+  s.batch = states.batch, s.proj = states.proj;
   s.rows = rows;
   s.hidden = w_hh.size(w_hh.dim() - 2) / info(cell).gates;
   s.threads = static_cast<int>(torch::stable::get_num_threads());
@@ -302,24 +319,29 @@ Tensor input_product(const Tensor& x, const Tensor& w, const OptionalTensor& b) 
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// y, h_n, c_n, and where they are wanted saved and states.
+// y, h_n, c_n, and where they are wanted saved and states. y has the dimensions of x, [N, I] or [T, B, I]. Without h0
+// and c0: from zeros.
 std::tuple<Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor> sequence(
-    const Tensor& x, const Tensor& h0, const OptionalTensor& c0, const OptionalTensor& w_ih, const Tensor& w_hh,
+    const Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0, const OptionalTensor& w_ih, const Tensor& w_hh,
     const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensor& w_hr,
     const OptionalTensor& batch_sizes, const std::string& cell, const std::string& strategy, bool save,
     const Asked& asked, bool recompute) {
-  require(x.dim() == 2, "x [N, I] must have 2 dimensions");
+  require(x.dim() == 2 || x.dim() == 3, "x must be [N, I], or [T, B, I]");
+  const bool rows = x.dim() == 2;
   RecurrentForward args{};
-  const Call call(h0, strategy);
-  args.shape = shape_of(cell, x.size(0), h0, w_hh, batch_sizes, asked.heads);
+  const Call call(x, strategy);
+  args.shape = shape_of(cell, rows ? x.size(0) : x.size(0) * x.size(1), x,
+                        h0.has_value() ? States(*h0) : States(x, w_hh), w_hh, batch_sizes, asked.heads);
   RecurrentShape& s = args.shape;
   const CellInfo& c = info(cell);
-  require(c0.has_value() == c.cell_state, "c0 must be given for cells with a cell state, and for no other");
+  require(c0.has_value() == (c.cell_state && h0.has_value()),
+          "c0 must be given for cells with a cell state, and for no other");
   const int64_t width = c.gates * s.hidden, D = s.tracks();
-  s.inputs = x.size(1);
+  s.inputs = x.size(rows ? 1 : 2);
+  const int64_t x_width = w_ih.has_value() ? s.inputs : D * width;
 
-  Inputs in(h0);
-  args.x = in.get("x", x, {s.rows, w_ih.has_value() ? s.inputs : D * width});
+  Inputs in(x);
+  args.x = rows ? in.get("x", x, {s.rows, x_width}) : in.get("x", x, {s.steps, s.batch, x_width});
   args.w_ih = in.weight("w_ih", w_ih, {D, width, s.inputs});
   args.b_ih = in.weight("b_ih", b_ih, {D, width});
   args.h0 = in.get("h0", h0, {D, s.batch, s.proj});
@@ -336,12 +358,12 @@ std::tuple<Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor> sequence(
     args.gates = gates->const_data_ptr();
   }
 
-  Tensor y = empty(h0, {s.rows, D * s.proj});
-  Tensor h_n = empty(h0, {D, s.batch, s.proj});
-  Tensor c_n = empty_if(c.cell_state, h0, {D, s.batch, s.hidden});
+  Tensor y = rows ? empty(x, {s.rows, D * s.proj}) : empty(x, {s.steps, s.batch, D * s.proj});
+  Tensor h_n = empty(x, {D, s.batch, s.proj});
+  Tensor c_n = empty_if(c.cell_state, x, {D, s.batch, s.hidden});
   OptionalTensor saved, states;
-  if (save && !recompute && c.saved > 0) saved = empty(h0, {s.rows, D * c.saved * s.hidden});
-  if (save && (recompute ? c.cell_state : asked.zones())) states = empty(h0, {s.rows, D * s.hidden});
+  if (save && !recompute && c.saved > 0) saved = empty(x, {s.rows, D * c.saved * s.hidden});
+  if (save && (recompute ? c.cell_state : asked.zones())) states = empty(x, {s.rows, D * s.hidden});
   args.y = y.mutable_data_ptr();
   args.h_n = h_n.mutable_data_ptr();
   args.c_n = data_if(c.cell_state, c_n);
@@ -377,6 +399,16 @@ std::tuple<Tensor, Tensor, Tensor> inference(const Tensor& x, const Tensor& h0, 
   return {std::move(y), std::move(h_n), std::move(c_n)};
 }
 
+// y [T, B, D*P] of x [T, B, I], by "sequence".
+std::tuple<Tensor, Tensor, Tensor> from_zeros(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh,
+                                              const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                                              const OptionalTensor& w_hr, const std::string& cell) {
+  const OptionalTensor none;
+  auto [y, h_n, c_n, saved, states] = sequence(x, none, none, w_ih, w_hh, b_ih, b_hh, w_hr, none, cell, "sequence",
+                                               false, {1, none, none, 0, 0, 0, none}, false);
+  return {std::move(y), std::move(h_n), std::move(c_n)};
+}
+
 // Layers that walk together: `weights` holds w_ih and w_hh of each, and b_ih and b_hh where there are biases.
 std::tuple<Tensor, Tensor, Tensor, Tensor> layers(Tensor x, Tensor h0, OptionalTensor c0, std::vector<Tensor> weights,
                                                   OptionalTensor batch_sizes, std::string cell, std::string strategy,
@@ -390,7 +422,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layers(Tensor x, Tensor h0, OptionalT
   RecurrentForward args{};
   const Call call(h0, std::move(strategy));
   require(call.provider != &cpu_provider(), "layers walk together on the CUDA kernels");
-  args.shape = shape_of(cell, x.size(0), h0, *weight(0, 1), batch_sizes, 1);
+  args.shape = shape_of(cell, x.size(0), h0, States(h0), *weight(0, 1), batch_sizes, 1);
   RecurrentShape& s = args.shape;
   s.layers = static_cast<int>(s.directions), s.directions = 1;
   const CellInfo& c = info(cell);
@@ -444,7 +476,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   require(y.dim() == 2, "y [N, D*P] must have 2 dimensions");
   RecurrentBackward args{};
   const Call call(h0, std::move(strategy));
-  args.shape = shape_of(cell, y.size(0), h0, w_hh, batch_sizes, heads);
+  args.shape = shape_of(cell, y.size(0), h0, States(h0), w_hh, batch_sizes, heads);
   const RecurrentShape& s = args.shape;
   const CellInfo& c = info(cell);
   const Asked asked{heads, mask, seed, zoneout_h, zoneout_c, first, norm};
@@ -757,6 +789,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fusednn, CPU, m) {
   implement(m);
+  m.impl("recurrent.from_zeros", TORCH_BOX(&from_zeros));
   m.impl("linear_gradients", TORCH_BOX(&linear_gradients));
   m.impl("scan", TORCH_BOX(&scan));
   m.impl("scan_backward", TORCH_BOX(&scan_gradients));

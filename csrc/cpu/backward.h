@@ -99,23 +99,18 @@ class Backward {
 
   void prepare_row(int i, long b) {
     const long row = i * sizes.batch + b;
-    widen_or_zero(tracks[i].dh + b * sizes.proj_row, a.grad_h_n, row, sizes.proj);
+    widen_or_zero<T>(tracks[i].dh + b * sizes.proj_row, a.grad_h_n, row, sizes.proj);
     end_row(tracks[i].tile[0], b, kFirst * sizes.hidden);
     end_row(tracks[i].tile[1], b, kFirst * sizes.hidden);
     end_row(tracks[i].raw, b, kFirst * sizes.hidden);
     end_row(tracks[i].second_tile, b, second());
     end_row(tracks[i].second_raw, b, second());
-    if (options.mask != nullptr) widen_or_zero(tracks[i].through + b * sizes.proj_row, nullptr, row, sizes.proj);
-    if (Cell::kCellState) widen_or_zero(tracks[i].dc + b * sizes.hidden_row, a.grad_c_n, row, sizes.hidden);
+    if (options.mask != nullptr) widen_or_zero<T>(tracks[i].through + b * sizes.proj_row, nullptr, row, sizes.proj);
+    if (Cell::kCellState) widen_or_zero<T>(tracks[i].dc + b * sizes.hidden_row, a.grad_c_n, row, sizes.hidden);
   }
 
   static void end_row(State* tile, long b, long k) {
     if (tile != nullptr) Factors<T>::end_row(tile + b * Sizes<A>::apart(k), k);
-  }
-
-  static void widen_or_zero(A* to, const void* from, long row, long n) {
-    if (from != nullptr) return convert(to, static_cast<const T*>(from) + row * n, n);
-    for (long u = 0; u < n; ++u) to[u] = 0;
   }
 
   // ------- the steps
@@ -232,7 +227,7 @@ class Backward {
       walk_panels<1>(rows.size(), blocks, step.odd, [&](long block, long count) {
         const Tile<A> c{to.data + rows.begin * to.row + block * kLanes, to.row, to.panel};
         multiply_group<Number, 1>(rows.size(), Factors<T>::rows(from.data + rows.begin * from.row, from.row), w, block,
-                                  count, c, c);
+                                  count, c, c, step.odd);
       });
     });
   }

@@ -112,22 +112,22 @@ class Forward {
   // leaves with the state it came with.
   void prepare_row(int i, long b) {
     Track& d = tracks[i];
-    const long h_at = (i * sizes.batch + b) * sizes.proj, c_at = (i * sizes.batch + b) * sizes.hidden;
-    for (A* h : d.h) convert(h + b * sizes.proj_row, static_cast<const T*>(a.h0) + h_at, sizes.proj);
+    const long row = i * sizes.batch + b, h_at = row * sizes.proj, c_at = row * sizes.hidden;
+    for (A* h : d.h) widen_or_zero<T>(h + b * sizes.proj_row, a.h0, row, sizes.proj);
     convert(static_cast<T*>(a.h_n) + h_at, d.h[0] + b * sizes.proj_row, sizes.proj);
     for (int odd = 0; odd < 2; ++odd) {
-      State* row = d.factor[odd] + b * sizes.proj_row;
+      State* factor = d.factor[odd] + b * sizes.proj_row;
       if (options.mask != nullptr) {
-        mask_row(row, d.h[odd] + b * sizes.proj_row, i, b, {0, sizes.proj_blocks});
+        mask_row(factor, d.h[odd] + b * sizes.proj_row, i, b, {0, sizes.proj_blocks});
       } else if (apart) {
-        convert(row, d.h[odd] + b * sizes.proj_row, sizes.proj);
+        convert(factor, d.h[odd] + b * sizes.proj_row, sizes.proj);
       }
-      Factors<T>::end_row(row, sizes.proj);
+      Factors<T>::end_row(factor, sizes.proj);
     }
     if (d.middle != nullptr) Factors<T>::end_row(d.middle + b * sizes.hidden_row, sizes.hidden);
     if (!Cell::kCellState) return;
     for (int odd = 0; odd < 1 + (d.c[1] != d.c[0]); ++odd) {
-      convert(d.c[odd] + b * sizes.hidden_row, static_cast<const T*>(a.c0) + c_at, sizes.hidden);
+      widen_or_zero<T>(d.c[odd] + b * sizes.hidden_row, a.c0, row, sizes.hidden);
     }
     convert(static_cast<T*>(a.c_n) + c_at, d.c[0] + b * sizes.hidden_row, sizes.hidden);
   }
@@ -148,8 +148,11 @@ class Forward {
   long time_of(int i, long s) const { return sizes.reverse(i) ? sizes.steps - 1 - s : s; }
 
   struct InputStep : Step {
+    bool from_zero;  // h_{t-1}, of all rows
     Tile<A> inputs;  // the input part, from the first of `rows` and block 0 on; null: it lies in the tensor
   };
+
+  bool starts(long s) const { return s == 0 && a.h0 == nullptr; }
 
   void sequence(int i, const Part& part, int row_part, int thread) {
     A* tile = tiles + thread * kTile;
@@ -161,7 +164,7 @@ class Forward {
       }
       const long t = time_of(i, s);
       const long next = sizes.reverse(i) ? t - 1 : t + 1;
-      const InputStep step{{t, time.offset(t), part.rows.first(time.count(t)), s % 2 == 1}, inputs};
+      const InputStep step{{t, time.offset(t), part.rows.first(time.count(t)), s % 2 == 1}, starts(s), inputs};
       first_product(i, step, part, tile);
       if (kSecond > 0 || a.w_hr != nullptr) {
         if (kSecond > 0 && options.mask != nullptr) mask_middle(i, step, part);
@@ -206,9 +209,13 @@ class Forward {
 
   void first_product(int i, const InputStep& step, const Part& part, A* tile) {
     const Track& d = tracks[i];
-    const Multiplied factors{d.first,         {d.factor[step.odd], sizes.proj_row},
-                             bias_from(d, 0), a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0),
-                             d.done,          sizes.hidden};
+    const Panels<Number> w = step.from_zero ? d.first.of_no_term() : d.first;
+    const Multiplied factors{w,
+                             {d.factor[step.odd], sizes.proj_row},
+                             bias_from(d, 0),
+                             a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0),
+                             d.done,
+                             sizes.hidden};
     if (options.norm != nullptr) {
       return normed_product<kFirst, 0>(i, factors, step, part, tile, [&](auto lanes, long block, long b, const A* r) {
         first_cells(i, step, lanes, {block, block + 1}, {b, b + 1}, {r, 0, 0});
@@ -261,7 +268,7 @@ class Forward {
         if (f.done == nullptr) {
           multiply_group<Number, kGates>(rows.size(),
                                          Factors<T>::rows(f.from.data + rows.begin * f.from.row, f.from.row), f.w,
-                                         block, count, f.start.at(block), c);
+                                         block, count, f.start.at(block), c, step.odd);
         } else {
           for (long q = 0; q < count; ++q) take_done<kGates>(c.data + q * c.panel, f, block + q, rows);
         }

@@ -18,6 +18,7 @@ struct Panels {
   long depth() const { return (k + kWidth - 1) / kWidth; }  // vectors a unit and gate
   long panel_size() const { return (depth() * gates + pad) * kLanes; }
   N* panel(long block) const { return data + block * panel_size(); }
+  Panels of_no_term() const { return {data, blocks, 0, gates, pad}; }  // sums that end where they start
   size_t bytes() const { return sizeof(N) * static_cast<size_t>(blocks * panel_size()); }
 };
 

@@ -106,10 +106,10 @@ void multiply_tiles(long tiles, long rows, const Rows<N>& a, const N* w, long w_
 constexpr long kSlice = 128;
 
 // All rows by kPanels panels, slice by slice. kAhead is for weights that outgrow L2: while the rows pass over one
-// slice, the next one arrives.
+// slice, the next one arrives, after the last one the first of `next`.
 template <class N, int kGates, int kPanels, int kRows = Blocking<kGates>::kRows, bool kAhead = false>
 void multiply_panels(long rows, const Rows<N>& a, const N* w, long w_panel, const Start<SumOf<N>>& first,
-                     const Tile<SumOf<N>>& c, long k) {
+                     const Tile<SumOf<N>>& c, long k, const N* next = nullptr) {
   constexpr long kVector = Lanes<SumOf<N>>::kCount, kStep = kGates * kVector;
   if (rows == 0) return;
   // Tiles as even as can be, those with a row more first.
@@ -119,7 +119,7 @@ void multiply_panels(long rows, const Rows<N>& a, const N* w, long w_panel, cons
   long k0 = 0;
   do {
     const long length = k - k0 < kSlice ? k - k0 : kSlice;
-    const N* ahead = w + (k0 + kSlice) * kStep;
+    const N* ahead = kAhead && k0 + kSlice >= k ? next : w + (k0 + kSlice) * kStep;
     const Rows<N> from{a.data + k0 * a.step, a.row, a.step};
     if (larger > 0) {
       multiply_tiles<N, kGates, kPanels, kRows, kAhead>(larger, least + 1, from, w + k0 * kStep, w_panel, start, c,
@@ -146,16 +146,17 @@ void multiply_single(long count, const Rows<N>& a, const N* w, long w_panel, con
   multiply_panels<N, kGates, kPanels, 1>(1, a, w, w_panel, start, c, k);
 }
 
-// `count` neighbouring panels from `block` on; count is what walk_panels gave.
+// `count` neighbouring panels from `block` on, as walk_panels gives them.
 template <class N, int kGates>
 void multiply_group(long rows, const Rows<N>& a, const Panels<N>& w, long block, long count,
-                    const Start<SumOf<N>>& start, const Tile<SumOf<N>>& c) {
+                    const Start<SumOf<N>>& start, const Tile<SumOf<N>>& c, bool backwards = false) {
   using S = Blocking<kGates>;
   const N* panel = w.panel(block);
   if (rows == 1) {
     multiply_single<N, kGates>(count, a, panel, w.panel_size(), start, c, w.depth());
   } else if (count == S::kPanels && rows > S::kRows && w.bytes() > kStreamedBytes) {
-    multiply_panels<N, kGates, S::kPanels, S::kRows, true>(rows, a, panel, w.panel_size(), start, c, w.depth());
+    const N* next = w.panel(backwards ? block - count : block + count);  // at an end of the walk some other memory
+    multiply_panels<N, kGates, S::kPanels, S::kRows, true>(rows, a, panel, w.panel_size(), start, c, w.depth(), next);
   } else if (count == S::kPanels) {
     multiply_panels<N, kGates, S::kPanels>(rows, a, panel, w.panel_size(), start, c, w.depth());
   } else {

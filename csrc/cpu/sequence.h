@@ -116,6 +116,13 @@ void convert(To* to, const From* from, long n) {
   }
 }
 
+// Row `row` of a tensor with rows of n, or zeros where there is none.
+template <class T, class A>
+void widen_or_zero(A* to, const void* from, long row, long n) {
+  if (from != nullptr) return convert(to, static_cast<const T*>(from) + row * n, n);
+  for (long u = 0; u < n; ++u) to[u] = 0;
+}
+
 // States in the form that products take.
 template <class T>
 struct Factors {

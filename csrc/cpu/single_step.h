@@ -67,16 +67,11 @@ class ForwardStep : Forward<Cell, T> {
  private:
   void track(int i) {
     const StepTeam<A> team{sizes, a.shape.threads, this->barriers};
-    const typename Base::InputStep step{{0, 0, {0, sizes.batch}, false}, {}};
+    const typename Base::InputStep step{{0, 0, {0, sizes.batch}, false}, this->starts(0), {}};
     this->prepare_bias(i, {0, sizes.hidden_blocks});
     for (long b = 0; b < sizes.batch; ++b) this->prepare_row(i, b);
     const T* w = static_cast<const T*>(a.w_hh) + i * G * sizes.hidden * sizes.proj;
-    if (options.mask == nullptr) {
-      const T* h0 = static_cast<const T*>(a.h0) + i * sizes.batch * sizes.proj;
-      multiply(i, h0, w, Base::kFirst * sizes.hidden, sizes.proj);
-    } else {
-      multiply_rows(i, tracks[i].factor[0], sizes.proj_row, w, Base::kFirst * sizes.hidden, sizes.proj);
-    }
+    if (!step.from_zero) multiply_state(i, w);
     each_part(team, [&](const Part& part, int thread) { this->first_product(i, step, part, tile(thread)); });
     const Part all = team.part(0, 1);
     if constexpr (Base::kSecond > 0) {
@@ -92,6 +87,15 @@ class ForwardStep : Forward<Cell, T> {
     }
     if (this->follows) this->follow(i, step, all);
     for (long b = 0; b < sizes.batch; ++b) this->finish(i, step, all, b);
+  }
+
+  void multiply_state(int i, const T* w) {
+    if (options.mask == nullptr) {
+      const T* h0 = static_cast<const T*>(a.h0) + i * sizes.batch * sizes.proj;
+      multiply(i, h0, w, Base::kFirst * sizes.hidden, sizes.proj);
+    } else {
+      multiply_rows(i, tracks[i].factor[0], sizes.proj_row, w, Base::kFirst * sizes.hidden, sizes.proj);
+    }
   }
 
   // Layer norm takes whole rows: one thread.

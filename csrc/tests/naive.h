@@ -19,6 +19,7 @@ struct Problem {
   std::vector<int64_t> batch_sizes;             // empty: padded
   bool bias, projection;
   bool library_gemm = false;  // gives the provider one, for single steps
+  bool from_zero = false;     // gives the provider no h0 and c0
   long inputs = 0;            // I > 0: the provider gets x, w_ih and b_ih, and the gates are what they make
   Values x, w_ih, b_ih;
   Values gates, h0, c0, w_hh, b_hh, w_hr;

@@ -396,8 +396,10 @@ ForwardCall::ForwardCall(const Problem& p, const CellInfo& cell, Dtype dtype, in
   if (p.inputs == 0) a.gates = t.gates.input();
   if (p.inputs > 0) a.x = t.x.input(), a.w_ih = t.w_ih.input(), a.shape.inputs = p.inputs;
   if (p.inputs > 0 && p.bias) a.b_ih = t.b_ih.input();
-  a.h0 = t.h0.input(), a.w_hh = t.w_hh.input();
-  if (cell.cell_state) a.c0 = t.c0.input(), a.c_n = t.c_n.output();
+  a.w_hh = t.w_hh.input();
+  if (!p.from_zero) a.h0 = t.h0.input();
+  if (cell.cell_state && !p.from_zero) a.c0 = t.c0.input();
+  if (cell.cell_state) a.c_n = t.c_n.output();
   if (p.bias) a.b_hh = t.b_hh.input();
   if (p.projection) a.w_hr = t.w_hr.input();
   a.y = t.y.output(), a.h_n = t.h_n.output();

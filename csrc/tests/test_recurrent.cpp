@@ -216,6 +216,31 @@ const std::pair<Size, long> kInputs[] = {
     {{40, 7, 18, 0, 1, true}, 70},
 };
 
+TEST(states_of_zeros_that_are_not_given_make_no_difference) {
+  if (cuda_strategy() != nullptr) return;
+  const auto check = [](Problem p, const CellInfo& cell, Dtype dtype, const Size& size, const std::string& where) {
+    p.library_gemm = size.steps == 1;
+    p.h0.assign(p.h0.size(), 0), p.c0.assign(p.c0.size(), 0);
+    const Outputs given = run_forward(p, cell, dtype, 2);
+    p.from_zero = true;
+    CHECK(same(run_forward(p, cell, dtype, 2), given), where << " " << cell.name << " " << text(size));
+  };
+  for_each_isa([&](const char* isa) {
+    for_each_cell([&](const CellInfo& cell) {
+      for (Dtype dtype : kDtypes) {
+        for (const Size& size : kSizes) check(make_problem(size, cell, dtype, 7), cell, dtype, size, isa);
+      }
+      for (const auto& [size, heads] : kOptions) {
+        check(asked(make_problem(size, cell, Dtype::kFloat32, 7), heads, cell, Dtype::kFloat32), cell, Dtype::kFloat32,
+              size, isa);
+      }
+      for (const Size& size : kProjected) {
+        if (cell.cell_state) check(make_problem(size, cell, Dtype::kFloat32, 7), cell, Dtype::kFloat32, size, isa);
+      }
+    });
+  });
+}
+
 TEST(the_input_part_of_a_sequence_agrees_with_plain_loops) {
   if (cuda_strategy() != nullptr) return;
   for_each_isa([](const char* isa) {

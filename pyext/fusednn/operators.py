@@ -16,6 +16,9 @@ the layout of ``torch.nn.utils.rnn.PackedSequence``. ``reference.options`` defin
 * with ``recompute`` forward keeps y and c alone, and backward begins with the gates of all rows, which are those of one
   step from all states at once.
 
+``recurrent.from_zeros`` is the same without initial states, options and gradients, for what a small call costs: on a
+CPU alone, x ``[T, B, I]`` and y ``[T, B, D * P]``.
+
 Weights and biases come with their tracks in front, or all without where D is 1: a layer's parameters as they are.
 Without w_ih, x is the input part of the gates itself, ``[N, D * G * H]``.
 """
@@ -48,6 +51,11 @@ LIBRARY.define(
     tags=torch.Tag.pt2_compliant_tag,
 )
 LIBRARY.define(
+    "recurrent.from_zeros(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, str cell)"
+    " -> (Tensor y, Tensor h_n, Tensor c_n)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+LIBRARY.define(
     "recurrent_forward(Tensor x, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh,"
     f" Tensor? w_hr, Tensor? batch_sizes, str cell, str strategy, bool save, {_OPTIONS}, bool recompute=False)"
     " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor states)",
@@ -71,6 +79,14 @@ def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, *opt
     _require_one_device(x, h0, w_hh)
     y = x.new_empty(x.shape[0], h0.shape[0] * h0.shape[2])
     return y, h0.new_empty(h0.shape), x.new_empty(0) if c0 is None else c0.new_empty(c0.shape)
+
+
+@torch.library.register_fake("fusednn::recurrent.from_zeros", lib=LIBRARY)
+def _(x, w_ih, w_hh, b_ih, b_hh, w_hr, cell):
+    _require_one_device(x, w_ih, w_hh)
+    tracks, (steps, batch, _) = w_hh.shape[0] if w_hh.dim() == 3 else 1, x.shape
+    c_n = x.new_empty(tracks, batch, _units(cell, w_hh)) if CELLS[cell].has_cell_state else x.new_empty(0)
+    return x.new_empty(steps, batch, tracks * w_hh.shape[-1]), x.new_empty(tracks, batch, w_hh.shape[-1]), c_n
 
 
 @torch.library.register_fake("fusednn::recurrent_forward", lib=LIBRARY)

@@ -146,6 +146,43 @@ def recurrent(
     return y, h_n, c_n if c0 is not None else None
 
 
+def recurrent_from_zeros(
+    cell: str,
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    w_hr: Tensor | None,
+    strategy: str,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What ``recurrent`` gives for states of zeros where nothing is recorded, at less cost a call: on the CPU.
+
+    Args:
+        cell, w_ih, w_hh, b_ih, b_hh, w_hr, strategy: as for ``recurrent``.
+        x: input of all steps, ``[T, B, I]``.
+
+    Returns:
+        ``(y, h_n, c_n)`` with y ``[T, B, D * P]``, c_n empty for cells without a cell state; None where ``recurrent``
+        is to be called, be it for what it says of arguments that do not fit.
+    """
+    if (
+        type(x) is not Tensor
+        or not x.is_cpu
+        or torch.compiler.is_compiling()
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._len_torch_dispatch_stack()  # whose modes know the operator that has all arguments
+        or _is_transformed()
+        or _differentiates((x, w_ih, w_hh, b_ih, b_hh, w_hr))
+        or _cached_choose(cell, "cpu", x.dtype, w_hr is not None, 1, 0, 1, False, False, strategy, ()) != "sequence"
+    ):
+        return None
+    try:
+        return torch.ops.fusednn.recurrent.from_zeros(x, w_ih, w_hh, b_ih, b_hh, w_hr, cell)
+    except RuntimeError:
+        return None
+
+
 def planned_size(x: Tensor, h0: Tensor) -> tuple[int, bool]:
     """B, and whether T is small, as far as a choice may depend on them.
 

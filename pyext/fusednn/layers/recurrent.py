@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import plan
 from ..functional import recurrent
+from ..functional.recurrent import recurrent_from_zeros
 from ..functional.recurrent_layers import recurrent_layers
 from ..padded_operators import Packing
 from ..reference.cells import CELLS
@@ -174,10 +175,27 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             input = input.unsqueeze(0 if self.batch_first else 1)
             hx = _map(hx, lambda state: state.unsqueeze(1))
         x = input.transpose(0, 1) if self.batch_first else input
+        found = None
+        if hx is None and lengths is None and self.num_layers == 1 and self._asked is None:
+            found = recurrent_from_zeros(self.cell, x, *self._weights(0), self.strategy)
+        if found is not None:
+            y, h_n, c_n = found
+            hidden = (h_n, c_n) if CELLS[self.cell].has_cell_state else h_n
+        else:
+            y, hidden = self._padded(x, hx, lengths)
+        y = y.transpose(0, 1) if self.batch_first else y
+        if not batched:
+            y = y.squeeze(0 if self.batch_first else 1)
+            hidden = _map(hidden, lambda state: state.squeeze(1))
+        return y, hidden
+
+    def _padded(self, x: Tensor, hx: Hidden | None, lengths: Tensor | None) -> tuple[Tensor, Hidden]:
+        """Over x ``[T, B, I]``."""
         steps, batch, _ = x.shape
+        input = x.transpose(0, 1) if self.batch_first else x
         if hx is None:
             self.check_input(input, None)
-            hx = self._initial(input, batch)
+            hx = self._initial(x, batch)
         else:
             self.check_forward_args(input, hx, None)
         if steps == 0:
@@ -186,16 +204,10 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             check_lengths(lengths, batch, steps)
         if lengths is None or _exports_to_onnx():
             y, hidden = self._run(x.flatten(0, 1), hx, None, lengths)
-            y = y.view(steps, batch, -1) if batch else y.new_empty(steps, batch, y.shape[1])
-        else:
-            packing = Packing.of(lengths, x)
-            y, hidden = self._run(packing.rows(x), self.permute_hidden(hx, packing.order), packing.batch_sizes)
-            y, hidden = packing.padded(y), self.permute_hidden(hidden, packing.place)
-        y = y.transpose(0, 1) if self.batch_first else y
-        if not batched:
-            y = y.squeeze(0 if self.batch_first else 1)
-            hidden = _map(hidden, lambda state: state.squeeze(1))
-        return y, hidden
+            return (y.view(steps, batch, -1) if batch else y.new_empty(steps, batch, y.shape[1])), hidden
+        packing = Packing.of(lengths, x)
+        y, hidden = self._run(packing.rows(x), self.permute_hidden(hx, packing.order), packing.batch_sizes)
+        return packing.padded(y), self.permute_hidden(hidden, packing.place)
 
     def _forward_packed(self, packed: PackedSequence, hx):
         data, batch_sizes, sorted_indices, unsorted_indices = packed
