@@ -58,7 +58,7 @@ def test_one_operator_runs():
         assert operators(lambda: layer(x)) == ["fusednn::recurrent"]
 
 
-def test_frozen_parameters_are_enough():
+def test_gradients_take_the_other():
     layer, x = fusednn.LSTM(3, 4).requires_grad_(False), torch.randn(5, 2, 3)
     assert not layer(x)[0].requires_grad
     assert layer(x.requires_grad_())[0].requires_grad
@@ -99,6 +99,8 @@ MISTAKES = {
     "integers": lambda layer, x: layer(x.long()),
     "width": lambda layer, x: layer(x[..., 1:]),
     "rank": lambda layer, x: layer(x[None]),
+    "one axis": lambda layer, x: setattr(layer, "batch_first", True) or layer(x[0, 0]),
+    "nested": lambda layer, x: layer(torch.nested.nested_tensor([x[0], x[1]])),
     "no step": lambda layer, x: layer(x[:0]),
     "device": lambda layer, x: layer.to("meta")(x),
     "strategy": lambda layer, x: setattr(layer, "strategy", "none") or layer(x),

@@ -146,41 +146,34 @@ def recurrent(
     return y, h_n, c_n if c0 is not None else None
 
 
-def recurrent_from_zeros(
-    cell: str,
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    w_hr: Tensor | None,
-    strategy: str,
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """What ``recurrent`` gives for states of zeros where nothing is recorded, at less cost a call: on the CPU.
+def recurrent_from_zeros(cell: str, x: Any, batch_first: bool, weights: tuple[Any, ...], strategy: str) -> Any:
+    """What a layer gives without initial states where gradients are off, at less cost a call: on the CPU.
 
     Args:
-        cell, w_ih, w_hh, b_ih, b_hh, w_hr, strategy: as for ``recurrent``.
-        x: input of all steps, ``[T, B, I]``.
+        cell, strategy: as for ``recurrent``.
+        x: input of all steps, ``[T, B, I]``, or ``[B, T, I]`` with ``batch_first``.
+        weights: w_ih, w_hh, b_ih, b_hh and w_hr, as for ``recurrent``.
 
     Returns:
-        ``(y, h_n, c_n)`` with y ``[T, B, D * P]``, c_n empty for cells without a cell state; None where ``recurrent``
-        is to be called, be it for what it says of arguments that do not fit.
+        ``(y, h_n)`` or ``(y, (h_n, c_n))`` with y ``[T, B, D * P]`` or ``[B, T, D * P]``. None where ``recurrent`` is
+        to be called, be it for what it says of arguments that do not fit.
     """
     if (
         type(x) is not Tensor
-        or not x.is_cpu
         or torch.compiler.is_compiling()
+        or not x.is_cpu
+        or x.dim() != 3
         or torch._C._is_any_autocast_enabled()
         or torch._C._len_torch_dispatch_stack()  # whose modes know the operator that has all arguments
         or _is_transformed()
-        or _differentiates((x, w_ih, w_hh, b_ih, b_hh, w_hr))
-        or _cached_choose(cell, "cpu", x.dtype, w_hr is not None, 1, 0, 1, False, False, strategy, ()) != "sequence"
+        or not _takes_sequence(cell, x.dtype, weights[4] is not None, strategy)
     ):
         return None
     try:
-        return torch.ops.fusednn.recurrent.from_zeros(x, w_ih, w_hh, b_ih, b_hh, w_hr, cell)
+        y, h_n, c_n = torch.ops.fusednn.recurrent.from_zeros(x.transpose(0, 1) if batch_first else x, *weights, cell)
     except RuntimeError:
         return None
+    return (y.transpose(0, 1) if batch_first else y), ((h_n, c_n) if CELLS[cell].has_cell_state else h_n)
 
 
 def planned_size(x: Tensor, h0: Tensor) -> tuple[int, bool]:
@@ -213,6 +206,12 @@ def _choose(
 
 
 _cached_choose = functools.cache(_choose)
+
+
+@functools.cache
+def _takes_sequence(cell: str, dtype: torch.dtype, projection: bool, strategy: str) -> bool:
+    """Whether a CPU's call does, whatever its sizes."""
+    return _choose(cell, "cpu", dtype, projection, 1, 0, 1, False, False, strategy, ()) == "sequence"
 
 
 def _cast(tensor: Tensor | None, low: torch.dtype) -> Tensor | None:

@@ -152,6 +152,11 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             RuntimeError: sizes that do not fit, or T = 0; tensors of several devices; a nested tensor.
             TypeError, ValueError: lengths that are no integers, or do not fit the input.
         """
+        plain = hx is None and lengths is None and self._asked is None and self.num_layers == 1
+        if plain and not torch.is_grad_enabled():  # as below, at less cost
+            found = recurrent_from_zeros(self.cell, input, self.batch_first, self._weights(0), self.strategy)
+            if found is not None:
+                return found
         if not isinstance(input, Tensor):
             if not isinstance(input, PackedSequence):
                 raise TypeError(f"{self._get_name()} expects a tensor or a PackedSequence, got {type(input).__name__}")
@@ -175,27 +180,10 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             input = input.unsqueeze(0 if self.batch_first else 1)
             hx = _map(hx, lambda state: state.unsqueeze(1))
         x = input.transpose(0, 1) if self.batch_first else input
-        found = None
-        if hx is None and lengths is None and self.num_layers == 1 and self._asked is None:
-            found = recurrent_from_zeros(self.cell, x, *self._weights(0), self.strategy)
-        if found is not None:
-            y, h_n, c_n = found
-            hidden = (h_n, c_n) if CELLS[self.cell].has_cell_state else h_n
-        else:
-            y, hidden = self._padded(x, hx, lengths)
-        y = y.transpose(0, 1) if self.batch_first else y
-        if not batched:
-            y = y.squeeze(0 if self.batch_first else 1)
-            hidden = _map(hidden, lambda state: state.squeeze(1))
-        return y, hidden
-
-    def _padded(self, x: Tensor, hx: Hidden | None, lengths: Tensor | None) -> tuple[Tensor, Hidden]:
-        """Over x ``[T, B, I]``."""
         steps, batch, _ = x.shape
-        input = x.transpose(0, 1) if self.batch_first else x
         if hx is None:
             self.check_input(input, None)
-            hx = self._initial(x, batch)
+            hx = self._initial(input, batch)
         else:
             self.check_forward_args(input, hx, None)
         if steps == 0:
@@ -204,10 +192,16 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             check_lengths(lengths, batch, steps)
         if lengths is None or _exports_to_onnx():
             y, hidden = self._run(x.flatten(0, 1), hx, None, lengths)
-            return (y.view(steps, batch, -1) if batch else y.new_empty(steps, batch, y.shape[1])), hidden
-        packing = Packing.of(lengths, x)
-        y, hidden = self._run(packing.rows(x), self.permute_hidden(hx, packing.order), packing.batch_sizes)
-        return packing.padded(y), self.permute_hidden(hidden, packing.place)
+            y = y.view(steps, batch, -1) if batch else y.new_empty(steps, batch, y.shape[1])
+        else:
+            packing = Packing.of(lengths, x)
+            y, hidden = self._run(packing.rows(x), self.permute_hidden(hx, packing.order), packing.batch_sizes)
+            y, hidden = packing.padded(y), self.permute_hidden(hidden, packing.place)
+        y = y.transpose(0, 1) if self.batch_first else y
+        if not batched:
+            y = y.squeeze(0 if self.batch_first else 1)
+            hidden = _map(hidden, lambda state: state.squeeze(1))
+        return y, hidden
 
     def _forward_packed(self, packed: PackedSequence, hx):
         data, batch_sizes, sorted_indices, unsorted_indices = packed
