@@ -236,6 +236,18 @@ def test_without_compiled_kernels_plain_pytorch_runs_and_says_so():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("strategy", ["auto", "loop", "reference", "step"])
+def test_steps_and_rows_are_the_same_to_the_functional_form(cell, strategy):
+    x, h0, c0, *others = arguments(cell, 1, False, grad=True)
+    weights, found = others[:5], []
+    for form in (x, x.view(4, 3, -1)):
+        y, *_ = fusednn.functional.recurrent(cell, form, h0, c0, *weights, strategy=strategy)
+        assert y.shape[:-1] == form.shape[:-1]
+        wanted = [t for t in (x, h0, c0, *weights) if t is not None]
+        found.append([y.flatten(0, -2), *torch.autograd.grad(y.square().sum(), wanted)])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 def test_functional_refuses_what_does_not_fit():
     x, h0, c0, w_ih, w_hh, b_ih, b_hh, *_ = arguments("lstm", 1, False)
     recurrent = fusednn.functional.recurrent
@@ -247,6 +259,7 @@ def test_functional_refuses_what_does_not_fit():
         (ValueError, "takes no c0", "gru", {}),
         (ValueError, r"w_ih must have shape \[1, 20, 4\]", "lstm", {"w_ih": w_ih[:, :, 1:]}),
         (ValueError, "multiple of B = 3", "lstm", {"x": x[1:]}),
+        (ValueError, r"may be \[T, 3, I\], got \[3, 4, 4\]", "lstm", {"x": x.view(3, 4, 4)}),
         (TypeError, "h0 must have the dtype", "lstm", {"h0": h0.double()}),
         (ValueError, "expected x", "lstm", {"x": x[0]}),
         (TypeError, "batch_sizes must be int64", "lstm", {"batch_sizes": torch.tensor([3.0])}),

@@ -5,7 +5,8 @@ unit, D tracks: recurrences that share the input alone, the ``heads`` of one dir
 which runs in reverse time; H and P are those of one head. Rows: N = T * B time-major, or the sum of ``batch_sizes`` in
 the layout of ``torch.nn.utils.rnn.PackedSequence``. ``reference.options`` defines what follows the strategy.
 
-``recurrent`` is the operator that everything calls. It is differentiable to any order:
+``recurrent`` is the operator that everything calls. x and y are rows, ``[N, I]`` and ``[N, D * P]``, or x is
+``[T, B, I]`` and y ``[T, B, D * P]``. It is differentiable to any order:
 
 * where a compiled kernel exists for the device, forward is one ``recurrent_forward``, which computes the input product
   with the recurrence on the CPU and has a library GEMM before it on a GPU; backward is one ``recurrent_backward``,
@@ -26,6 +27,7 @@ Without w_ih, x is the input part of the gates itself, ``[N, D * G * H]``.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -77,7 +79,7 @@ LIBRARY.define(
 @torch.library.register_fake("fusednn::recurrent", lib=LIBRARY)
 def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, *options):
     _require_one_device(x, h0, w_hh)
-    y = x.new_empty(x.shape[0], h0.shape[0] * h0.shape[2])
+    y = x.new_empty(*x.shape[:-1], h0.shape[0] * h0.shape[2])
     return y, h0.new_empty(h0.shape), x.new_empty(0) if c0 is None else c0.new_empty(c0.shape)
 
 
@@ -96,12 +98,13 @@ def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, save
     units = h0.shape[0] * _units(cell, w_hh)
     saved = 0 if asked.recompute else len(CELLS[cell].saved) * units
     states = c0 is not None if asked.recompute else asked.zones
+    rows = math.prod(x.shape[:-1])
     return (
-        x.new_empty(x.shape[0], h0.shape[0] * h0.shape[2]),
+        x.new_empty(*x.shape[:-1], h0.shape[0] * h0.shape[2]),
         h0.new_empty(h0.shape),
         x.new_empty(0) if c0 is None else c0.new_empty(c0.shape),
-        x.new_empty(x.shape[0], saved) if save and saved else x.new_empty(0),
-        x.new_empty(x.shape[0], units) if save and states else x.new_empty(0),
+        x.new_empty(rows, saved) if save and saved else x.new_empty(0),
+        x.new_empty(rows, units) if save and states else x.new_empty(0),
     )
 
 
@@ -144,8 +147,9 @@ def _units(cell: str, w_hh: Tensor) -> int:
 
 
 def _reference(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, cell, strategy, *options):
-    tensors = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes)
-    return reference_recurrent.recurrent(*tensors, cell, Options(*options))
+    tensors = (x.flatten(0, -2), h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes)
+    y, *states = reference_recurrent.recurrent(*tensors, cell, Options(*options))
+    return y.view(*x.shape[:-1], y.shape[1]), *states
 
 
 def _previous(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Tensor:
@@ -265,9 +269,14 @@ class _Recurrent(torch.autograd.Function):
         options = ctx.options._replace(mask=mask, seed=seed, norm=norm)
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, inputs, grads, options)
-        return _Recurrent.of_layer(
+        shape = inputs[0].shape
+        if len(shape) == 3:
+            inputs[0], y = inputs[0].flatten(0, 1), y.flatten(0, 1)
+            grads = (None if grads[0] is None else grads[0].flatten(0, 1), *grads[1:])
+        d_x, *others = _Recurrent.of_layer(
             ctx.cell, ctx.strategy, inputs, (y, saved, states), grads, ctx.needs_input_grad, options
         )
+        return d_x.view(shape) if d_x is not None and ctx.needs_input_grad[0] else None, *others
 
     @staticmethod
     def of_layer(name: str, strategy: str, inputs, kept, grads, needs, options: Options) -> tuple[Tensor | None, ...]:
@@ -372,7 +381,7 @@ def _differentiable_backward(ctx, inputs, grads, options):
     # Views, so that each gradient is the partial one even where one input was computed from another.
     views: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
     norm = None if options.norm is None else options.norm.view_as(options.norm)
-    outputs = reference_recurrent.recurrent(*views, cell=ctx.cell, options=options._replace(norm=norm))
+    outputs = _reference(*views, ctx.cell, None, *options._replace(norm=norm))
     arguments: list[Any] = [*views, *[None] * (len(ctx.needs_input_grad) - len(views))]
     if norm is not None:
         arguments[_NORM] = norm

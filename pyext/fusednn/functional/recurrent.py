@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -56,7 +57,8 @@ def recurrent(
     Args:
         cell: name of the cell: ``rnn_tanh``, ``rnn_relu``, ``lstm``, ``gru`` (reset after the recurrent product, as
             torch's) or ``gru_reset_before``.
-        x: input of all steps, time-major rows, ``[N, I]`` with N = T * B, or the data of a PackedSequence.
+        x: input of all steps, ``[T, B, I]``, or as time-major rows, ``[N, I]`` with N = T * B, or the data of a
+            PackedSequence.
         h0: initial hidden state, ``[D, B, P]``; D = 2 adds the reverse direction.
         c0: initial cell state, ``[D, B, H]``, for cells that have one; else None.
         w_ih: input weights, ``[D, G * H, I]``, gates in torch's order.
@@ -82,8 +84,8 @@ def recurrent(
             operator, ``recurrent_padded``, which packs each time; a layer packs once for all of its layers.
 
     Returns:
-        ``(y, h_n, c_n)``: the output of all steps ``[N, D * P]`` and the states after each row's last step,
-        ``[D, B, P]`` and ``[D, B, H]`` (None for cells without a cell state). The same bits from run to run.
+        ``(y, h_n, c_n)``: the output of all steps, ``[N, D * P]`` or ``[T, B, D * P]``, and the states after each row's
+        last step, ``[D, B, P]`` and ``[D, B, H]`` (None for cells without a cell state). The same bits from run to run.
 
     Raises:
         TypeError: something that is no tensor, or tensors of different dtype or device.
@@ -133,8 +135,12 @@ def recurrent(
         if batch_sizes is not None or chosen == "loop":
             raise ValueError("lengths are those of padded rows: without batch_sizes, and not for strategy='loop'")
         run, sizes_given = _padded_operator, lengths
-    if compiling or run is not _operator or norm_hh is not None:
+    checked = compiling or run is not _operator or norm_hh is not None
+    steps = x.shape[:2] if checked and x.dim() == 3 else None
+    if checked:
         _check(cell, given, norm_ih, norm_hh, batch_sizes=batch_sizes, heads=heads)
+    if steps is not None:
+        tensors = (tensors[0].flatten(0, 1), *tensors[1:])
     if options is not None and norm_ih is not None and norm_hh is not None:
         tensors = _normalised_input(tensors, norm_ih)
         options = options._replace(norm=norm_hh.view(tensors[1].shape[0], -1))
@@ -143,7 +149,7 @@ def recurrent(
     except RuntimeError:  # the kernels refuse what does not fit, at less cost, but know one error and no names
         _check(cell, given, norm_ih, norm_hh, batch_sizes=batch_sizes, heads=heads)
         raise
-    return y, h_n, c_n if c0 is not None else None
+    return y if steps is None else y.view(*steps, y.shape[1]), h_n, c_n if c0 is not None else None
 
 
 def recurrent_from_zeros(cell: str, x: Any, batch_first: bool, weights: tuple[Any, ...], strategy: str) -> Any:
@@ -184,7 +190,7 @@ def planned_size(x: Tensor, h0: Tensor) -> tuple[int, bool]:
     if torch.compiler.is_exporting():
         return ANY_BATCH, False
     batch = h0.shape[1]
-    return batch, not torch.compiler.is_compiling() and x.shape[0] <= SHORT * batch
+    return batch, not torch.compiler.is_compiling() and x.shape[:-1].numel() <= SHORT * batch
 
 
 def _choose(
@@ -324,14 +330,17 @@ def _check(cell: str, tensors: tuple[Any, ...], norm_ih, norm_hh, *, batch_sizes
                 f"{name} must have the dtype and device of x ({dtype}, {device}), got {tensor.dtype}, {tensor.device}"
             )
     one = w_ih.dim() == 2  # direction, which the weights do not name
-    if x.dim() != 2 or h0.dim() != 3 or w_hh.dim() != 3 - one:
+    if x.dim() not in (2, 3) or h0.dim() != 3 or w_hh.dim() != 3 - one:
         raise ValueError(
-            "expected x [N, I], h0 [D, B, P] and w_hh [D, G * H, P],"
+            "expected x [N, I] or [T, B, I], h0 [D, B, P] and w_hh [D, G * H, P],"
             f" got {x.dim()}, {h0.dim()} and {w_hh.dim()} dimensions"
         )
     definition = CELLS[cell]
-    rows, inputs = x.shape
+    *steps, inputs = x.shape
     directions, batch, width = h0.shape
+    if x.dim() == 3 and (batch_sizes is not None or steps[1] != batch):
+        raise ValueError(f"x must be [N, I] with batch_sizes, and else may be [T, {batch}, I], got {list(x.shape)}")
+    rows = math.prod(steps)
     units = w_hh.shape[-2] // len(definition.gates)
     if definition.has_cell_state != (c0 is not None):
         wanted = "needs c0, and its layer hx=(h0, c0)" if definition.has_cell_state else "takes no c0"

@@ -152,8 +152,8 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             RuntimeError: sizes that do not fit, or T = 0; tensors of several devices; a nested tensor.
             TypeError, ValueError: lengths that are no integers, or do not fit the input.
         """
-        plain = hx is None and lengths is None and self._asked is None and self.num_layers == 1
-        if plain and not torch.is_grad_enabled():  # as below, at less cost
+        plain = lengths is None and self._asked is None and self.num_layers == 1
+        if plain and hx is None and not torch.is_grad_enabled():  # as below, at less cost
             found = recurrent_from_zeros(self.cell, input, self.batch_first, self._weights(0), self.strategy)
             if found is not None:
                 return found
@@ -190,7 +190,9 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
             raise RuntimeError(f"Expected sequence length to be larger than 0 in {self._get_name()}")
         if lengths is not None:
             check_lengths(lengths, batch, steps)
-        if lengths is None or _exports_to_onnx():
+        if plain and not torch.compiler.is_compiling() and batch:  # a graph for all sizes takes rows
+            y, hidden = self._run(x, hx, None)
+        elif lengths is None or _exports_to_onnx():
             y, hidden = self._run(x.flatten(0, 1), hx, None, lengths)
             y = y.view(steps, batch, -1) if batch else y.new_empty(steps, batch, y.shape[1])
         else:
