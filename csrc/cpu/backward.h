@@ -224,10 +224,10 @@ class Backward {
 
   void product(const Panels<Number>& w, Rows<State> from, Tile<A> to, const Step& step, Range blocks) const {
     for_row_groups(step.rows, [&](Range rows) {
-      walk_panels<1>(rows.size(), blocks, step.odd, [&](long block, long count) {
+      walk_panels<1>(rows.size(), blocks, step.backwards(), [&](long block, long count) {
         const Tile<A> c{to.data + rows.begin * to.row + block * kLanes, to.row, to.panel};
         multiply_group<Number, 1>(rows.size(), Factors<T>::rows(from.data + rows.begin * from.row, from.row), w, block,
-                                  count, c, c, step.odd);
+                                  count, c, c, step.backwards());
       });
     });
   }

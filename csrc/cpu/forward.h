@@ -157,10 +157,14 @@ class Forward {
   void sequence(int i, const Part& part, int row_part, int thread) {
     A* tile = tiles + thread * kTile;
     Tile<A> inputs{};
-    for (long s = 0, chunk_end = 0; s < sizes.steps; ++s) {
-      if (a.gates == nullptr && s == chunk_end) {
-        chunk_end = fill_chunk(i, s, part, row_part, thread);
-        inputs = tracks[i].input.chunk(part, row_part);
+    for (long s = 0, chunk_end = 0, chunk_steps = 0; s < sizes.steps; ++s) {
+      if (a.gates == nullptr) {
+        if (s == chunk_end) {
+          chunk_end = fill_chunk(i, s, part, row_part, thread);
+          chunk_steps = chunk_end - s;
+          inputs = tracks[i].input.chunk(part, row_part);
+        }
+        if (s + chunk_steps < sizes.steps) fetch_x(i, s + chunk_steps, part);
       }
       const long t = time_of(i, s);
       const long next = sizes.reverse(i) ? t - 1 : t + 1;
@@ -188,12 +192,24 @@ class Forward {
       const long t = time_of(i, s++);
       const Range mine = part.rows.first(time.count(t));
       for (long b = mine.begin; b < mine.end; ++b) {
-        input.copy(thread, rows++, static_cast<const T*>(a.x) + (time.offset(t) + b) * a.shape.inputs);
+        input.copy(thread, rows++, x_at(t, b));
       }
     } while (s < sizes.steps && rows + part.rows.size() <= kChunkRows);
     input.multiply(part, row_part, thread, rows);
     return s;
   }
+
+  // What the next chunk will copy, a step of it each step: rows of other threads lie between, which the hardware's
+  // prefetchers do not skip.
+  void fetch_x(int i, long s, const Part& part) const {
+    constexpr long kLine = static_cast<long>(kCacheLine / sizeof(T));
+    const long t = time_of(i, s);
+    const Range mine = part.rows.first(time.count(t));
+    const T* x = x_at(t, mine.begin);
+    for (long u = 0; u < mine.size() * a.shape.inputs; u += kLine) __builtin_prefetch(x + u, 0, 2);
+  }
+
+  const T* x_at(long t, long b) const { return static_cast<const T*>(a.x) + (time.offset(t) + b) * a.shape.inputs; }
 
   // What a product multiplies, and where its results meet the gates' input parts.
   struct Multiplied {
@@ -262,13 +278,13 @@ class Forward {
   template <int kGates, class Visit>
   FUSEDNN_FN void product(const Multiplied& f, const Step& step, Range blocks, A* tile, Visit visit) {
     for_row_groups(step.rows, [&](Range rows) {
-      walk_panels<kGates>(rows.size(), blocks, step.odd, [&](long block, long count) {
+      walk_panels<kGates>(rows.size(), blocks, step.backwards(), [&](long block, long count) {
         const Tile<A> c{tile, kGates * kLanes, (rows.size() * kGates + 1) * kLanes};
         for (long q = 0; f.gates != nullptr && q < count; ++q) fetch_gates<kGates>(f.gates, block + q, rows);
         if (f.done == nullptr) {
           multiply_group<Number, kGates>(rows.size(),
                                          Factors<T>::rows(f.from.data + rows.begin * f.from.row, f.from.row), f.w,
-                                         block, count, f.start.at(block), c, step.odd);
+                                         block, count, f.start.at(block), c, step.backwards());
         } else {
           for (long q = 0; q < count; ++q) take_done<kGates>(c.data + q * c.panel, f, block + q, rows);
         }

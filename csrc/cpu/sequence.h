@@ -92,7 +92,10 @@ struct Step {
   long t;
   long offset;  // of row 0 of the batch in the tensors with N rows
   Range rows;   // that take part
-  bool odd;     // selects one of two buffers, and the direction of the walk over the weights
+  bool odd;     // selects one of two buffers
+
+  // The direction of the walk over the weights. Of t, so that a row's bits do not depend on when other rows begin.
+  bool backwards() const { return t % 2 == 1; }
 };
 
 template <class Visit>

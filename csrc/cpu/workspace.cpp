@@ -1,24 +1,49 @@
 #include "cpu/workspace.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
 namespace fusednn::cpu {
+namespace {
+
+// Of the process: what the last call gave back, for the next one. Memory that is new to the process comes page by page,
+// each zeroed by the system as it is touched, which takes as long as a layer that is not large.
+constexpr size_t kMostKept = size_t{64} << 20;
+std::atomic<Block*> kept = nullptr;
+
+}  // namespace
+
+struct alignas(kCacheLine) Block {
+  size_t bytes;
+
+  // At least so many behind the block's own line.
+  static Block* of(size_t bytes) {
+    void* memory = std::aligned_alloc(kCacheLine, kCacheLine + bytes);
+    if (memory == nullptr) throw std::bad_alloc();
+    return new (memory) Block{bytes};
+  }
+};
 
 Workspace::~Workspace() {
-  std::free(block_);
+  const bool keeps = block_ != nullptr && block_->bytes <= kMostKept && !poisons_workspaces;
+  std::free(keeps ? kept.exchange(block_) : block_);
 }
 
 void Workspace::allocate() {
-  block_ = std::aligned_alloc(kCacheLine, used_ + kCacheLine);
-  if (block_ == nullptr) throw std::bad_alloc();
-  if (poisons_workspaces) std::memset(block_, 0xff, used_);
+  block_ = kept.exchange(nullptr);
+  if (block_ == nullptr || block_->bytes < used_) {
+    std::free(block_);
+    block_ = nullptr;
+    block_ = Block::of(used_);
+  }
+  if (poisons_workspaces) std::memset(block_ + 1, 0xff, used_);
   used_ = 0;
 }
 
 void* Workspace::take(size_t bytes) {
-  void* p = block_ == nullptr ? nullptr : static_cast<char*>(block_) + used_;
+  void* p = block_ == nullptr ? nullptr : reinterpret_cast<char*>(block_ + 1) + used_;
   used_ += static_cast<size_t>(round_up(static_cast<long>(bytes), kCacheLine));
   return p;
 }

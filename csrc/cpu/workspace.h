@@ -14,6 +14,8 @@ constexpr long round_up(long n, long multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+struct Block;
+
 // Hands out cache-line-aligned arrays in two passes over the same code: the first counts, the second gives memory.
 class Workspace {
  public:
@@ -26,7 +28,7 @@ class Workspace {
   void* take(size_t bytes);
 
  private:
-  void* block_ = nullptr;
+  Block* block_ = nullptr;
   size_t used_ = 0;
 };
 

@@ -21,6 +21,7 @@ from .arguments import check_tensors
 
 ANY_BATCH = 1 << 20  # larger than what any strategy would refuse
 _TF32 = ("step", "graph", "block", "cluster", "grid")  # strategies whose own products may use it
+_FROM_ZEROS = torch.ops.fusednn.recurrent.from_zeros
 _NAMES = ("h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 
 
@@ -176,7 +177,7 @@ def recurrent_from_zeros(cell: str, x: Any, batch_first: bool, weights: tuple[An
     ):
         return None
     try:
-        y, h_n, c_n = torch.ops.fusednn.recurrent.from_zeros(x.transpose(0, 1) if batch_first else x, *weights, cell)
+        y, h_n, c_n = _FROM_ZEROS(x.transpose(0, 1) if batch_first else x, *weights, cell)
     except RuntimeError:
         return None
     return (y.transpose(0, 1) if batch_first else y), ((h_n, c_n) if CELLS[cell].has_cell_state else h_n)

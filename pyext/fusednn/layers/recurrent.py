@@ -259,11 +259,14 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
     def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, as ``_stacked`` gives them."""
         if self._asked is None and not (self.bidirectional or self.proj_size):  # as they are, at less cost
-            parameters: dict[str, Any] = self._parameters
+            found: dict[str, Any] = self._parameters
             names = self._all_weights[layer]
-            w_ih, w_hh, *biases = [parameters[n] if n in parameters else getattr(self, n) for n in names]
-            b_ih, b_hh = biases or (None, None)
-            return w_ih, w_hh, b_ih, b_hh, None
+            try:
+                if not self.bias:
+                    return found[names[0]], found[names[1]], None, None, None
+                return found[names[0]], found[names[1]], found[names[2]], found[names[3]], None
+            except KeyError:  # torch.nn.utils.parametrize has put something in its place
+                pass
         return (
             self._stacked("weight_ih", layer),
             self._dropped(self._stacked("weight_hh", layer)),
