@@ -45,15 +45,17 @@ def test_the_bits_are_those_of_zeros_that_are_given(cell, case, dtype):
 
 
 @pytest.mark.parametrize("bidirectional", (False, True))
-def test_a_projection_and_one_sequence_alone_take_it_too(bidirectional):
-    layer, x = fusednn.LSTM(3, 6, proj_size=4, bidirectional=bidirectional), torch.randn(5, 3)
-    zeros = torch.zeros(1 + bidirectional, 4), torch.zeros(1 + bidirectional, 6)
+def test_a_projection_gives_the_bits_of_zeros_too(bidirectional):
+    layer, x = fusednn.LSTM(3, 6, proj_size=4, bidirectional=bidirectional), torch.randn(5, 2, 3)
+    zeros = torch.zeros(1 + bidirectional, 2, 4), torch.zeros(1 + bidirectional, 2, 6)
     with torch.no_grad():
         assert same(layer(x), layer(x, zeros))
+        assert same(layer(x[:, 0]), layer(x[:, 0], tuple(state[:, 0] for state in zeros)))  # one sequence alone
 
 
-def test_one_operator_runs():
-    layer, x = fusednn.GRU(3, 4), torch.randn(5, 2, 3)
+@pytest.mark.parametrize("layer", (fusednn.GRU(3, 4), fusednn.LSTM(3, 6, proj_size=4)), ids=str)
+def test_one_operator_runs(layer):
+    x = torch.randn(5, 2, 3)
     with torch.no_grad():
         assert operators(lambda: layer(x)) == ["fusednn::recurrent"]
 

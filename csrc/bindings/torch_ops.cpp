@@ -250,6 +250,11 @@ struct Asked {
   }
 };
 
+const Tensor& with_rank(const Tensor& w_hh) {
+  require(w_hh.dim() == 3 || w_hh.dim() == 2, "w_hh must be [D, G*H, P], or [G*H, P]");
+  return w_hh;
+}
+
 // Of h0.
 struct States {
   int64_t tracks, batch, proj;
@@ -262,15 +267,13 @@ struct States {
   // That there would be for x [T, B, I].
   States(const Tensor& x, const Tensor& w_hh) {
     require(x.dim() == 3 && x.numel() > 0, "x must be [T, B, I] and not empty where there is no h0");
-    require(w_hh.dim() == 3 || w_hh.dim() == 2, "w_hh must be [D, G*H, P], or [G*H, P]");
-    tracks = w_hh.dim() == 3 ? w_hh.size(0) : 1, batch = x.size(1), proj = w_hh.size(w_hh.dim() - 1);
+    tracks = with_rank(w_hh).dim() == 3 ? w_hh.size(0) : 1, batch = x.size(1), proj = w_hh.size(w_hh.dim() - 1);
   }
 };
 
 // Sizes of a call from those tensors that hold them all; `like` has their dtype.
 RecurrentShape shape_of(const std::string& cell, int64_t rows, const Tensor& like, const States& states,
                         const Tensor& w_hh, const OptionalTensor& batch_sizes, int64_t heads) {
-  require(w_hh.dim() == 3 || w_hh.dim() == 2, "w_hh must be [D, G*H, P], or [G*H, P]");
   RecurrentShape s{};
   s.cell = cell.c_str();
   s.dtype = dtype_of(like);
@@ -278,7 +281,7 @@ RecurrentShape shape_of(const std::string& cell, int64_t rows, const Tensor& lik
   s.heads = heads, s.layers = 1, s.directions = states.tracks / heads;
   s.batch = states.batch, s.proj = states.proj;
   s.rows = rows;
-  s.hidden = w_hh.size(w_hh.dim() - 2) / info(cell).gates;
+  s.hidden = with_rank(w_hh).size(w_hh.dim() - 2) / info(cell).gates;
   s.threads = static_cast<int>(torch::stable::get_num_threads());
   s.gemm = gemm;
   if (!batch_sizes.has_value()) {

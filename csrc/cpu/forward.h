@@ -30,7 +30,7 @@ class Forward {
   static constexpr long kLanes = Lanes<A>::kCount;
   static constexpr int G = Cell::G, S = Cell::S, kSecond = Cell::kSecondGates, kFirst = G - kSecond;
   static constexpr long kBiasRow = G * kLanes;
-  static constexpr int kTogether = G < 4 ? 4 : 2;  // rows whose cells run side by side
+  static constexpr int kTogether = G == 1 ? 5 : G < 4 ? 3 : 2;  // rows whose cells run side by side
   static constexpr long kTile = (kRowGroup + 1) * kLanes * largest(Blocking<kFirst>::kGroup * kFirst, 8);
 
   struct Track {
@@ -217,6 +217,7 @@ class Forward {
     Rows<State> from;
     Start<A> start;  // of block 0
     const T* gates;  // to fetch: of row 0 at the product's first gate; null: none, or in a chunk
+    const T* y;      // to fetch: of row 0, where the results become it; null: they do not
     const T* done;   // as in Track
     long units;      // of the result
   };
@@ -230,6 +231,7 @@ class Forward {
                              {d.factor[step.odd], sizes.proj_row},
                              bias_from(d, 0),
                              a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0),
+                             kSecond > 0 || a.w_hr != nullptr ? nullptr : y_at(i, step, 0, 0),
                              d.done,
                              sizes.hidden};
     if (options.norm != nullptr) {
@@ -248,6 +250,7 @@ class Forward {
                              {d.middle, sizes.hidden_row},
                              bias_from(d, kFirst),
                              a.gates == nullptr ? nullptr : gates_at(i, step, 0, 0) + kFirst * sizes.hidden,
+                             y_at(i, step, 0, 0),
                              d.done,
                              sizes.hidden};
     if (options.norm != nullptr) {
@@ -263,7 +266,8 @@ class Forward {
 
   void project(int i, const InputStep& step, const Part& part, A* tile) {
     const Track& d = tracks[i];
-    const Multiplied factors{d.proj, {d.middle, sizes.hidden_row}, {kZeros<A>, 0, 0}, nullptr, d.done, sizes.proj};
+    const Multiplied factors{
+        d.proj, {d.middle, sizes.hidden_row}, Start<A>::nothing(), nullptr, y_at(i, step, 0, 0), d.done, sizes.proj};
     product<1>(factors, step, part.proj_blocks, tile, [&](auto lanes, Range blocks, Range rows, Tile<const A> r) {
       for (long block = blocks.begin; block < blocks.end; ++block, r.data += r.panel) {
         for (long b = rows.begin; b < rows.end; ++b) {
@@ -281,6 +285,7 @@ class Forward {
       walk_panels<kGates>(rows.size(), blocks, step.backwards(), [&](long block, long count) {
         const Tile<A> c{tile, kGates * kLanes, (rows.size() * kGates + 1) * kLanes};
         for (long q = 0; f.gates != nullptr && q < count; ++q) fetch_gates<kGates>(f.gates, block + q, rows);
+        for (long q = 0; f.y != nullptr && f.w.k >= kLong && q < count; ++q) fetch_y(f.y, block + q, rows);
         if (f.done == nullptr) {
           multiply_group<Number, kGates>(rows.size(),
                                          Factors<T>::rows(f.from.data + rows.begin * f.from.row, f.from.row), f.w,
@@ -311,6 +316,13 @@ class Forward {
       const T* row = gates + b * sizes.tracks * G * sizes.hidden + block * kLanes;
       for (int g = 0; g < kGates; ++g) __builtin_prefetch(row + g * sizes.hidden, 0, 2);
     }
+  }
+
+  // The lines that they write, too, where a product takes as long as a line needs to come.
+  static constexpr long kLong = 256;
+  void fetch_y(const T* y, long block, Range rows) const {
+    for (long b = rows.begin; b < rows.end; ++b)
+      __builtin_prefetch(y + b * sizes.tracks * sizes.proj + block * kLanes, 1);
   }
 
   template <int kGates>
@@ -424,9 +436,12 @@ class Forward {
 
   template <class Lane>
   FUSEDNN_FN void put_h(int i, const Step& step, Lane lanes, long block, long b, V h) const {
-    T* y = static_cast<T*>(a.y) + ((step.offset + b) * sizes.tracks + i) * sizes.proj + block * kLanes;
-    lanes.store(y, h);
+    lanes.store(y_at(i, step, block, b), h);
     keep_h(i, step, lanes, block, b, h);
+  }
+
+  T* y_at(int i, const Step& step, long block, long b) const {
+    return static_cast<T*>(a.y) + ((step.offset + b) * sizes.tracks + i) * sizes.proj + block * kLanes;
   }
 
   // For the next step.
@@ -443,7 +458,7 @@ class Forward {
   template <int kGates, int kFrom, class Visit>
   void normed_product(int i, Multiplied f, const Step& step, const Part& part, A* tile, Visit visit) {
     const Start<A> bias = f.start;
-    f.start = {kZeros<A>, 0, 0};
+    f.start = Start<A>::nothing();
     A* raw = tracks[i].raw;
     const long row =
         sizes.hidden_blocks * G * kLanes;  // for either product: rows of other threads may be at the other one

@@ -174,7 +174,7 @@ class Linear {
     }
     walk_panels<1>(rows.size(), {0, weights.blocks}, false, [&](long block, long count) {
       multiply_group<Number, 1>(rows.size(), Factors<T>::rows(o.copy, copy_row), weights, block, count,
-                                {kZeros<A>, 0, 0}, {o.tile, kTileRow, kLanes});
+                                Start<A>::nothing(), {o.tile, kTileRow, kLanes});
       const Range units = Sizes<A>::units({block, block + count}, size);
       for (long n = rows.begin; n < rows.end; ++n) {
         convert(static_cast<T*>(a.d_x) + n * size + units.begin, o.tile + (n - rows.begin) * kTileRow, units.size());

@@ -5,8 +5,8 @@
 
 namespace fusednn {
 
-// Gradients of a linear map y = x W^T + b over rows. CPU only: on a GPU they are library
-// GEMMs. Conventions as in api.h.
+// Gradients of a linear map y = x W^T + b over rows. CPU only: on a GPU they are library GEMMs. Conventions as in
+// api.h.
 struct LinearBackward {
   Dtype dtype;
   int64_t rows, outputs;  // N, M

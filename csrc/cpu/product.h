@@ -9,6 +9,9 @@ struct Tile {
   long panel;  // distance between panels
 };
 
+template <class A>
+alignas(64) inline constexpr A kZeros[FUSEDNN_ACCUMULATORS * Lanes<A>::kCount]{};
+
 // Where the sums start: C itself, or what is the same in all rows.
 template <class A>
 struct Start {
@@ -18,6 +21,7 @@ struct Start {
 
   FUSEDNN_FN Start(const A* data, long row, long panel) : data(data), row(row), panel(panel) {}
   FUSEDNN_FN Start(Tile<A> c) : Start(c.data, c.row, c.panel) {}
+  static FUSEDNN_FN Start nothing() { return {kZeros<A>, 0, 0}; }
   FUSEDNN_FN Start at(long block) const { return {data + block * panel, row, panel}; }
 };
 
@@ -38,10 +42,6 @@ struct Columns {
 
 template <class N>
 using SumOf = typename Lane<N>::Sum;
-
-// To start from nothing.
-template <class A>
-alignas(64) inline constexpr A kZeros[FUSEDNN_ACCUMULATORS * Lanes<A>::kCount]{};
 
 // Accumulators in registers: kRows rows by kPanels panels of kGates vectors, over at most kSlice elements of k; one
 // tile of so many rows after the other. A row's sums run over k in the same order whatever kRows and kPanels are, so a
@@ -136,10 +136,10 @@ void multiply_panels(long rows, const Rows<N>& a, const N* w, long w_panel, cons
     if (larger > 0) {
       multiply_tiles<N, kGates, kPanels, kRows, kAhead>(larger, least + 1, from, columns, start, c, length, ahead);
     }
-    multiply_tiles<N, kGates, kPanels, kRows, kAhead>(
-        tiles - larger, least, {from.data + b * a.row, a.row, from.step}, columns,
-        {start.data + b * start.row, start.row, start.panel}, {c.data + b * c.row, c.row, c.panel}, length,
-        ahead + larger * length * kVector);
+    multiply_tiles<N, kGates, kPanels, kRows, kAhead>(tiles - larger, least, {from.data + b * a.row, a.row, from.step},
+                                                      columns, {start.data + b * start.row, start.row, start.panel},
+                                                      {c.data + b * c.row, c.row, c.panel}, length,
+                                                      ahead + larger * length * kVector);
     start = c;
   }
 }
@@ -175,8 +175,8 @@ void multiply_group(long rows, const Rows<N>& a, const Panels<N>& w, long block,
   }
 }
 
-// Calls visit(block, count) over all blocks, from either end: a walk that turns round each step, the sums with it, finds
-// the weights it used last still in the cache.
+// Calls visit(block, count) over all blocks, from either end: a walk that turns round each step, the sums with it,
+// finds the weights it used last still in the cache.
 template <int kGates, class Visit>
 FUSEDNN_FN void walk_panels(long rows, Range blocks, bool backwards, Visit visit) {
   using S = Blocking<kGates>;

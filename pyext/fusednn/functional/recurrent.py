@@ -136,12 +136,11 @@ def recurrent(
         if batch_sizes is not None or chosen == "loop":
             raise ValueError("lengths are those of padded rows: without batch_sizes, and not for strategy='loop'")
         run, sizes_given = _padded_operator, lengths
-    checked = compiling or run is not _operator or norm_hh is not None
-    steps = x.shape[:2] if checked and x.dim() == 3 else None
-    if checked:
+    steps = None
+    if compiling or run is not _operator or norm_hh is not None:  # what follows takes rows
         _check(cell, given, norm_ih, norm_hh, batch_sizes=batch_sizes, heads=heads)
-    if steps is not None:
-        tensors = (tensors[0].flatten(0, 1), *tensors[1:])
+        if x.dim() == 3:
+            steps, tensors = x.shape[:2], (tensors[0].flatten(0, 1), *tensors[1:])
     if options is not None and norm_ih is not None and norm_hh is not None:
         tensors = _normalised_input(tensors, norm_ih)
         options = options._replace(norm=norm_hh.view(tensors[1].shape[0], -1))
