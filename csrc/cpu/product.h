@@ -115,10 +115,10 @@ void multiply_tiles(long tiles, long rows, const Rows<N>& a, const Columns<N>& w
 constexpr long kSlice = 128;
 
 // All rows by kPanels panels, slice by slice, from either end of k. kAhead is for weights that outgrow L2: while the
-// rows pass over one slice, the next one arrives, after the last one the first of `next`.
+// rows pass over one slice, the next one arrives, after the last one the first of the panels at `next`.
 template <class N, int kGates, int kPanels, int kRows = Blocking<kGates>::kRows, bool kAhead = false>
 void multiply_panels(long rows, const Rows<N>& a, const N* w, long w_panel, const Start<SumOf<N>>& first,
-                     const Tile<SumOf<N>>& c, long k, bool backwards, const N* next = nullptr) {
+                     const Tile<SumOf<N>>& c, long k, bool backwards, const N* next) {
   constexpr long kVector = Lanes<SumOf<N>>::kCount, kStep = kGates * kVector;
   if (rows == 0) return;
   // Tiles as even as can be, those with a row more first.
@@ -153,7 +153,7 @@ void multiply_single(long count, const Rows<N>& a, const N* w, long w_panel, con
   if constexpr (kPanels > 1) {
     if (count < kPanels) return multiply_single<N, kGates, kPanels - 1>(count, a, w, w_panel, start, c, k, backwards);
   }
-  multiply_panels<N, kGates, kPanels, 1>(1, a, w, w_panel, start, c, k, backwards);
+  multiply_panels<N, kGates, kPanels, 1>(1, a, w, w_panel, start, c, k, backwards, w);
 }
 
 // `count` neighbouring panels from `block` on, as walk_panels gives them.
@@ -169,9 +169,9 @@ void multiply_group(long rows, const Rows<N>& a, const Panels<N>& w, long block,
     multiply_panels<N, kGates, S::kPanels, S::kRows, true>(rows, a, panel, w.panel_size(), start, c, w.depth(),
                                                            backwards, next);
   } else if (count == S::kPanels) {
-    multiply_panels<N, kGates, S::kPanels>(rows, a, panel, w.panel_size(), start, c, w.depth(), backwards);
+    multiply_panels<N, kGates, S::kPanels>(rows, a, panel, w.panel_size(), start, c, w.depth(), backwards, panel);
   } else {
-    multiply_panels<N, kGates, 1>(rows, a, panel, w.panel_size(), start, c, w.depth(), backwards);
+    multiply_panels<N, kGates, 1>(rows, a, panel, w.panel_size(), start, c, w.depth(), backwards, panel);
   }
 }
 

@@ -11,18 +11,18 @@ namespace {
 // Of the process: what the last call gave back, for the next one. Memory that is new to the process comes page by page,
 // each zeroed by the system as it is touched, which takes as long as a layer that is not large.
 constexpr size_t kMostKept = size_t{64} << 20;
-std::atomic<Block*> kept = nullptr;
+std::atomic<Scratch*> kept = nullptr;
 
 }  // namespace
 
-struct alignas(kCacheLine) Block {
+struct alignas(kCacheLine) Scratch {
   size_t bytes;
 
-  // At least so many behind the block's own line.
-  static Block* of(size_t bytes) {
+  // So many, behind a line of its own.
+  static Scratch* of(size_t bytes) {
     void* memory = std::aligned_alloc(kCacheLine, kCacheLine + bytes);
     if (memory == nullptr) throw std::bad_alloc();
-    return new (memory) Block{bytes};
+    return new (memory) Scratch{bytes};
   }
 };
 
@@ -36,7 +36,7 @@ void Workspace::allocate() {
   if (block_ == nullptr || block_->bytes < used_) {
     std::free(block_);
     block_ = nullptr;
-    block_ = Block::of(used_);
+    block_ = Scratch::of(used_);
   }
   if (poisons_workspaces) std::memset(block_ + 1, 0xff, used_);
   used_ = 0;

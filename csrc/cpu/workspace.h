@@ -14,7 +14,7 @@ constexpr long round_up(long n, long multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-struct Block;
+struct Scratch;
 
 // Hands out cache-line-aligned arrays in two passes over the same code: the first counts, the second gives memory.
 class Workspace {
@@ -28,7 +28,7 @@ class Workspace {
   void* take(size_t bytes);
 
  private:
-  Block* block_ = nullptr;
+  Scratch* block_ = nullptr;
   size_t used_ = 0;
 };
 
