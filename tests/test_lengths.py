@@ -8,6 +8,7 @@ import torch._dynamo.testing
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusednn
+from fusednn.native import MODULE
 from sequences import Case, initial_states, make_layer, states_of
 
 CASE = Case(6, 5, 3, 4, {"num_layers": 2, "bidirectional": True})
@@ -50,6 +51,17 @@ def test_lengths_are_packing_and_padding(cell, strategy, case):
     expected = results(lambda *call: by_packing(layer, *call), layer, x, states)
     found = results(lambda *call: layer(*call, lengths=LENGTHS), layer, x, states)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.skipif(MODULE is None, reason="a promise of the compiled CPU kernels")
+def test_a_sequence_has_the_same_bits_in_any_batch(cell):
+    """In the reverse direction, too, in which it begins after the longer ones."""
+    layer, x, lengths = make_layer(cell, Case(7, 4, 3, 33, {"bidirectional": True})), torch.randn(7, 4, 3), [7, 4, 3, 2]
+    layer = layer.float()
+    with torch.no_grad():
+        y, _ = layer(x, lengths=torch.tensor(lengths))
+        for b, length in enumerate(lengths):
+            assert torch.equal(layer(x[:length, b : b + 1])[0], y[:length, b : b + 1])
 
 
 @pytest.mark.parametrize("cell", ["lstm", pytest.param("gru_reset_before", marks=pytest.mark.slow)])
