@@ -250,7 +250,7 @@ struct Asked {
   }
 };
 
-const Tensor& with_rank(const Tensor& w_hh) {
+const Tensor& two_or_three_dims(const Tensor& w_hh) {
   require(w_hh.dim() == 3 || w_hh.dim() == 2, "w_hh must be [D, G*H, P], or [G*H, P]");
   return w_hh;
 }
@@ -267,7 +267,7 @@ struct States {
   // That there would be for x [T, B, I].
   States(const Tensor& x, const Tensor& w_hh) {
     require(x.dim() == 3 && x.numel() > 0, "x must be [T, B, I] and not empty where there is no h0");
-    tracks = with_rank(w_hh).dim() == 3 ? w_hh.size(0) : 1, batch = x.size(1), proj = w_hh.size(w_hh.dim() - 1);
+    tracks = two_or_three_dims(w_hh).dim() == 3 ? w_hh.size(0) : 1, batch = x.size(1), proj = w_hh.size(w_hh.dim() - 1);
   }
 };
 
@@ -281,7 +281,7 @@ RecurrentShape shape_of(const std::string& cell, int64_t rows, const Tensor& lik
   s.heads = heads, s.layers = 1, s.directions = states.tracks / heads;
   s.batch = states.batch, s.proj = states.proj;
   s.rows = rows;
-  s.hidden = with_rank(w_hh).size(w_hh.dim() - 2) / info(cell).gates;
+  s.hidden = two_or_three_dims(w_hh).size(w_hh.dim() - 2) / info(cell).gates;
   s.threads = static_cast<int>(torch::stable::get_num_threads());
   s.gemm = gemm;
   if (!batch_sizes.has_value()) {

@@ -145,7 +145,10 @@ class Forward {
     }
   }
 
-  long time_of(int i, long s) const { return sizes.reverse(i) ? sizes.steps - 1 - s : s; }
+  Step step_at(int i, long s, const Part& part) const {
+    const long t = sizes.reverse(i) ? sizes.steps - 1 - s : s;
+    return {t, time.offset(t), part.rows.first(time.count(t)), s % 2 == 1};
+  }
 
   struct InputStep : Step {
     bool from_zero;  // h_{t-1}, of all rows
@@ -166,9 +169,7 @@ class Forward {
         }
         if (s + chunk_steps < sizes.steps) fetch_x(i, s + chunk_steps, part);
       }
-      const long t = time_of(i, s);
-      const long next = sizes.reverse(i) ? t - 1 : t + 1;
-      const InputStep step{{t, time.offset(t), part.rows.first(time.count(t)), s % 2 == 1}, starts(s), inputs};
+      const InputStep step{step_at(i, s, part), starts(s), inputs};
       first_product(i, step, part, tile);
       if (kSecond > 0 || a.w_hr != nullptr) {
         if (kSecond > 0 && options.mask != nullptr) mask_middle(i, step, part);
@@ -177,7 +178,7 @@ class Forward {
         if (a.w_hr != nullptr) project(i, step, part, tile);
       }
       if (follows) follow(i, step, part);
-      const long stay = step.rows.first(next < 0 ? 0 : time.count(next)).end;
+      const long stay = step.rows.first(time.count(sizes.reverse(i) ? step.t - 1 : step.t + 1)).end;
       for (long b = stay > step.rows.begin ? stay : step.rows.begin; b < step.rows.end; ++b) finish(i, step, part, b);
       inputs.data += step.rows.size() * inputs.row;
       if (s + 1 < sizes.steps) part.barrier->wait(part.team);
@@ -189,11 +190,8 @@ class Forward {
     const InputPart<G, T>& input = tracks[i].input;
     long rows = 0;
     do {
-      const long t = time_of(i, s++);
-      const Range mine = part.rows.first(time.count(t));
-      for (long b = mine.begin; b < mine.end; ++b) {
-        input.copy(thread, rows++, x_at(t, b));
-      }
+      const Step step = step_at(i, s++, part);
+      for (long b = step.rows.begin; b < step.rows.end; ++b) input.copy(thread, rows++, x_at(step, b));
     } while (s < sizes.steps && rows + part.rows.size() <= kChunkRows);
     input.multiply(part, row_part, thread, rows);
     return s;
@@ -203,13 +201,14 @@ class Forward {
   // prefetchers do not skip.
   void fetch_x(int i, long s, const Part& part) const {
     constexpr long kLine = static_cast<long>(kCacheLine / sizeof(T));
-    const long t = time_of(i, s);
-    const Range mine = part.rows.first(time.count(t));
-    const T* x = x_at(t, mine.begin);
-    for (long u = 0; u < mine.size() * a.shape.inputs; u += kLine) __builtin_prefetch(x + u, 0, 2);
+    const Step step = step_at(i, s, part);
+    const T* x = x_at(step, step.rows.begin);
+    for (long u = 0; u < step.rows.size() * a.shape.inputs; u += kLine) __builtin_prefetch(x + u, 0, 2);
   }
 
-  const T* x_at(long t, long b) const { return static_cast<const T*>(a.x) + (time.offset(t) + b) * a.shape.inputs; }
+  const T* x_at(const Step& step, long b) const {
+    return static_cast<const T*>(a.x) + (step.offset + b) * a.shape.inputs;
+  }
 
   // What a product multiplies, and where its results meet the gates' input parts.
   struct Multiplied {

@@ -7,6 +7,8 @@ struct Tile {
   A* data;
   long row;    // distance between rows
   long panel;  // distance between panels
+
+  FUSEDNN_FN Tile from_row(long i) const { return {data + i * row, row, panel}; }
 };
 
 template <class A>
@@ -23,6 +25,7 @@ struct Start {
   FUSEDNN_FN Start(Tile<A> c) : Start(c.data, c.row, c.panel) {}
   static FUSEDNN_FN Start nothing() { return {kZeros<A>, 0, 0}; }
   FUSEDNN_FN Start at(long block) const { return {data + block * panel, row, panel}; }
+  FUSEDNN_FN Start from_row(long i) const { return {data + i * row, row, panel}; }
 };
 
 template <class N>
@@ -30,6 +33,8 @@ struct Rows {
   const N* data;
   long row;
   long step = 1;  // distance between neighbours along k
+
+  FUSEDNN_FN Rows from_row(long i) const { return {data + i * row, row, step}; }
 };
 
 // Panels side by side, as Rows.
@@ -43,7 +48,11 @@ struct Columns {
 template <class N>
 using SumOf = typename Lane<N>::Sum;
 
-// Accumulators in registers: kRows rows by kPanels panels of kGates vectors, over at most kSlice elements of k; one
+// Lanes of k summed apart before they join the total: the rounding error grows with the slice and the number of slices,
+// not with k (one long fp32 sum over 4 H terms lost 3 bits).
+constexpr long kSlice = 128;
+
+// Accumulators in registers: kRows rows by kPanels panels of kGates vectors, slice by slice, whose total lies in C; one
 // tile of so many rows after the other. A row's sums run over k in the same order whatever kRows and kPanels are, so a
 // row's bits do not depend on its neighbours. kAhead: meanwhile asks L2 for k vectors a tile from `ahead` on.
 template <class N, int kGates, int kPanels, int kRows, bool kAhead = false>
@@ -52,34 +61,40 @@ __attribute__((noinline)) void multiply(long tiles, Rows<N> a, Columns<N> w, Sta
   using A = SumOf<N>;
   constexpr int n = Lanes<A>::kCount, kWide = kGates * kPanels;
   for (; tiles > 0; --tiles) {
-    Vec<A> sum[kRows][kWide];
-#pragma GCC unroll 32
-    for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 32
-      for (int j = 0; j < kWide; ++j) sum[i][j] = Vec<A>{};
-    }
     const N *x_at = a.data, *w_at = w.data;
-    for (long p = 0; p < k; ++p, x_at += a.step, w_at += w.step) {
-      if constexpr (kAhead) __builtin_prefetch(ahead + p * n, 0, 2);
-      Vec<A> v[kWide];
-#pragma GCC unroll 32
-      for (int j = 0; j < kWide; ++j) v[j] = Lane<N>::read(w_at + j / kGates * w.panel + j % kGates * n);
+    Start<A> total = start;
+    long left = k;
+    do {
+      const long length = left < kSlice ? left : kSlice;
+      Vec<A> sum[kRows][kWide];
 #pragma GCC unroll 32
       for (int i = 0; i < kRows; ++i) {
-        const N x = x_at[i * a.row];
 #pragma GCC unroll 32
-        for (int j = 0; j < kWide; ++j) sum[i][j] = Lane<N>::multiply_add(x, v[j], sum[i][j]);
+        for (int j = 0; j < kWide; ++j) sum[i][j] = Vec<A>{};
       }
-    }
+      for (long p = 0; p < length; ++p, x_at += a.step, w_at += w.step) {
+        if constexpr (kAhead) __builtin_prefetch(ahead + p * n, 0, 2);
+        Vec<A> v[kWide];
 #pragma GCC unroll 32
-    for (int i = 0; i < kRows; ++i) {
+        for (int j = 0; j < kWide; ++j) v[j] = Lane<N>::read(w_at + j / kGates * w.panel + j % kGates * n);
 #pragma GCC unroll 32
-      for (int j = 0; j < kWide; ++j) {
-        const A* from = start.data + i * start.row + j / kGates * start.panel + j % kGates * n;
-        store(c.data + i * c.row + j / kGates * c.panel + j % kGates * n, load(from) + sum[i][j]);
+        for (int i = 0; i < kRows; ++i) {
+          const N x = x_at[i * a.row];
+#pragma GCC unroll 32
+          for (int j = 0; j < kWide; ++j) sum[i][j] = Lane<N>::multiply_add(x, v[j], sum[i][j]);
+        }
       }
-    }
-    a.data += kRows * a.row, start.data += kRows * start.row, c.data += kRows * c.row, ahead += k * n;
+#pragma GCC unroll 32
+      for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 32
+        for (int j = 0; j < kWide; ++j) {
+          const A* from = total.data + i * total.row + j / kGates * total.panel + j % kGates * n;
+          store(c.data + i * c.row + j / kGates * c.panel + j % kGates * n, load(from) + sum[i][j]);
+        }
+      }
+      total = c, left -= length, ahead += length * n;
+    } while (left > 0);
+    a.data += kRows * a.row, start.data += kRows * start.row, c.data += kRows * c.row;
   }
 }
 
@@ -109,69 +124,49 @@ void multiply_tiles(long tiles, long rows, const Rows<N>& a, const Columns<N>& w
   multiply<N, kGates, kPanels, kRows, kAhead>(tiles, a, w, start, c, k, ahead);
 }
 
-// Lanes of k summed apart before they join the total: the weights of a slice stay near while the rows pass, and the
-// rounding error grows with the slice and the number of slices, not with k (one long fp32 sum over 4 H terms lost 3
-// bits). A shorter slice reads and writes the total more often than the better place in L1 is worth.
-constexpr long kSlice = 128;
-
-// All rows by kPanels panels, slice by slice, from either end of k. kAhead is for weights that outgrow L2: while the
-// rows pass over one slice, the next one arrives, after the last one the first of the panels at `next`.
+// All rows by kPanels panels. kAhead is for weights that outgrow L2: while the rows pass, those at `next` arrive.
 template <class N, int kGates, int kPanels, int kRows = Blocking<kGates>::kRows, bool kAhead = false>
-void multiply_panels(long rows, const Rows<N>& a, const N* w, long w_panel, const Start<SumOf<N>>& first,
-                     const Tile<SumOf<N>>& c, long k, bool backwards, const N* next) {
-  constexpr long kVector = Lanes<SumOf<N>>::kCount, kStep = kGates * kVector;
+void multiply_panels(long rows, const Rows<N>& a, const Columns<N>& w, const Start<SumOf<N>>& start,
+                     const Tile<SumOf<N>>& c, long k, const N* next) {
   if (rows == 0) return;
   // Tiles as even as can be, those with a row more first.
   const unsigned tiles = static_cast<unsigned>(rows + kRows - 1) / kRows, least = static_cast<unsigned>(rows) / tiles;
   const long larger = static_cast<unsigned>(rows) - least * tiles, b = larger * (least + 1);
-  const long slices = k > kSlice ? (k + kSlice - 1) / kSlice : 1, turn = backwards ? -1 : 1;
-  long k0 = backwards ? (slices - 1) * kSlice : 0;
-  next += k0 * kStep;
-  Start<SumOf<N>> start = first;
-  for (long left = slices; left > 0; --left, k0 += turn * kSlice) {
-    const long length = k - k0 < kSlice ? k - k0 : kSlice, p = backwards && length > 0 ? k0 + length - 1 : k0;
-    const N* ahead = left > 1 ? w + (k0 + turn * kSlice) * kStep : next;
-    const Rows<N> from{a.data + p * a.step, a.row, turn * a.step};
-    const Columns<N> columns{w + p * kStep, w_panel, turn * kStep};
-    if (larger > 0) {
-      multiply_tiles<N, kGates, kPanels, kRows, kAhead>(larger, least + 1, from, columns, start, c, length, ahead);
-    }
-    multiply_tiles<N, kGates, kPanels, kRows, kAhead>(tiles - larger, least, {from.data + b * a.row, a.row, from.step},
-                                                      columns, {start.data + b * start.row, start.row, start.panel},
-                                                      {c.data + b * c.row, c.row, c.panel}, length,
-                                                      ahead + larger * length * kVector);
-    start = c;
-  }
+  if (larger > 0) multiply_tiles<N, kGates, kPanels, kRows, kAhead>(larger, least + 1, a, w, start, c, k, next);
+  multiply_tiles<N, kGates, kPanels, kRows, kAhead>(tiles - larger, least, a.from_row(b), w, start.from_row(b),
+                                                    c.from_row(b), k, next + larger * k * Lanes<SumOf<N>>::kCount);
 }
 
 constexpr size_t kStreamedBytes = 1536 * 1024;  // of weights, from which on a share of them does not stay in L2
 
 // One row and up to kPanels panels.
 template <class N, int kGates, int kPanels = Blocking<kGates>::kSinglePanels>
-void multiply_single(long count, const Rows<N>& a, const N* w, long w_panel, const Start<SumOf<N>>& start,
-                     const Tile<SumOf<N>>& c, long k, bool backwards) {
+void multiply_single(long count, const Rows<N>& a, const Columns<N>& w, const Start<SumOf<N>>& start,
+                     const Tile<SumOf<N>>& c, long k) {
   if constexpr (kPanels > 1) {
-    if (count < kPanels) return multiply_single<N, kGates, kPanels - 1>(count, a, w, w_panel, start, c, k, backwards);
+    if (count < kPanels) return multiply_single<N, kGates, kPanels - 1>(count, a, w, start, c, k);
   }
-  multiply_panels<N, kGates, kPanels, 1>(1, a, w, w_panel, start, c, k, backwards, w);
+  multiply_panels<N, kGates, kPanels, 1>(1, a, w, start, c, k, w.data);
 }
 
-// `count` neighbouring panels from `block` on, as walk_panels gives them.
+// `count` neighbouring panels from `block` on, as walk_panels gives them; the sums from either end of k.
 template <class N, int kGates>
 void multiply_group(long rows, const Rows<N>& a, const Panels<N>& w, long block, long count,
                     const Start<SumOf<N>>& start, const Tile<SumOf<N>>& c, bool backwards = false) {
   using S = Blocking<kGates>;
-  const N* panel = w.panel(block);
+  constexpr long kStep = kGates * Lanes<SumOf<N>>::kCount;
+  const long k = w.depth(), turn = backwards ? -1 : 1, first = backwards && k > 0 ? k - 1 : 0;
+  const Rows<N> from{a.data + first * a.step, a.row, turn * a.step};
+  const Columns<N> columns{w.panel(block) + first * kStep, w.panel_size(), turn * kStep};
   if (rows == 1) {
-    multiply_single<N, kGates>(count, a, panel, w.panel_size(), start, c, w.depth(), backwards);
+    multiply_single<N, kGates>(count, from, columns, start, c, k);
   } else if (count == S::kPanels && rows > S::kRows && w.bytes() > kStreamedBytes) {
-    const N* next = w.panel(backwards ? block - count : block + count);  // at an end of the walk some other memory
-    multiply_panels<N, kGates, S::kPanels, S::kRows, true>(rows, a, panel, w.panel_size(), start, c, w.depth(),
-                                                           backwards, next);
+    const N* next = w.panel(block + turn * count);  // at an end of the walk some other memory
+    multiply_panels<N, kGates, S::kPanels, S::kRows, true>(rows, from, columns, start, c, k, next);
   } else if (count == S::kPanels) {
-    multiply_panels<N, kGates, S::kPanels>(rows, a, panel, w.panel_size(), start, c, w.depth(), backwards, panel);
+    multiply_panels<N, kGates, S::kPanels>(rows, from, columns, start, c, k, columns.data);
   } else {
-    multiply_panels<N, kGates, 1>(rows, a, panel, w.panel_size(), start, c, w.depth(), backwards, panel);
+    multiply_panels<N, kGates, 1>(rows, from, columns, start, c, k, columns.data);
   }
 }
 

@@ -1,5 +1,9 @@
 #include "cpu/workspace.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -11,6 +15,7 @@ namespace {
 // Of the process: what the last call gave back, for the next one. Memory that is new to the process comes page by page,
 // each zeroed by the system as it is touched, which takes as long as a layer that is not large.
 constexpr size_t kMostKept = size_t{64} << 20;
+constexpr size_t kHugePage = size_t{2} << 20;
 std::atomic<Scratch*> kept = nullptr;
 
 }  // namespace
@@ -18,10 +23,15 @@ std::atomic<Scratch*> kept = nullptr;
 struct alignas(kCacheLine) Scratch {
   size_t bytes;
 
-  // So many, behind a line of its own.
+  // So many, behind a line of its own. What takes a huge page or more comes in such, where the system has them.
   static Scratch* of(size_t bytes) {
-    void* memory = std::aligned_alloc(kCacheLine, kCacheLine + bytes);
+    const size_t whole = kCacheLine + bytes, page = whole < kHugePage ? kCacheLine : kHugePage;
+    const size_t rounded = (whole + page - 1) / page * page;
+    void* memory = std::aligned_alloc(page, rounded);
     if (memory == nullptr) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    if (page == kHugePage) madvise(memory, rounded, MADV_HUGEPAGE);
+#endif
     return new (memory) Scratch{bytes};
   }
 };

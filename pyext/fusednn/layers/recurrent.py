@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,15 @@ from ..reference.cells import CELLS
 from .initialisation import Initialisation
 from .inputs import check_device, check_keywords, check_kind, check_token, given_state, lengths_hint
 from .lengths import check_lengths, check_padded
-from .recurrent_options import Asked, RecurrentOptions, join_heads, split_heads
+from .recurrent_options import Asked, join_heads, split_heads
+from .recurrent_weights import RecurrentWeights
 from .scripting import refuse_script
 
 Hidden = Tensor | tuple[Tensor, Tensor]
 _KEYWORDS = tuple(inspect.signature(nn.RNNBase.__init__).parameters)[2:]  # without self and mode
 
 
-class RecurrentLayer(RecurrentOptions, nn.RNNBase):
+class RecurrentLayer(RecurrentWeights):
     """What RNN, LSTM and GRU share. A new cell's layer needs a name for its mode and ``cell``; see ``LSTM``.
 
     The base is ``torch.nn.RNNBase``, not ``torch.nn.LSTM`` and so on: torch.compile refuses to trace instances of those
@@ -62,28 +63,11 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         asked = Asked(heads, recurrent_dropout, zoneout, layer_norm, recompute, weight_drop)
         self._ask(asked.checked(self.cell, hidden_size=self.hidden_size, proj_size=self.proj_size), strategy)
         if not known_to_torch or self.heads > 1:
-            self._resize()
+            self._resize(len(CELLS[self.cell].gates))
         if self.layer_norm:
             self._add_gains()
         self._initialisation = Initialisation(init, forget_bias).checked(self.cell, self.bias)
         self._initialisation.apply(self, self.cell, self.heads)
-
-    def _resize(self) -> None:
-        """Give a cell that torch does not know its own number of gates, and heads their own weights."""
-        gates = len(CELLS[self.cell].gates)
-        for name in self._flat_weights_names:
-            parameter = getattr(self, name)
-            lines = self.proj_size if name.startswith("weight_hr") else gates * self.hidden_size
-            columns = [n // (1 if name.startswith("weight_ih") else self.heads) for n in parameter.shape[1:]]
-            setattr(self, name, nn.Parameter(parameter.new_empty(lines, *columns)))
-        self._init_flat_weights()
-        self.reset_parameters()
-
-    def _add_gains(self) -> None:
-        for name in self._flat_weights_names:
-            if name.startswith(("weight_ih", "weight_hh")):
-                weight = getattr(self, name)
-                self.register_parameter(name.replace("weight", "norm"), nn.Parameter(weight.new_ones(weight.shape[0])))
 
     def reset_parameters(self) -> None:
         """As torch.nn's for each head: uniform within 1 / sqrt(H), with the H of one head; gains are 1.
@@ -255,46 +239,6 @@ class RecurrentLayer(RecurrentOptions, nn.RNNBase):
         if not CELLS[self.cell].has_cell_state:
             return h0
         return h0, input.new_zeros(stack, batch, self.hidden_size) if self.proj_size else h0
-
-    def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """w_ih, w_hh, b_ih, b_hh, w_hr of a layer, as ``_stacked`` gives them."""
-        if self._asked is None and not (self.bidirectional or self.proj_size):  # as they are, at less cost
-            found: dict[str, Any] = self._parameters
-            names = self._all_weights[layer]
-            try:
-                if not self.bias:
-                    return found[names[0]], found[names[1]], None, None, None
-                return found[names[0]], found[names[1]], found[names[2]], found[names[3]], None
-            except KeyError:  # torch.nn.utils.parametrize has put something in its place
-                pass
-        return (
-            self._stacked("weight_ih", layer),
-            self._dropped(self._stacked("weight_hh", layer)),
-            self._stacked("bias_ih", layer) if self.bias else None,
-            self._stacked("bias_hh", layer) if self.bias else None,
-            self._stacked("weight_hr", layer) if self.proj_size else None,
-        )
-
-    def _stacked(self, name: str, layer: int) -> Tensor:
-        """A weight with directions and heads in front where there are several."""
-        found = self._weight(f"{name}_l{layer}")
-        if self.bidirectional:
-            found = torch.stack((found, self._weight(f"{name}_l{layer}_reverse")))
-        if self.heads == 1:
-            return found
-        lines = found.unflatten(1 if self.bidirectional else 0, (self.heads, -1))  # of each head
-        return lines.flatten(0, 1) if self.bidirectional else lines
-
-    def _gains(self, layer: int) -> dict[str, Any]:
-        """Arguments of layer norm."""
-        if not self.layer_norm:
-            return {}
-        return {f"norm_{side}": self._stacked(f"norm_{side}", layer) for side in ("ih", "hh")}
-
-    def _weight(self, name: str) -> Tensor:
-        """A parameter, or what torch.nn.utils.parametrize put in its place."""
-        found = self._parameters.get(name)
-        return getattr(self, name) if found is None else found
 
     def _run(
         self, x: Tensor, hx: Hidden, batch_sizes: Tensor | None, lengths: Tensor | None = None
