@@ -58,8 +58,8 @@ struct Geometry {
   u32* fault;    // of the host, set where a wait took longer
 };
 
-// What is known of a launch when the loop over its steps is compiled: nothing, or all that a step would ask for. A bare
-// launch has one layer, no options, no lengths and one column; its rung and slices are fixed too.
+// What is known of a launch when the loop over its steps is compiled: nothing, or all that a step would ask for but
+// lengths. A bare launch has one layer, no options and one column; its rung and slices are fixed too.
 struct AnyLaunch {
   static constexpr bool kBare = false;
   static constexpr Rung kRung = Rung::kBlock;

@@ -81,9 +81,9 @@ class BackwardWalk : public Walk<Form> {
     typename Base::Route route = Base::template route<kFirst, Launch>();
     typename Base::Channel channel = Base::channel(0);
     const int columns = Launch::kBare ? 1 : z.columns;
-    for (int step = 0; step <= Base::template steps_of<Launch>(0); ++step) {
+    for (int step = 0; step <= Base::steps_of(0); ++step) {
       for (int column = 0; column < columns; ++column) {
-        const int steps = Base::template steps_of<Launch>(column);
+        const int steps = Base::steps_of(column);
         if (step > steps || Base::first_row(column) >= z.batch) break;
         if (!Launch::kBare) {
           static_cast<Seat&>(*this) = Base::again(z);
@@ -102,19 +102,19 @@ class BackwardWalk : public Walk<Form> {
           if (items > 0) {
             const auto late_gates = first<Launch>(s, in);
             Base::template send<kSecond, Launch>(n + 1, channel, Base::template route<kSecond, Launch>());
-            Base::write_last(late_gates, writer<Launch, kFirst, G>(s));
+            Base::write_last(late_gates, writer<kFirst, G>(s));
           }
           const auto in_second = inputs<Launch>(s, 0);
           Base::template multiply<Launch>(late, n + 1, channel, 1);
           if (items > 0) {
             const auto first_gates = second<Launch>(s, in_second);
             Base::template send<kFirst, Launch>(n + kRounds, channel, route);
-            Base::write_last(first_gates, writer<Launch, 0, kFirst>(s));
+            Base::write_last(first_gates, writer<0, kFirst>(s));
           }
         } else if (items > 0) {
           const auto gates = this->step<Launch>(s, in);
           Base::template send<kFirst, Launch>(n + kRounds, channel, route);
-          Base::write_last(gates, writer<Launch, 0, G>(s));
+          Base::write_last(gates, writer<0, G>(s));
         }
       }
     }
@@ -149,7 +149,7 @@ class BackwardWalk : public Walk<Form> {
 #pragma unroll
     for (int i = 0; i < Launch::kItems; ++i) {
       if (Launch::kBare ? items == 0 : first + i >= items) break;
-      const auto it = Base::template item<Launch>(s.column, first + i);
+      const auto it = Base::item(s.column, first + i);
       const int after = s.time + onward, before = s.time - onward;
       in.item[i].passed = after >= 0 && after < s.steps && after < it.length;
       if (s.time < 0 || s.time >= it.length) continue;
@@ -157,19 +157,19 @@ class BackwardWalk : public Walk<Form> {
       of.active = true;
       const bool joined = before >= 0 && before < it.length;
       const int there = joined ? before : s.time;
-      const long here = Base::template place<Launch>(it, s.time, 1);
+      const long here = Base::place(it, s.time, 1);
       const T* saved = static_cast<const T*>(a_.saved);
       const T* states = Launch::kBare ? nullptr : static_cast<const T*>(a_.states);
       if (a_.grad_y != nullptr) of.grad_y = static_cast<const T*>(a_.grad_y)[here];
 #pragma unroll
-      for (int k = 0; k < S; ++k) of.saved[k] = saved[Base::template place<Launch>(it, s.time, S) + k * z.hidden];
+      for (int k = 0; k < S; ++k) of.saved[k] = saved[Base::place(it, s.time, S) + k * z.hidden];
       if constexpr (Cell::kCellState) {
         const T* c = states == nullptr ? saved + Cell::kSavedC * z.hidden : states;
-        const long c_there = Base::template place<Launch>(it, there, states == nullptr ? S : 1);
+        const long c_there = Base::place(it, there, states == nullptr ? S : 1);
         of.c_prev = joined ? c[c_there] : static_cast<const T*>(a_.c0)[Base::state_place(it)];
       } else {
         of.h = (states == nullptr ? static_cast<const T*>(a_.y) : states)[here];
-        of.h_prev = joined ? static_cast<const T*>(a_.y)[Base::template place<Launch>(it, there, 1)]
+        of.h_prev = joined ? static_cast<const T*>(a_.y)[Base::place(it, there, 1)]
                            : static_cast<const T*>(a_.h0)[Base::state_place(it)];
       }
     }
@@ -187,11 +187,11 @@ class BackwardWalk : public Walk<Form> {
     T dx[kEnd - kBegin], dr[kEnd - kBegin];
     bool active;
   };
-  template <class Launch, int kBegin, int kEnd>
+  template <int kBegin, int kEnd>
   FUSEDNN_DEVICE auto writer(const Step& s) const {
     return [this, s](const Output<kBegin, kEnd>& out, int i) {
       if (!out.active) return;
-      const long to = Base::template place<Launch>(Base::template item<Launch>(s.column, i), s.time, G);
+      const long to = Base::place(Base::item(s.column, i), s.time, G);
 #pragma unroll
       for (int q = kBegin; q < kEnd; ++q) {
         static_cast<T*>(a_.d_gates)[to + q * z.hidden] = out.dx[q - kBegin];
@@ -220,7 +220,7 @@ class BackwardWalk : public Walk<Form> {
       kept(kDh, s.column, i) = dh;
       return put_gates<0, G>(in.active, i, dx, dr);
     };
-    return Base::template finish<Launch>(now, loader<Launch>(s), body, writer<Launch, 0, G>(s));
+    return Base::template finish<Launch>(now, loader<Launch>(s), body, writer<0, G>(s));
   }
 
   // The same of a cell with two products: the gradients of its last gates.
@@ -238,7 +238,7 @@ class BackwardWalk : public Walk<Form> {
       }
       return put_gates<kFirst, G>(in.active, i, dx, dr);
     };
-    return Base::template finish<Launch>(now, loader<Launch>(s), body, writer<Launch, kFirst, G>(s));
+    return Base::template finish<Launch>(now, loader<Launch>(s), body, writer<kFirst, G>(s));
   }
 
   // Behind its other product: the gradients of the first gates.
@@ -258,7 +258,7 @@ class BackwardWalk : public Walk<Form> {
       }
       return put_gates<0, kFirst>(in.active, i, dx, dr);
     };
-    return Base::template finish<Launch>(now, loader<Launch>(s), body, writer<Launch, 0, kFirst>(s));
+    return Base::template finish<Launch>(now, loader<Launch>(s), body, writer<0, kFirst>(s));
   }
 
   // Behind the product with the gradients of the first step: nothing but the gradient of h_0 is left.

@@ -69,7 +69,7 @@ class ForwardWalk : public Walk<Form> {
         if (Cell::kCellState) kept(kC, column, i) = there ? widen(static_cast<const T*>(a_.c0)[from]) : 0.f;
         Base::template put<1>(0, i, Stays<Form>::state(h * Base::factor(a_.asked, it)));
       }
-      if (Base::template steps_of<AnyLaunch>(column) > 0) Base::template send<1>(0, Base::channel(column), route);
+      if (Base::steps_of(column) > 0) Base::template send<1>(0, Base::channel(column), route);
     }
   }
 
@@ -80,9 +80,9 @@ class ForwardWalk : public Walk<Form> {
     typename Base::Route route = Base::template route<1, Launch>();
     typename Base::Channel channel = Base::channel(0);
     const int columns = Launch::kBare ? 1 : z.columns;
-    for (int step = 0; step < Base::template steps_of<Launch>(0); ++step) {
+    for (int step = 0; step < Base::steps_of(0); ++step) {
       for (int column = 0; column < columns; ++column) {
-        const int steps = Base::template steps_of<Launch>(column);
+        const int steps = Base::steps_of(column);
         if (step >= steps) break;  // and so do the columns behind it, whose rows are no longer
         if (!Launch::kBare) {
           static_cast<Seat&>(*this) = Base::again(z);
@@ -144,10 +144,10 @@ class ForwardWalk : public Walk<Form> {
 #pragma unroll
     for (int i = 0; i < Launch::kItems; ++i) {
       if (Launch::kBare ? items == 0 : first + i >= items) break;
-      const auto it = Base::template item<Launch>(s.column, first + i);
+      const auto it = Base::item(s.column, first + i);
       in.item[i].active = s.time < it.length;
       if (!Launch::kBare && below) continue;
-      const long from = in.item[i].active ? Base::template place<Launch>(it, s.time, G) : 0;
+      const long from = in.item[i].active ? Base::place(it, s.time, G) : 0;
 #pragma unroll
       for (int q = kBegin; q < kEnd; ++q) {
         in.item[i].x[q - kBegin] = static_cast<const T*>(a_.gates)[from + q * z.hidden];
@@ -169,12 +169,12 @@ class ForwardWalk : public Walk<Form> {
   FUSEDNN_DEVICE auto writer(const Step& s) const {
     return [this, s](const Output& out, int i) {
       if (!out.active) return;
-      const auto it = Base::template item<Launch>(s.column, i);
+      const auto it = Base::item(s.column, i);
       if (Launch::kBare || !Base::above || z.track_rows > 0) {
-        static_cast<T*>(a_.y)[Base::template place<Launch>(it, s.time, 1)] = out.y;
+        static_cast<T*>(a_.y)[Base::place(it, s.time, 1)] = out.y;
       }
       if (a_.saved == nullptr) return;
-      T* to = static_cast<T*>(a_.saved) + Base::template place<Launch>(it, s.time, S);
+      T* to = static_cast<T*>(a_.saved) + Base::place(it, s.time, S);
 #pragma unroll
       for (int k = 0; k < S; ++k) to[k * z.hidden] = out.saved[k];
     };
@@ -272,8 +272,8 @@ class ForwardWalk : public Walk<Form> {
       kept(kH, s.column, i) = widen(out.y);
       if (Cell::kCellState) kept(kC, s.column, i) = c;
     }
-    if (Launch::kBare) {  // an item that never takes a step is none of the layer, and zero
-      Base::template put<1>(0, i, active ? Stays<Form>::sent(out.y) : narrow<T>(0.f));
+    if (Launch::kBare && active) {
+      Base::template put<1>(0, i, Stays<Form>::sent(out.y));
     } else {
       Base::template put<1>(0, i, Stays<Form>::state(factor * kept(kH, s.column, i)));
     }
@@ -291,8 +291,7 @@ class ForwardWalk : public Walk<Form> {
         c = mixed(Base::share(a_.asked, cells::kZoneoutC, it, s.time), kept(kC, s.column, i), c);
       }
       if (a_.states != nullptr) {
-        static_cast<T*>(a_.states)[Base::template place<AnyLaunch>(it, s.time, 1)] =
-            narrow<T>(Cell::kCellState ? c : own);
+        static_cast<T*>(a_.states)[Base::place(it, s.time, 1)] = narrow<T>(Cell::kCellState ? c : own);
       }
     }
     return Base::factor(a_.asked, it);

@@ -49,32 +49,26 @@ class Walk : public Exchange<Form> {
   // ------- rows
 
   FUSEDNN_DEVICE int first_row(int column) const { return (group * z.columns + column) * kColumnRows; }
-  template <class Launch>
-  FUSEDNN_DEVICE int length(int row) const {
-    return Launch::kBare || z.lengths == nullptr ? z.steps : z.lengths[row];
-  }
+  FUSEDNN_DEVICE int length(int row) const { return z.lengths == nullptr ? z.steps : z.lengths[row]; }
   // Of a column's first row, which is its longest; 0 beyond the batch.
-  template <class Launch>
   FUSEDNN_DEVICE int steps_of(int column) const {
     const int row = first_row(column);
-    return row < z.batch ? length<Launch>(row) : 0;
+    return row < z.batch ? length(row) : 0;
   }
 
   // The i-th item in a column: a unit of a row. Those beyond the layer or the batch have length -1.
   struct Item {
     int unit, row, length;
   };
-  template <class Launch = AnyLaunch>
   FUSEDNN_DEVICE Item item(int column, int i) const {
     Item it{Base::unit(i), first_row(column) + Base::row(i), -1};
-    if (it.unit < z.hidden && it.row < z.batch) it.length = length<Launch>(it.row);
+    if (it.unit < z.hidden && it.row < z.batch) it.length = length(it.row);
     return it;
   }
   // Where it lies in a tensor [N, D, values, H], of layers [L, N, values, H], and in one of states. All rows of a
   // tensor can be counted with an int (geometry.cu).
-  template <class Launch>
   FUSEDNN_DEVICE long place(const Item& it, int time, int values) const {
-    const int before = Launch::kBare || z.offsets == nullptr ? time * z.batch : static_cast<int>(z.offsets[time]);
+    const int before = z.offsets == nullptr ? time * z.batch : static_cast<int>(z.offsets[time]);
     const int line = (before + it.row) * z.tracks_of_row + track * z.track_rows;
     return static_cast<long>(line) * (values * z.hidden) + it.unit;
   }
@@ -195,7 +189,7 @@ class Walk : public Exchange<Form> {
   template <class Steps>
   FUSEDNN_DEVICE void choose(const Asked& asked, Steps walk) const {
     if constexpr (!kPlain<Form>) {
-      const bool bare = z.layers == 1 && !asked.any && z.lengths == nullptr && z.columns == 1;
+      const bool bare = z.layers == 1 && !asked.any && z.columns == 1;
       if (bare && z.rung == Rung::kCluster && z.slices == 4) return walk(BareLaunch<Rung::kCluster, 4>{});
       if (bare && z.rung == Rung::kCluster && z.slices == 2) return walk(BareLaunch<Rung::kCluster, 2>{});
       if (bare && z.rung == Rung::kGrid && z.slices == 8) return walk(BareLaunch<Rung::kGrid, 8>{});

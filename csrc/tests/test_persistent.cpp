@@ -247,15 +247,17 @@ TEST(a_loop_compiled_for_a_bare_launch_gives_the_bits_of_the_one_for_any_launch)
   };
   for_each_cell([](const CellInfo& cell) {
     for (const Bare& bare : {Bare{"block", 64}, {"cluster", 64}, {"cluster", 128}, {"grid", 256}}) {
-      Problem p = make_problem({9, 3, bare.hidden, 0, 1}, cell, Dtype::kBFloat16, 8);
-      const Results without = run(p, cell, Dtype::kBFloat16, bare.rung);
-      p.mask.assign(p.h0.size(), 1);  // an option, so the launch is not bare
-      const Results with = run(p, cell, Dtype::kBFloat16, bare.rung);
-      const bool forward = same(without.out.y, with.out.y) && same(without.out.h_n, with.out.h_n) &&
-                           same(without.out.c_n, with.out.c_n) && same(without.out.saved, with.out.saved);
-      const bool backward = same(without.back.d_gates, with.back.d_gates) && same(without.back.d_h0, with.back.d_h0) &&
-                            same(without.back.d_c0, with.back.d_c0);
-      CHECK(forward && backward, bare.rung << " " << cell.name << " H = " << bare.hidden);
+      for (const bool packed : {false, true}) {
+        Problem p = make_problem({9, 4, bare.hidden, 0, packed ? 2 : 1, packed}, cell, Dtype::kBFloat16, 8);
+        const Results without = run(p, cell, Dtype::kBFloat16, bare.rung);
+        p.mask.assign(p.h0.size(), 1);  // an option, so the launch is not bare
+        const Results with = run(p, cell, Dtype::kBFloat16, bare.rung);
+        const bool forward = same(without.out.y, with.out.y) && same(without.out.h_n, with.out.h_n) &&
+                             same(without.out.c_n, with.out.c_n) && same(without.out.saved, with.out.saved);
+        const bool backward = same(without.back.d_gates, with.back.d_gates) &&
+                              same(without.back.d_h0, with.back.d_h0) && same(without.back.d_c0, with.back.d_c0);
+        CHECK(forward && backward, bare.rung << " " << cell.name << " H = " << bare.hidden << " packed " << packed);
+      }
     }
   });
 }
