@@ -185,7 +185,7 @@ def test_a_message_arrives_when_its_last_part_was_sent():
         ("persistent_forward.h", "in.item[i].active = s.time < it.length;", "inputs"),
         ("persistent_forward.h", "const V h = cell_.forward(x, rec", "gates"),
         ("persistent_forward.h", "to[k * z.hidden] = out.saved[k];", "write"),
-        ("persistent_forward.h", "for (int step = 0; step < Base::template steps_of<Launch>(0); ++step)", "loop"),
+        ("persistent_forward.h", "for (int step = 0; step < steps_of(0); ++step)", "loop"),
     ],
 )
 def test_a_line_of_the_source_belongs_to_a_part(file, text, part):

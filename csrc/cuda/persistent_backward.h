@@ -81,16 +81,19 @@ class BackwardWalk : public Walk<Form> {
     typename Base::Route route = Base::template route<kFirst, Launch>();
     typename Base::Channel channel = Base::channel(0);
     const int columns = Launch::kBare ? 1 : z.columns;
-    for (int step = 0; step <= Base::steps_of(0); ++step) {
+    const int longest = Base::steps_of(0);
+    const auto steps_of = [&](int column) { return Launch::kBare ? longest : Base::steps_of(column); };
+    for (int step = 0; step <= steps_of(0); ++step) {
       for (int column = 0; column < columns; ++column) {
-        const int steps = Base::steps_of(column);
+        const int steps = steps_of(column);
         if (step > steps || Base::first_row(column) >= z.batch) break;
         if (!Launch::kBare) {
           static_cast<Seat&>(*this) = Base::again(z);
           route = Base::template route<kFirst, Launch>();
           channel = Base::channel(column);
         }
-        const Step s{column, track < z.heads ? steps - 1 - step : step, steps};
+        const int time = track < z.heads ? steps - 1 - step : step;
+        const Step s{column, time, steps, rows_before(time, steps)};
         const u32 n = static_cast<u32>(step) * kRounds;
         const auto in = inputs<Launch>(s, 0);
         Base::template multiply<Launch>(weights, n, channel, 0);
@@ -134,6 +137,11 @@ class BackwardWalk : public Walk<Form> {
  private:
   using Item = typename Base::Item;
 
+  // 0 of a time that the column has not.
+  FUSEDNN_DEVICE int rows_before(int time, int steps) const {
+    return time >= 0 && time < steps ? Base::rows_before(time) : 0;
+  }
+
   // What forward left of the next items. h and h_prev where the cell uses them, else c_prev.
   template <class Launch>
   struct Inputs {
@@ -146,23 +154,24 @@ class BackwardWalk : public Walk<Form> {
   FUSEDNN_DEVICE Inputs<Launch> inputs(const Step& s, int first) const {
     Inputs<Launch> in{};
     const int onward = track < z.heads ? 1 : -1;  // in the time of forward
+    const int before = s.time - onward, rows = rows_before(before, s.steps);
 #pragma unroll
     for (int i = 0; i < Launch::kItems; ++i) {
       if (Launch::kBare ? items == 0 : first + i >= items) break;
       const auto it = Base::item(s.column, first + i);
-      const int after = s.time + onward, before = s.time - onward;
+      const int after = s.time + onward;
       in.item[i].passed = after >= 0 && after < s.steps && after < it.length;
       if (s.time < 0 || s.time >= it.length) continue;
       auto& of = in.item[i];
       of.active = true;
       const bool joined = before >= 0 && before < it.length;
-      const int there = joined ? before : s.time;
-      const long here = Base::place(it, s.time, 1);
+      const int there = joined ? rows : s.rows;
+      const long here = Base::place(it, s.rows, 1);
       const T* saved = static_cast<const T*>(a_.saved);
       const T* states = Launch::kBare ? nullptr : static_cast<const T*>(a_.states);
       if (a_.grad_y != nullptr) of.grad_y = static_cast<const T*>(a_.grad_y)[here];
 #pragma unroll
-      for (int k = 0; k < S; ++k) of.saved[k] = saved[Base::place(it, s.time, S) + k * z.hidden];
+      for (int k = 0; k < S; ++k) of.saved[k] = saved[Base::place(it, s.rows, S) + k * z.hidden];
       if constexpr (Cell::kCellState) {
         const T* c = states == nullptr ? saved + Cell::kSavedC * z.hidden : states;
         const long c_there = Base::place(it, there, states == nullptr ? S : 1);
@@ -191,7 +200,7 @@ class BackwardWalk : public Walk<Form> {
   FUSEDNN_DEVICE auto writer(const Step& s) const {
     return [this, s](const Output<kBegin, kEnd>& out, int i) {
       if (!out.active) return;
-      const long to = Base::place(Base::item(s.column, i), s.time, G);
+      const long to = Base::place(Base::item(s.column, i), s.rows, G);
 #pragma unroll
       for (int q = kBegin; q < kEnd; ++q) {
         static_cast<T*>(a_.d_gates)[to + q * z.hidden] = out.dx[q - kBegin];

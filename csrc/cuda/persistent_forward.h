@@ -80,16 +80,19 @@ class ForwardWalk : public Walk<Form> {
     typename Base::Route route = Base::template route<1, Launch>();
     typename Base::Channel channel = Base::channel(0);
     const int columns = Launch::kBare ? 1 : z.columns;
-    for (int step = 0; step < Base::steps_of(0); ++step) {
+    const int longest = Base::steps_of(0);
+    const auto steps_of = [&](int column) { return Launch::kBare ? longest : Base::steps_of(column); };
+    for (int step = 0; step < steps_of(0); ++step) {
       for (int column = 0; column < columns; ++column) {
-        const int steps = Base::steps_of(column);
+        const int steps = steps_of(column);
         if (step >= steps) break;  // and so do the columns behind it, whose rows are no longer
         if (!Launch::kBare) {
           static_cast<Seat&>(*this) = Base::again(z);
           route = Base::template route<1, Launch>();
           channel = Base::channel(column);
         }
-        const Step s{column, track < z.heads ? step : steps - 1 - step, steps};
+        const int time = track < z.heads ? step : steps - 1 - step;
+        const Step s{column, time, steps, Base::rows_before(time)};
         const u32 n = static_cast<u32>(step) * kRounds;
         const auto in = inputs<Launch, 0, kFirst>(s, 0);
         if constexpr (kSecond == 0 && !Launch::kBare) {
@@ -147,7 +150,7 @@ class ForwardWalk : public Walk<Form> {
       const auto it = Base::item(s.column, first + i);
       in.item[i].active = s.time < it.length;
       if (!Launch::kBare && below) continue;
-      const long from = in.item[i].active ? Base::place(it, s.time, G) : 0;
+      const long from = in.item[i].active ? Base::place(it, s.rows, G) : 0;
 #pragma unroll
       for (int q = kBegin; q < kEnd; ++q) {
         in.item[i].x[q - kBegin] = static_cast<const T*>(a_.gates)[from + q * z.hidden];
@@ -171,10 +174,10 @@ class ForwardWalk : public Walk<Form> {
       if (!out.active) return;
       const auto it = Base::item(s.column, i);
       if (Launch::kBare || !Base::above || z.track_rows > 0) {
-        static_cast<T*>(a_.y)[Base::place(it, s.time, 1)] = out.y;
+        static_cast<T*>(a_.y)[Base::place(it, s.rows, 1)] = out.y;
       }
       if (a_.saved == nullptr) return;
-      T* to = static_cast<T*>(a_.saved) + Base::place(it, s.time, S);
+      T* to = static_cast<T*>(a_.saved) + Base::place(it, s.rows, S);
 #pragma unroll
       for (int k = 0; k < S; ++k) to[k * z.hidden] = out.saved[k];
     };
@@ -291,7 +294,7 @@ class ForwardWalk : public Walk<Form> {
         c = mixed(Base::share(a_.asked, cells::kZoneoutC, it, s.time), kept(kC, s.column, i), c);
       }
       if (a_.states != nullptr) {
-        static_cast<T*>(a_.states)[Base::place(it, s.time, 1)] = narrow<T>(Cell::kCellState ? c : own);
+        static_cast<T*>(a_.states)[Base::place(it, s.rows, 1)] = narrow<T>(Cell::kCellState ? c : own);
       }
     }
     return Base::factor(a_.asked, it);

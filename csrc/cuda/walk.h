@@ -25,9 +25,9 @@ constexpr int kept_chunks(int registers, int tiles, int products) {
   return chunks > 1 ? chunks : 1;
 }
 
-// One step of a column: its rows that have one at this time, and how many steps the column has.
+// One step of a column: its time, how many steps the column has, and the rows of all steps before it in a tensor.
 struct Step {
-  int column, time, steps;
+  int column, time, steps, rows;
 };
 
 // What a layer asks for beside its cell, uniform over a launch.
@@ -65,11 +65,14 @@ class Walk : public Exchange<Form> {
     if (it.unit < z.hidden && it.row < z.batch) it.length = length(it.row);
     return it;
   }
-  // Where it lies in a tensor [N, D, values, H], of layers [L, N, values, H], and in one of states. All rows of a
-  // tensor can be counted with an int (geometry.cu).
-  FUSEDNN_DEVICE long place(const Item& it, int time, int values) const {
-    const int before = z.offsets == nullptr ? time * z.batch : static_cast<int>(z.offsets[time]);
-    const int line = (before + it.row) * z.tracks_of_row + track * z.track_rows;
+  // All rows of a tensor can be counted with an int (geometry.cu).
+  FUSEDNN_DEVICE int rows_before(int time) const {
+    return z.offsets == nullptr ? time * z.batch : static_cast<int>(z.offsets[time]);
+  }
+  // Where it lies in a tensor [N, D, values, H], of layers [L, N, values, H], behind the rows of other steps, and in
+  // one of states.
+  FUSEDNN_DEVICE long place(const Item& it, int rows, int values) const {
+    const int line = (rows + it.row) * z.tracks_of_row + track * z.track_rows;
     return static_cast<long>(line) * (values * z.hidden) + it.unit;
   }
   FUSEDNN_DEVICE long state_place(const Item& it) const {
