@@ -58,16 +58,17 @@ struct Geometry {
   u32* fault;    // of the host, set where a wait took longer
 };
 
-// What is known of a launch when the loop over its steps is compiled: nothing, or all that a step would ask for but
-// lengths. A bare launch has one layer, no options and one column; its rung and slices are fixed too.
+// What is known of a launch when the loop over its steps is compiled: nothing, or all that a step would ask for. A bare
+// launch has one layer, no options and one column; its rung and slices are fixed too, and whether its rows have
+// lengths.
 struct AnyLaunch {
-  static constexpr bool kBare = false;
+  static constexpr bool kBare = false, kPadded = false;
   static constexpr Rung kRung = Rung::kBlock;
   static constexpr int kItemBits = 0, kItems = 1, kSlices = 0;
 };
-template <Rung kTheRung, int kTheSlices>
+template <Rung kTheRung, int kTheSlices, bool kIsPadded>
 struct BareLaunch {
-  static constexpr bool kBare = true;
+  static constexpr bool kBare = true, kPadded = kIsPadded;
   static constexpr Rung kRung = kTheRung;
   static constexpr int kSlices = kTheSlices;
   static constexpr int kItemBits = kSlices >= 4 ? 0 : 3 - kSlices, kItems = 1 << kItemBits;

@@ -81,8 +81,8 @@ class BackwardWalk : public Walk<Form> {
     typename Base::Route route = Base::template route<kFirst, Launch>();
     typename Base::Channel channel = Base::channel(0);
     const int columns = Launch::kBare ? 1 : z.columns;
-    const int longest = Base::steps_of(0);
-    const auto steps_of = [&](int column) { return Launch::kBare ? longest : Base::steps_of(column); };
+    const int longest = Base::template steps_of<Launch>(0);
+    const auto steps_of = [&](int column) { return Launch::kBare ? longest : Base::template steps_of<Launch>(column); };
     for (int step = 0; step <= steps_of(0); ++step) {
       for (int column = 0; column < columns; ++column) {
         const int steps = steps_of(column);
@@ -93,7 +93,7 @@ class BackwardWalk : public Walk<Form> {
           channel = Base::channel(column);
         }
         const int time = track < z.heads ? steps - 1 - step : step;
-        const Step s{column, time, steps, rows_before(time, steps)};
+        const Step s{column, time, steps, rows_before<Launch>(time, steps)};
         const u32 n = static_cast<u32>(step) * kRounds;
         const auto in = inputs<Launch>(s, 0);
         Base::template multiply<Launch>(weights, n, channel, 0);
@@ -138,8 +138,9 @@ class BackwardWalk : public Walk<Form> {
   using Item = typename Base::Item;
 
   // 0 of a time that the column has not.
+  template <class Launch>
   FUSEDNN_DEVICE int rows_before(int time, int steps) const {
-    return time >= 0 && time < steps ? Base::rows_before(time) : 0;
+    return Launch::kPadded || (time >= 0 && time < steps) ? Base::template rows_before<Launch>(time) : 0;
   }
 
   // What forward left of the next items. h and h_prev where the cell uses them, else c_prev.
@@ -154,11 +155,11 @@ class BackwardWalk : public Walk<Form> {
   FUSEDNN_DEVICE Inputs<Launch> inputs(const Step& s, int first) const {
     Inputs<Launch> in{};
     const int onward = track < z.heads ? 1 : -1;  // in the time of forward
-    const int before = s.time - onward, rows = rows_before(before, s.steps);
+    const int before = s.time - onward, rows = rows_before<Launch>(before, s.steps);
 #pragma unroll
     for (int i = 0; i < Launch::kItems; ++i) {
       if (Launch::kBare ? items == 0 : first + i >= items) break;
-      const auto it = Base::item(s.column, first + i);
+      const auto it = Base::template item<Launch>(s.column, first + i);
       const int after = s.time + onward;
       in.item[i].passed = after >= 0 && after < s.steps && after < it.length;
       if (s.time < 0 || s.time >= it.length) continue;

@@ -69,7 +69,7 @@ class ForwardWalk : public Walk<Form> {
         if (Cell::kCellState) kept(kC, column, i) = there ? widen(static_cast<const T*>(a_.c0)[from]) : 0.f;
         Base::template put<1>(0, i, Stays<Form>::state(h * Base::factor(a_.asked, it)));
       }
-      if (Base::steps_of(column) > 0) Base::template send<1>(0, Base::channel(column), route);
+      if (Base::template steps_of<AnyLaunch>(column) > 0) Base::template send<1>(0, Base::channel(column), route);
     }
   }
 
@@ -80,8 +80,8 @@ class ForwardWalk : public Walk<Form> {
     typename Base::Route route = Base::template route<1, Launch>();
     typename Base::Channel channel = Base::channel(0);
     const int columns = Launch::kBare ? 1 : z.columns;
-    const int longest = Base::steps_of(0);
-    const auto steps_of = [&](int column) { return Launch::kBare ? longest : Base::steps_of(column); };
+    const int longest = Base::template steps_of<Launch>(0);
+    const auto steps_of = [&](int column) { return Launch::kBare ? longest : Base::template steps_of<Launch>(column); };
     for (int step = 0; step < steps_of(0); ++step) {
       for (int column = 0; column < columns; ++column) {
         const int steps = steps_of(column);
@@ -92,7 +92,7 @@ class ForwardWalk : public Walk<Form> {
           channel = Base::channel(column);
         }
         const int time = track < z.heads ? step : steps - 1 - step;
-        const Step s{column, time, steps, Base::rows_before(time)};
+        const Step s{column, time, steps, Base::template rows_before<Launch>(time)};
         const u32 n = static_cast<u32>(step) * kRounds;
         const auto in = inputs<Launch, 0, kFirst>(s, 0);
         if constexpr (kSecond == 0 && !Launch::kBare) {
@@ -147,7 +147,7 @@ class ForwardWalk : public Walk<Form> {
 #pragma unroll
     for (int i = 0; i < Launch::kItems; ++i) {
       if (Launch::kBare ? items == 0 : first + i >= items) break;
-      const auto it = Base::item(s.column, first + i);
+      const auto it = Base::template item<Launch>(s.column, first + i);
       in.item[i].active = s.time < it.length;
       if (!Launch::kBare && below) continue;
       const long from = in.item[i].active ? Base::place(it, s.rows, G) : 0;

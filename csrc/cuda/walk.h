@@ -49,25 +49,31 @@ class Walk : public Exchange<Form> {
   // ------- rows
 
   FUSEDNN_DEVICE int first_row(int column) const { return (group * z.columns + column) * kColumnRows; }
-  FUSEDNN_DEVICE int length(int row) const { return z.lengths == nullptr ? z.steps : z.lengths[row]; }
+  template <class Launch>
+  FUSEDNN_DEVICE int length(int row) const {
+    return Launch::kPadded || z.lengths == nullptr ? z.steps : z.lengths[row];
+  }
   // Of a column's first row, which is its longest; 0 beyond the batch.
+  template <class Launch>
   FUSEDNN_DEVICE int steps_of(int column) const {
     const int row = first_row(column);
-    return row < z.batch ? length(row) : 0;
+    return row < z.batch ? length<Launch>(row) : 0;
   }
 
   // The i-th item in a column: a unit of a row. Those beyond the layer or the batch have length -1.
   struct Item {
     int unit, row, length;
   };
+  template <class Launch = AnyLaunch>
   FUSEDNN_DEVICE Item item(int column, int i) const {
     Item it{Base::unit(i), first_row(column) + Base::row(i), -1};
-    if (it.unit < z.hidden && it.row < z.batch) it.length = length(it.row);
+    if (it.unit < z.hidden && it.row < z.batch) it.length = length<Launch>(it.row);
     return it;
   }
   // All rows of a tensor can be counted with an int (geometry.cu).
+  template <class Launch>
   FUSEDNN_DEVICE int rows_before(int time) const {
-    return z.offsets == nullptr ? time * z.batch : static_cast<int>(z.offsets[time]);
+    return Launch::kPadded || z.offsets == nullptr ? time * z.batch : static_cast<int>(z.offsets[time]);
   }
   // Where it lies in a tensor [N, D, values, H], of layers [L, N, values, H], behind the rows of other steps, and in
   // one of states.
@@ -193,10 +199,8 @@ class Walk : public Exchange<Form> {
   FUSEDNN_DEVICE void choose(const Asked& asked, Steps walk) const {
     if constexpr (!kPlain<Form>) {
       const bool bare = z.layers == 1 && !asked.any && z.columns == 1;
-      if (bare && z.rung == Rung::kCluster && z.slices == 4) return walk(BareLaunch<Rung::kCluster, 4>{});
-      if (bare && z.rung == Rung::kCluster && z.slices == 2) return walk(BareLaunch<Rung::kCluster, 2>{});
-      if (bare && z.rung == Rung::kGrid && z.slices == 8) return walk(BareLaunch<Rung::kGrid, 8>{});
-      if (bare && z.rung == Rung::kBlock && z.slices == 2) return walk(BareLaunch<Rung::kBlock, 2>{});
+      if (bare && z.lengths == nullptr && takes_bare<true>(walk)) return;
+      if (bare && z.lengths != nullptr && takes_bare<false>(walk)) return;
     }
     walk(AnyLaunch{});
   }
@@ -217,6 +221,16 @@ class Walk : public Exchange<Form> {
 #pragma unroll
       for (int s = 1; s < kSlices; ++s) sum[q] += part[s][q];
     }
+  }
+
+  // Whether a loop is compiled for the rung and slices, which then has walked.
+  template <bool kPadded, class Steps>
+  FUSEDNN_DEVICE bool takes_bare(Steps walk) const {
+    if (z.rung == Rung::kCluster && z.slices == 4) return walk(BareLaunch<Rung::kCluster, 4, kPadded>{}), true;
+    if (z.rung == Rung::kCluster && z.slices == 2) return walk(BareLaunch<Rung::kCluster, 2, kPadded>{}), true;
+    if (z.rung == Rung::kGrid && z.slices == 8) return walk(BareLaunch<Rung::kGrid, 8, kPadded>{}), true;
+    if (z.rung == Rung::kBlock && z.slices == 2) return walk(BareLaunch<Rung::kBlock, 2, kPadded>{}), true;
+    return false;
   }
 
   // This warp's part of a product, among the sums.
