@@ -23,6 +23,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 from machine_code import ROOT, fingerprint
 from sm90 import timeline
 from sm90.semantics import steps_of
@@ -87,6 +88,8 @@ def cases() -> list[Case]:
                for rung in ("step", "graph", "gemm")]  # fmt: skip
     rows = [Case(rung, "lstm", "bfloat16", hidden, batch, way) for rung, hidden, batch, way in wanted]
     others = [("block", 64), ("cluster", 512), ("grid", 1024)], [(rung, 512) for rung in ("step", "graph", "gemm")]
+    rows += [Case(rung, "lstm", "bfloat16", hidden, 16, way, packed=True) for way in ("forward", "backward")
+             for rung, hidden in sizes if hidden < 2048]  # fmt: skip
     return rows + [Case(rung, cell, "bfloat16", hidden, batch, way) for cell in ("gru", "rnn_tanh")
                    for batch, sizes in zip((1, 16), others, strict=True) for rung, hidden in sizes
                    for way in ("forward", "backward")]  # fmt: skip
@@ -194,9 +197,21 @@ def traces(case: Case, steps: int, like: list[int]) -> list[list[Event]]:
     launch = next(each for each in launches if each.kernel.startswith("persistent_"))
     # Messages of `grid` lie in the workspace: any word but the absent one lets a wait end
     told = [Region(r.name, r.start, r.size, word=0x7FFFFFFF) if r.name == "workspace" else r for r in regions]
+    told = [*lengths_of(case, steps, launches), *told]
     own = like or list(range(launch.threads // 32))
     walked = {warp: walk(launch, told, warp) for warp in set(own)}
     return messages([walked[warp] for warp in own], case.rung)
+
+
+def lengths_of(case: Case, steps: int, launches: list[Launched]) -> list[Region]:
+    """What a kernel in front has written down of a packed sequence: all rows have all steps, so the work is the same."""
+    if not case.packed:
+        return []
+    writes = next(each for each in launches if each.kernel.startswith("lengths_kernel"))
+    lengths, offsets = np.full(case.batch, steps, np.int32), np.arange(steps + 1, dtype=np.int64) * case.batch
+    starts = np.frombuffer(writes.parameters[-16:], np.uint64)
+    return [Region(name, int(start), content.nbytes, content.tobytes())
+            for name, start, content in zip(("lengths", "offsets"), starts, (lengths, offsets), strict=True)]  # fmt: skip
 
 
 def alike(warps: list[list[Event]]) -> list[int]:

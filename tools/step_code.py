@@ -21,7 +21,7 @@ FILES = ("persistent_bfloat16", "step_bfloat16", "gemm")
 
 @dataclass(frozen=True)
 class Case:
-    """What is walked through: bf16 or fp32, H hidden units, B rows."""
+    """What is walked through: bf16 or fp32, H hidden units, B rows, which a packed sequence says the lengths of."""
 
     rung: str
     cell: str
@@ -29,11 +29,12 @@ class Case:
     hidden: int
     batch: int
     way: str
+    packed: bool = False
 
     @property
     def label(self) -> str:
         """As a key of the counts."""
-        return f"{self.rung} {self.cell} {self.dtype} H={self.hidden} B={self.batch} {self.way}"
+        return f"{self.rung} {self.cell} {self.dtype} H={self.hidden} B={self.batch} {self.way}{' packed' * self.packed}"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def arguments() -> Path:
 @functools.cache
 def launched(case: Case, steps: int) -> tuple[list[Launched], list[Region]]:
     """The launches of a call, and the tensors that they may touch."""
-    ask = [case.way, case.rung, case.cell, case.dtype, case.batch, steps, case.hidden]
+    ask = [case.way, case.rung, case.cell, case.dtype, case.batch, steps, case.hidden, "packed" if case.packed else "padded"]
     done = subprocess.run([str(arguments()), *map(str, ask)], capture_output=True, text=True, check=True)
     launches, regions = [], []
     for line in done.stdout.splitlines():

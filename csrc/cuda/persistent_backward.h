@@ -93,7 +93,7 @@ class BackwardWalk : public Walk<Form> {
           channel = Base::channel(column);
         }
         const int time = track < z.heads ? steps - 1 - step : step;
-        const Step s{column, time, steps, rows_before<Launch>(time, steps)};
+        const Step s{column, time, rows_before<Launch>(time)};
         const u32 n = static_cast<u32>(step) * kRounds;
         const auto in = inputs<Launch>(s, 0);
         Base::template multiply<Launch>(weights, n, channel, 0);
@@ -137,10 +137,11 @@ class BackwardWalk : public Walk<Form> {
  private:
   using Item = typename Base::Item;
 
-  // 0 of a time that the column has not.
+  // Of a time that the column has not, whatever.
   template <class Launch>
-  FUSEDNN_DEVICE int rows_before(int time, int steps) const {
-    return Launch::kPadded || (time >= 0 && time < steps) ? Base::template rows_before<Launch>(time) : 0;
+  FUSEDNN_DEVICE int rows_before(int time) const {
+    const int within = time < 0 ? 0 : time < z.steps ? time : z.steps;
+    return Base::template rows_before<Launch>(Launch::kPadded ? time : within);
   }
 
   // What forward left of the next items. h and h_prev where the cell uses them, else c_prev.
@@ -148,39 +149,38 @@ class BackwardWalk : public Walk<Form> {
   struct Inputs {
     struct {
       T grad_y, h, h_prev, c_prev, saved[S + 1];
-      bool active, passed;  // takes this step; took the one that was handled before
+      bool active : 1, passed : 1;  // takes this step; took the one that was handled before
     } item[Launch::kItems];
   };
   template <class Launch>
   FUSEDNN_DEVICE Inputs<Launch> inputs(const Step& s, int first) const {
-    Inputs<Launch> in{};
+    Inputs<Launch> in;
     const int onward = track < z.heads ? 1 : -1;  // in the time of forward
-    const int before = s.time - onward, rows = rows_before<Launch>(before, s.steps);
+    const int before = s.time - onward, rows = rows_before<Launch>(before);
 #pragma unroll
     for (int i = 0; i < Launch::kItems; ++i) {
       if (Launch::kBare ? items == 0 : first + i >= items) break;
       const auto it = Base::template item<Launch>(s.column, first + i);
       const int after = s.time + onward;
-      in.item[i].passed = after >= 0 && after < s.steps && after < it.length;
-      if (s.time < 0 || s.time >= it.length) continue;
       auto& of = in.item[i];
-      of.active = true;
-      const bool joined = before >= 0 && before < it.length;
-      const int there = joined ? rows : s.rows;
-      const long here = Base::place(it, s.rows, 1);
+      of.passed = after >= 0 && after < it.length;
+      of.active = s.time >= 0 && s.time < it.length;
+      const bool joined = of.active && before >= 0 && before < it.length;
+      const Item at = of.active ? it : Item{};  // any place serves one that is not active
+      const int here = of.active ? s.rows : 0, there = joined ? rows : here;
       const T* saved = static_cast<const T*>(a_.saved);
       const T* states = Launch::kBare ? nullptr : static_cast<const T*>(a_.states);
-      if (a_.grad_y != nullptr) of.grad_y = static_cast<const T*>(a_.grad_y)[here];
+      if (a_.grad_y != nullptr) of.grad_y = static_cast<const T*>(a_.grad_y)[Base::place(at, here, 1)];
 #pragma unroll
-      for (int k = 0; k < S; ++k) of.saved[k] = saved[Base::place(it, s.rows, S) + k * z.hidden];
+      for (int k = 0; k < S; ++k) of.saved[k] = saved[Base::place(at, here, S) + k * z.hidden];
       if constexpr (Cell::kCellState) {
         const T* c = states == nullptr ? saved + Cell::kSavedC * z.hidden : states;
-        const long c_there = Base::place(it, there, states == nullptr ? S : 1);
-        of.c_prev = joined ? c[c_there] : static_cast<const T*>(a_.c0)[Base::state_place(it)];
+        const T* c_there = c + Base::place(at, there, states == nullptr ? S : 1);
+        of.c_prev = *(joined ? c_there : static_cast<const T*>(a_.c0) + Base::state_place(at));
       } else {
-        of.h = (states == nullptr ? static_cast<const T*>(a_.y) : states)[here];
-        of.h_prev = joined ? static_cast<const T*>(a_.y)[Base::place(it, there, 1)]
-                           : static_cast<const T*>(a_.h0)[Base::state_place(it)];
+        of.h = (states == nullptr ? static_cast<const T*>(a_.y) : states)[Base::place(at, here, 1)];
+        const T* h_there = static_cast<const T*>(a_.y) + Base::place(at, there, 1);
+        of.h_prev = *(joined ? h_there : static_cast<const T*>(a_.h0) + Base::state_place(at));
       }
     }
     return in;

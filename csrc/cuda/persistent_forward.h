@@ -77,6 +77,7 @@ class ForwardWalk : public Walk<Form> {
   template <class Launch, class Weights, class Late, class Input>
   FUSEDNN_DEVICE void steps(const Weights& weights, const Late& late, const Input& input) {
     constexpr int kRounds = kSecond > 0 ? 2 : 1;
+    if (!Launch::kBare) static_cast<Seat&>(*this) = Base::again(z);
     typename Base::Route route = Base::template route<1, Launch>();
     typename Base::Channel channel = Base::channel(0);
     const int columns = Launch::kBare ? 1 : z.columns;
@@ -92,7 +93,7 @@ class ForwardWalk : public Walk<Form> {
           channel = Base::channel(column);
         }
         const int time = track < z.heads ? step : steps - 1 - step;
-        const Step s{column, time, steps, Base::template rows_before<Launch>(time)};
+        const Step s{column, time, Base::template rows_before<Launch>(time)};
         const u32 n = static_cast<u32>(step) * kRounds;
         const auto in = inputs<Launch, 0, kFirst>(s, 0);
         if constexpr (kSecond == 0 && !Launch::kBare) {

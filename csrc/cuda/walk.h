@@ -25,9 +25,9 @@ constexpr int kept_chunks(int registers, int tiles, int products) {
   return chunks > 1 ? chunks : 1;
 }
 
-// One step of a column: its time, how many steps the column has, and the rows of all steps before it in a tensor.
+// One step of a column: its time, and the rows of all steps before it in a tensor.
 struct Step {
-  int column, time, steps, rows;
+  int column, time, rows;
 };
 
 // What a layer asks for beside its cell, uniform over a launch.

@@ -1,9 +1,10 @@
 // Writes down the parameters of all kernels that one call launches, and where its tensors would lie:
-//   main forward|backward STRATEGY CELL DTYPE B T H
+//   main forward|backward STRATEGY CELL DTYPE B T H padded|packed
 // Built from csrc with the launch.h beside this file. No tensor exists: addresses are what a bump allocator would give.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #include "api.h"
 
@@ -35,7 +36,7 @@ void no_gemm(const Gemm&) {
 }  // namespace
 
 int main(int count, char** argument) {
-  if (count != 8) return fail("main forward|backward STRATEGY CELL DTYPE B T H");
+  if (count != 9) return fail("main forward|backward STRATEGY CELL DTYPE B T H padded|packed");
   const CellInfo* cell = find_cell(argument[3]);
   if (cell == nullptr) return fail("no such cell");
   const bool wide = std::strcmp(argument[4], "float32") == 0;
@@ -43,6 +44,8 @@ int main(int count, char** argument) {
   s.cell = argument[3], s.strategy = argument[2], s.dtype = wide ? Dtype::kFloat32 : Dtype::kBFloat16;
   s.batch = std::atoi(argument[5]), s.steps = std::atoi(argument[6]), s.hidden = s.proj = std::atoi(argument[7]);
   s.rows = s.batch * s.steps, s.directions = s.heads = 1, s.layers = 1, s.gemm = no_gemm, s.threads = 1;
+  const std::vector<int64_t> batch_sizes(static_cast<size_t>(s.steps), s.batch);
+  if (std::strcmp(argument[8], "packed") == 0) s.batch_sizes = batch_sizes.data();
   const int64_t size = wide ? 4 : 2, N = s.rows, B = s.batch, H = s.hidden, G = cell->gates;
   const bool carries = cell->cell_state;
   const auto state = [&](const char* name) { return tensor(name, size * B * H); };

@@ -22,7 +22,7 @@ SCHEDULERS = 4
 # over from the design of the kernels, docs/kernels/critical_path.md; [A] assumed here.
 LATENCY = {
     "shared": 29,  # [H]
-    "L1": 41,  # [H] a thread's own local memory
+    "L1": 41,  # [H] a thread's own local memory, and what every step reads again
     "L2": 262,  # [H] weights, states, messages
     "memory": 479,  # [H] inputs of a step, which nobody has read before
     "parameters": 41,  # [A] as L1: constant bank by LDC
@@ -36,6 +36,7 @@ LATENCY = {
     "other": 30,  # [A]
 }
 NEW = ("gates", "saved", "grad_y")  # tensors of which a step reads what nothing has read before
+AGAIN = ("lengths", "offsets")  # of a packed sequence: a few lines of memory, the same ones for many steps
 # The pipe of a scheduler that an instruction occupies, and for how many cycles, by NVIDIA's table of throughputs for
 # compute capability 9.0; that integer products have a pipe of their own is [A]. HMMA: 62% of the peak [R].
 PIPES = {
@@ -73,7 +74,7 @@ def latency(event: Event) -> float:
     if event.off:
         return 0
     if access is not None:
-        places = {"shared": "shared", "local": "L1", "peers": "other"}
+        places = {"shared": "shared", "local": "L1", "peers": "other", **dict.fromkeys(AGAIN, "L1")}
         return LATENCY[places.get(access.where, "memory" if access.where in NEW else "L2")]
     if kind in ("LDC", "ULDC"):
         return LATENCY["parameters"]
