@@ -61,9 +61,11 @@ def code_of(lines: str, stall: int = 1, **boards: int) -> listing.Code:
     return listing.read("\n".join(out))
 
 
-def walked(code: listing.Code, n: int = 3, thread: int = 0, region: warp.Region = TENSOR) -> list[Event]:
+def walked(
+    code: listing.Code, n: int = 3, thread: int = 0, region: warp.Region = TENSOR, among=(TENSOR,)
+) -> list[Event]:
     parameters = region.start.to_bytes(8, "little") + n.to_bytes(4, "little")
-    walker = warp.Warp(warp.Block(code, parameters, [TENSOR], 64, (1, 1, 1)), thread)
+    walker = warp.Warp(warp.Block(code, parameters, list(among), 64, (1, 1, 1)), thread)
     walker.walk(steps_of(code))
     return [Event(code.instructions[at], walker.accesses.get(k), k in walker.off) for k, at in enumerate(walker.trace)]
 
@@ -98,6 +100,13 @@ def test_steps_are_alike_or_a_lap_is_shared_out():
 def test_a_walk_outside_of_the_tensors_ends():
     with pytest.raises(warp.Unfit, match="outside of all tensors"):
         walked(code_of(KERNEL), region=warp.Region("x", TENSOR.start + TENSOR.size - 4, 4))
+
+
+def test_lanes_may_read_from_several_tensors_of_which_nothing_is_known():
+    halves = [warp.Region("left", TENSOR.start, 64, word=0), warp.Region("right", TENSOR.start + 64, 64)]
+    events = walked(code_of(KERNEL), among=halves)
+    assert critical_path.tally(events)["bytes", "from left and right"] == 32 * 4
+    assert {"FADD", "FMUL"} <= {event.instruction.name[0] for event in events}
 
 
 def test_a_branch_on_an_unknown_integer_ends_the_walk():

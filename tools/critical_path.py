@@ -196,22 +196,22 @@ def traces(case: Case, steps: int, like: list[int]) -> list[list[Event]]:
     launches, regions = launched(case, steps)
     launch = next(each for each in launches if each.kernel.startswith("persistent_"))
     # Messages of `grid` lie in the workspace: any word but the absent one lets a wait end
-    told = [Region(r.name, r.start, r.size, word=0x7FFFFFFF) if r.name == "workspace" else r for r in regions]
-    told = [*lengths_of(case, steps, launches), *told]
+    words = [Region(r.name, r.start, r.size, word=0x7FFFFFFF) if r.name == "workspace" else r for r in regions]
+    told = [*lengths_of(case, steps, launches), *words]  # the first that has an address counts
     own = like or list(range(launch.threads // 32))
     walked = {warp: walk(launch, told, warp) for warp in set(own)}
     return messages([walked[warp] for warp in own], case.rung)
 
 
 def lengths_of(case: Case, steps: int, launches: list[Launched]) -> list[Region]:
-    """What a kernel in front has written down of a packed sequence: all rows have all steps, so the work is the same."""
+    """What a kernel in front wrote down of a packed sequence, whose rows have all steps: the work is that of padded."""
     if not case.packed:
         return []
     writes = next(each for each in launches if each.kernel.startswith("lengths_kernel"))
     lengths, offsets = np.full(case.batch, steps, np.int32), np.arange(steps + 1, dtype=np.int64) * case.batch
-    starts = np.frombuffer(writes.parameters[-16:], np.uint64)
-    return [Region(name, int(start), content.nbytes, content.tobytes())
-            for name, start, content in zip(("lengths", "offsets"), starts, (lengths, offsets), strict=True)]  # fmt: skip
+    at = np.frombuffer(writes.parameters[-16:], np.uint64)
+    found = ("lengths", at[0], lengths), ("offsets", at[1], offsets)
+    return [Region(name, int(start), content.nbytes, content.tobytes()) for name, start, content in found]
 
 
 def alike(warps: list[list[Event]]) -> list[int]:

@@ -21,7 +21,7 @@ FILES = ("persistent_bfloat16", "step_bfloat16", "gemm")
 
 @dataclass(frozen=True)
 class Case:
-    """What is walked through: bf16 or fp32, H hidden units, B rows, which a packed sequence says the lengths of."""
+    """What is walked through: bf16 or fp32, H hidden units, B rows, padded or a packed sequence."""
 
     rung: str
     cell: str
@@ -34,7 +34,8 @@ class Case:
     @property
     def label(self) -> str:
         """As a key of the counts."""
-        return f"{self.rung} {self.cell} {self.dtype} H={self.hidden} B={self.batch} {self.way}{' packed' * self.packed}"
+        sizes = f"H={self.hidden} B={self.batch}"
+        return f"{self.rung} {self.cell} {self.dtype} {sizes} {self.way}" + " packed" * self.packed
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def arguments() -> Path:
 @functools.cache
 def launched(case: Case, steps: int) -> tuple[list[Launched], list[Region]]:
     """The launches of a call, and the tensors that they may touch."""
-    ask = [case.way, case.rung, case.cell, case.dtype, case.batch, steps, case.hidden, "packed" if case.packed else "padded"]
+    layout = "packed" if case.packed else "padded"
+    ask = [case.way, case.rung, case.cell, case.dtype, case.batch, steps, case.hidden, layout]
     done = subprocess.run([str(arguments()), *map(str, ask)], capture_output=True, text=True, check=True)
     launches, regions = [], []
     for line in done.stdout.splitlines():

@@ -165,9 +165,9 @@ class BackwardWalk : public Walk<Form> {
       auto& of = in.item[i];
       of.passed = after >= 0 && after < it.length;
       of.active = s.time >= 0 && s.time < it.length;
-      const bool joined = of.active && before >= 0 && before < it.length;
+      const bool joined = before >= 0 && before < it.length, starts = of.active && !joined;
       const Item at = of.active ? it : Item{};  // any place serves one that is not active
-      const int here = of.active ? s.rows : 0, there = joined ? rows : here;
+      const int here = of.active ? s.rows : 0, there = of.active && joined ? rows : here;
       const T* saved = static_cast<const T*>(a_.saved);
       const T* states = Launch::kBare ? nullptr : static_cast<const T*>(a_.states);
       if (a_.grad_y != nullptr) of.grad_y = static_cast<const T*>(a_.grad_y)[Base::place(at, here, 1)];
@@ -176,11 +176,11 @@ class BackwardWalk : public Walk<Form> {
       if constexpr (Cell::kCellState) {
         const T* c = states == nullptr ? saved + Cell::kSavedC * z.hidden : states;
         const T* c_there = c + Base::place(at, there, states == nullptr ? S : 1);
-        of.c_prev = *(joined ? c_there : static_cast<const T*>(a_.c0) + Base::state_place(at));
+        of.c_prev = *(starts ? static_cast<const T*>(a_.c0) + Base::state_place(at) : c_there);
       } else {
         of.h = (states == nullptr ? static_cast<const T*>(a_.y) : states)[Base::place(at, here, 1)];
         const T* h_there = static_cast<const T*>(a_.y) + Base::place(at, there, 1);
-        of.h_prev = *(joined ? h_there : static_cast<const T*>(a_.h0) + Base::state_place(at));
+        of.h_prev = *(starts ? static_cast<const T*>(a_.h0) + Base::state_place(at) : h_there);
       }
     }
     return in;

@@ -195,21 +195,24 @@ class Warp:
         """Notes an access; generic addresses find their space."""
         lanes = mask.bit_count()
         some = at[lanes_of(mask)]
-        low, high = int(some.min()), int(some.max())
+        low = int(some.min())
         if space == "generic" and low >> 48 == LOCAL >> 48:
             space = "local"
         elif space == "generic" and low >> 48 == SHARED >> 48:
             space = "shared"
         if space in ("generic", "global"):
-            for region in self.block.regions:
-                if region.start <= low and high + size <= region.start + region.size:
-                    space = region.name
-                    break
-            else:
-                raise Unfit(f"{low:#x} to {high:#x} is outside of all tensors")
+            named = {self.region_at(int(first), size) for first in set(some.tolist())}
+            space = " and ".join(sorted(named))  # of several nothing is known
         found = Access(space, size * lanes, lanes)
         self.accesses[len(self.trace) - 1] = found
         return found
+
+    def region_at(self, first: int, size: int) -> str:
+        """The tensor that these bytes lie in."""
+        for region in self.block.regions:
+            if region.start <= first and first + size <= region.start + region.size:
+                return region.name
+        raise Unfit(f"{first:#x} to {first + size:#x} is outside of all tensors")
 
     def load(self, at: Array, mask: int, size: int, space: str, signed: bool) -> list[Value]:
         """``size`` bytes a lane, as registers."""
