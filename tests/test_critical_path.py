@@ -224,7 +224,7 @@ def test_every_case_is_counted():
 @pytest.mark.parametrize("label", [label for label in ROWS if re.match("block|cluster|grid", label)])
 def test_products_are_as_many_as_the_layout_says(label):
     """Two for each chunk of 32 k and each row tile: forward has one a gate, backward one with all gates' k."""
-    rung, cell, _, hidden, batch, way = label.split()
+    rung, cell, _, hidden, batch, way, *_ = label.split()  # and "packed"
     H, B = int(hidden[2:]), int(batch[2:])
     gates = {"lstm": 4, "gru": 3, "rnn_tanh": 1}[cell]
     tiles = {"block": ceil(H / 16), "cluster": 2, "grid": 1}[rung]

@@ -137,6 +137,21 @@ def test_empty_batch_and_single_steps(strategy, cell, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_batch_without_a_step_keeps_its_states_and_their_gradients(strategy, cell, device):
+    case = Case(3, 2, 3, 17)
+    layer = make_layer(cell, case, torch.bfloat16, strategy=strategy).to(device)
+    states = [state.to(device).requires_grad_() for state in initial_states(layer, case.B)]
+    x, hx = make_input(case, torch.bfloat16).to(device), tuple(states) if len(states) == 2 else states[0]
+    y, last = layer(x, hx, lengths=torch.zeros(case.B, dtype=torch.int64))
+    last = last if isinstance(last, tuple) else (last,)
+    torch.autograd.backward([y.sum(), *(state.sum() for state in last)])
+    assert not y.any()
+    for before, after in zip(states, last, strict=True):
+        assert torch.equal(after, before) and torch.equal(before.grad, torch.ones_like(before))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_operators_pass_opcheck(strategy, cell, device):
     layer = make_layer(cell, Case(4, 3, 5, 6), torch.float32, strategy=strategy).to(device)
     weights = [None if w is None else w.detach().clone() for w in layer._weights(0)]

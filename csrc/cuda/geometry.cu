@@ -103,7 +103,8 @@ const char* lay_out_within(int cluster, const RecurrentShape& s, const Needs& ne
   z.rung = std::strcmp(s.strategy, "block") == 0     ? Rung::kBlock
            : std::strcmp(s.strategy, "cluster") == 0 ? Rung::kCluster
                                                      : Rung::kGrid;
-  z.hidden = static_cast<int>(s.hidden), z.batch = static_cast<int>(s.batch), z.steps = static_cast<int>(s.steps);
+  z.hidden = static_cast<int>(s.hidden), z.batch = static_cast<int>(s.batch);
+  z.steps = s.rows > 0 ? static_cast<int>(s.steps) : 0;  // of a packed sequence no row may have one
   z.layers = s.layers;
   z.heads = static_cast<int>(s.heads * s.layers), z.tracks = static_cast<int>(s.tracks() * s.layers);
   z.tracks_of_row = z.tracks / z.layers, z.track_rows = z.layers > 1 ? static_cast<int>(s.rows) : 1;

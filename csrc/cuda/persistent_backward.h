@@ -69,11 +69,11 @@ class BackwardWalk : public Walk<Form> {
         if (Cell::kCellState) kept(kDc, column, i) = state_gradient(a_.grad_c_n, it);
         for (int q = 0; q < kFirst; ++q) Base::template put<kFirst>(q, i, narrow<T>(0.f));
       }
-      Base::template send<kFirst>(0, Base::channel(column), Base::template route<kFirst>());
+      if (z.steps > 0) Base::template send<kFirst>(0, Base::channel(column), Base::template route<kFirst>());
     }
   }
 
-  // All steps.
+  // All steps, of which there are some: inputs reads a row in any case.
   template <class Launch, class Weights, class Late>
   FUSEDNN_DEVICE void steps(const Weights& weights, const Late& late) {
     constexpr bool kTwo = kSecond > 0;
@@ -137,7 +137,7 @@ class BackwardWalk : public Walk<Form> {
  private:
   using Item = typename Base::Item;
 
-  // Of a time that the column has not, whatever.
+  // Any number of a time that the column has not.
   template <class Launch>
   FUSEDNN_DEVICE int rows_before(int time) const {
     const int within = time < 0 ? 0 : time < z.steps ? time : z.steps;
@@ -166,11 +166,11 @@ class BackwardWalk : public Walk<Form> {
       of.passed = after >= 0 && after < it.length;
       of.active = s.time >= 0 && s.time < it.length;
       const bool joined = before >= 0 && before < it.length, starts = of.active && !joined;
-      const Item at = of.active ? it : Item{};  // any place serves one that is not active
+      const Item at = of.active ? it : Item{};  // any row serves one that is not active
       const int here = of.active ? s.rows : 0, there = of.active && joined ? rows : here;
       const T* saved = static_cast<const T*>(a_.saved);
       const T* states = Launch::kBare ? nullptr : static_cast<const T*>(a_.states);
-      if (a_.grad_y != nullptr) of.grad_y = static_cast<const T*>(a_.grad_y)[Base::place(at, here, 1)];
+      of.grad_y = a_.grad_y == nullptr ? narrow<T>(0.f) : static_cast<const T*>(a_.grad_y)[Base::place(at, here, 1)];
 #pragma unroll
       for (int k = 0; k < S; ++k) of.saved[k] = saved[Base::place(at, here, S) + k * z.hidden];
       if constexpr (Cell::kCellState) {
@@ -356,7 +356,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
   walk.load(weights, 0, walk.weights_of(0, kFirst));
   if constexpr (kTwo) walk.load(late, 1, walk.weights_of(kFirst, kSecond));
   walk.begin();
-  walk.choose(a.asked, [&](auto launch) { walk.template steps<decltype(launch)>(weights, late); });
+  if (z.steps > 0) walk.choose(a.asked, [&](auto launch) { walk.template steps<decltype(launch)>(weights, late); });
   walk.end();
   walk.close();
 }
