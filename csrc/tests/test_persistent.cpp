@@ -144,7 +144,8 @@ Passed pass(const char* rung, int hidden, int batch, int messages, cuda::u64 pat
             cuda::u64 late = 0) {
   RecurrentShape s{};
   s.cell = "lstm", s.strategy = rung, s.dtype = Dtype::kFloat32;
-  s.batch = batch, s.steps = messages, s.hidden = hidden, s.directions = s.heads = s.layers = 1;
+  s.batch = batch, s.steps = messages, s.rows = batch * messages, s.hidden = hidden,
+  s.directions = s.heads = s.layers = 1;
   cuda::Layout layout;
   const char* error = cuda::lay_out(s, {4, 1, {{1, kParts, 1000}}, 1, 0, nullptr}, layout);
   CHECK(error == nullptr, error);
